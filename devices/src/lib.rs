@@ -1,0 +1,12 @@
+//! Device models: buses, the virtio transport and devices, the serial port and the small platform devices.
+//!
+//! Knows no KVM: an interrupt is an `EventFd` somebody else wires up, a doorbell is an `EventFd` somebody else rings.
+//! Knows no peers: a device does not know why it is stopped (DESIGN invariant 2).
+
+pub mod bus;
+pub mod event_loop;
+pub mod guest_event;
+pub mod virtio;
+
+/// Guest memory as the devices see it: every write through it marks the region's dirty bitmap.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
