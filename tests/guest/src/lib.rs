@@ -1,1 +1,15 @@
-//! Under construction.
+//! What the programs inside a test guest and the harness outside it have in common.
+//!
+//! - [`frame`]: messages on a serial line that the guest's kernel prints on as well;
+//! - [`agent`]: the messages of the agent, which runs shell commands for the harness;
+//! - [`stream`]: reproducible pseudo-random bytes for transfers that are checked at both ends.
+//!
+//! Programs: `guest-init` (process 1 of the `micro` guest: marker, mounts, modules, agent) and `tcp-stream`.
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod frame;
+pub mod stream;
+
+/// The line `guest-init` prints on the console as its first act.
+pub const USER_SPACE_MARKER: &str = "guest: user space";
