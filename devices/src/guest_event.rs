@@ -24,3 +24,24 @@ pub enum GuestEvent {
 
 /// Where devices send [`GuestEvent`]s; called from any thread, never blocks.
 pub type GuestEventSink = Arc<dyn Fn(GuestEvent) + Send + Sync>;
+
+/// A sink that keeps what it is sent, for tests of devices.
+#[cfg(test)]
+pub(crate) fn recorder() -> (GuestEventSink, Recorded) {
+    let recorded = Recorded::default();
+    let events = recorded.clone();
+    (Arc::new(move |event| events.0.lock().unwrap().push(event)), recorded)
+}
+
+/// What a [`recorder`] was sent.
+#[cfg(test)]
+#[derive(Clone, Default)]
+pub(crate) struct Recorded(Arc<std::sync::Mutex<Vec<GuestEvent>>>);
+
+#[cfg(test)]
+impl Recorded {
+    /// The events since the last call.
+    pub(crate) fn take(&self) -> Vec<GuestEvent> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}

@@ -4,8 +4,13 @@
 //! Knows no peers: a device does not know why it is stopped (DESIGN invariant 2).
 
 pub mod bus;
+pub mod console;
 pub mod event_loop;
 pub mod guest_event;
+pub mod i8042;
+pub mod power;
+pub mod pvpanic;
+pub mod serial;
 pub mod virtio;
 
 /// Guest memory as the devices see it: every write through it marks the region's dirty bitmap.

@@ -1,0 +1,233 @@
+//! The host's end of the guest's serial port: what a [`SerialSpec`] names, opened.
+//!
+//! | spec   | input                  | output                                                        |
+//! |--------|------------------------|---------------------------------------------------------------|
+//! | stdio  | standard input         | standard output; on a terminal: raw mode and escapes (below)  |
+//! | file   | none                   | appended                                                      |
+//! | socket | the client's bytes     | to the client; discarded while there is none                  |
+//! | pty    | what is typed there    | kept for whoever attaches, up to a limit                      |
+//! | null   | none                   | discarded                                                     |
+//!
+//! - A **terminal** on standard input is in raw mode while the VM runs: Ctrl-C goes to the guest, and
+//!   [Ctrl-A x](escape) ends the VM. A monitor in its terminal's background leaves it alone and takes no input.
+//! - Input from a **pipe or file** reaches the guest unchanged; at its end the guest lives on without input.
+//! - A **socket** serves one client at a time, others wait until it leaves. A client leaves by closing either
+//!   direction.
+//!
+//! How output that nobody reads is treated is [`output`]'s matter; when input is read, that of the serial port.
+
+mod escape;
+mod output;
+mod pty;
+mod socket;
+mod terminal;
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use cutover_snapshot::spec::SerialSpec;
+use rustix::io::fcntl_dupfd_cloexec;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+pub use output::Output;
+pub use terminal::restore as restore_terminal;
+
+pub(crate) use escape::{Command, HELP};
+
+use escape::Escape;
+use socket::Listener;
+use terminal::RawTerminal;
+
+/// First descriptor number for duplicates: the standard three stay what they are.
+const FIRST_OWN_FD: RawFd = 3;
+
+/// Why a console cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsoleError {
+    /// The terminal cannot be put in raw mode, or the standard descriptors cannot be duplicated.
+    #[error("cannot use the standard input and output as the console: {0}")]
+    Stdio(#[source] io::Error),
+    /// The file cannot be opened for appending.
+    #[error("cannot open {} for the console's output: {source}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No socket can be made at this path.
+    #[error("cannot listen on {} for the console: {source}", .path.display())]
+    Listen {
+        /// The socket's path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another process serves clients at this path.
+    #[error("cannot listen on {} for the console: another process does; choose another path or end it", .path.display())]
+    SocketInUse {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// The path is taken by something that must not be replaced.
+    #[error("cannot listen on {} for the console: a file that is no socket is there", .path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// No pseudo-terminal can be had.
+    #[error("cannot open a pseudo-terminal for the console: {0}")]
+    Pty(#[source] io::Error),
+    /// No event descriptor can be had.
+    #[error("cannot create an event descriptor for the console: {0}")]
+    Wake(#[source] io::Error),
+}
+
+/// An open console, for a serial port to use.
+pub struct Console {
+    pub(crate) input: Input,
+    pub(crate) output: Output,
+    /// Calls the event loop's attention to the serial port.
+    pub(crate) wake: EventFd,
+}
+
+/// The receiving half of a console.
+#[derive(Default)]
+pub(crate) struct Input {
+    /// Where bytes come from; none: nowhere (any more).
+    stream: Option<OwnedFd>,
+    /// Where clients come from.
+    listener: Option<Listener>,
+    /// Escapes are a terminal's privilege.
+    escape: Option<Escape>,
+    _terminal: Option<RawTerminal>,
+    _pty_slave: Option<OwnedFd>,
+}
+
+impl Console {
+    /// Opens what `spec` names. The name of a new pseudo-terminal is printed on the standard error.
+    ///
+    /// # Errors
+    /// The file, socket, terminal or pseudo-terminal cannot be had.
+    pub fn open(spec: &SerialSpec) -> Result<Self, ConsoleError> {
+        let (input, output) = match spec {
+            SerialSpec::Stdio => open_stdio().map_err(ConsoleError::Stdio)?,
+            SerialSpec::File(path) => {
+                let file = OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    // For named pipes and terminals, which may be slow; regular files ignore it.
+                    .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+                    .open(path)
+                    .map_err(|source| ConsoleError::File {
+                        path: path.clone(),
+                        source,
+                    })?;
+                (Input::default(), Output::new(file.into()))
+            }
+            SerialSpec::Socket(path) => {
+                let listener = Some(Listener::bind(path)?);
+                (
+                    Input {
+                        listener,
+                        ..Input::default()
+                    },
+                    Output::default(),
+                )
+            }
+            SerialSpec::Pty => open_pty().map_err(ConsoleError::Pty)?,
+            SerialSpec::Null => (Input::default(), Output::default()),
+        };
+        let wake = EventFd::new(EFD_NONBLOCK).map_err(ConsoleError::Wake)?;
+        Ok(Self { input, output, wake })
+    }
+}
+
+fn open_stdio() -> io::Result<(Input, Output)> {
+    let output = Output::stdout()?;
+    if terminal::in_background() {
+        return Ok((Input::default(), output));
+    }
+    let terminal = RawTerminal::enable()?;
+    let input = Input {
+        stream: Some(fcntl_dupfd_cloexec(rustix::stdio::stdin(), FIRST_OWN_FD)?),
+        escape: terminal.is_some().then(Escape::default),
+        _terminal: terminal,
+        ..Input::default()
+    };
+    Ok((input, output))
+}
+
+fn open_pty() -> io::Result<(Input, Output)> {
+    let pty = pty::open()?;
+    // Whoever cannot read this asked for a pseudo-terminal and closed the only way to learn its name.
+    let _ = io::Write::write_fmt(&mut io::stderr(), format_args!("cutover: console on {}\n", pty.name));
+    let output = Output::new(fcntl_dupfd_cloexec(&pty.master, FIRST_OWN_FD)?);
+    let input = Input {
+        stream: Some(pty.master),
+        _pty_slave: Some(pty.slave),
+        ..Input::default()
+    };
+    Ok((input, output))
+}
+
+impl Input {
+    /// The descriptor bytes come from.
+    pub(crate) fn stream(&self) -> Option<RawFd> {
+        self.stream.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// The descriptor clients come from, while there is none.
+    pub(crate) fn vacant_listener(&self) -> Option<RawFd> {
+        let listener = self.listener.as_ref().filter(|_| self.stream.is_none())?;
+        Some(listener.socket().as_raw_fd())
+    }
+
+    /// Whether a client is connected, who may be exchanged for another.
+    pub(crate) fn has_client(&self) -> bool {
+        self.listener.is_some() && self.stream.is_some()
+    }
+
+    /// Takes the next client, and returns the way to answer it.
+    ///
+    /// # Errors
+    /// The client has left already, or the process is out of descriptors.
+    pub(crate) fn accept(&mut self) -> io::Result<Output> {
+        let Some(listener) = &self.listener else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let client = listener.accept()?;
+        let output = Output::new(fcntl_dupfd_cloexec(&client, FIRST_OWN_FD)?);
+        self.stream = Some(client);
+        Ok(output)
+    }
+
+    /// Reads at most `room` bytes, and what the person at the terminal wants of the monitor.
+    ///
+    /// # Errors
+    /// The other end failed; `UnexpectedEof` if it is over, `WouldBlock` if there is nothing yet.
+    pub(crate) fn read(&mut self, room: usize) -> io::Result<(Vec<u8>, Vec<Command>)> {
+        let Some(stream) = &self.stream else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        let mut bytes = vec![0; room];
+        let length = rustix::io::read(stream.as_fd(), &mut bytes[..])?;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        bytes.truncate(length);
+        let commands = self
+            .escape
+            .as_mut()
+            .map_or_else(Vec::new, |escape| escape.filter(&mut bytes));
+        Ok((bytes, commands))
+    }
+
+    /// Lets go of what bytes came from.
+    pub(crate) fn close(&mut self) {
+        self.stream = None;
+    }
+}

@@ -1,0 +1,272 @@
+//! COM1: a 16550 (of the vm-superio crate) between the port bus and a [`Console`].
+//!
+//! The vCPU's thread writes output through; everything that has to wait happens on the event loop, where the port is a
+//! subscriber:
+//!
+//! ```text
+//!  guest writes ─► uart ─► output ──(full)──► pending ── event loop, when writable ─► reader
+//!  guest reads  ◄─ uart's FIFO ◄── event loop, when readable *and* the FIFO has room ◄─ input
+//! ```
+//!
+//! Input is left where it is while the guest does not empty the FIFO (back-pressure); the read that empties it wakes
+//! the loop.
+
+use std::io::Write;
+use std::os::fd::{AsRawFd, RawFd};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::io::Errno;
+use vm_superio::serial::NoEvents;
+use vm_superio::{Serial, Trigger};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::BusDevice;
+use crate::console::{Command, Console, HELP, Input, Output};
+use crate::guest_event::{GuestEvent, GuestEventSink};
+
+/// Ports of a 16550.
+pub const PORTS: u16 = 8;
+
+struct Interrupt(EventFd);
+
+impl Trigger for Interrupt {
+    type E = std::io::Error;
+
+    fn trigger(&self) -> std::io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// A serial port. It belongs on the port bus and, at the same time, on the event loop.
+pub struct SerialPort {
+    uart: Serial<Interrupt, NoEvents, Output>,
+    fifo_size: usize,
+    input: Input,
+    /// The input cannot be polled because it never waits: a file, `/dev/null`.
+    input_always_ready: bool,
+    wake: EventFd,
+    events: GuestEventSink,
+    clients: Watch,
+    readable: Watch,
+    writable: Watch,
+}
+
+impl SerialPort {
+    /// A port that raises `interrupt`, talks to `console` and reports the console's escape to `events`.
+    pub fn new(interrupt: EventFd, console: Console, events: GuestEventSink) -> Self {
+        let Console { input, output, wake } = console;
+        let uart = Serial::new(Interrupt(interrupt), output);
+        Self {
+            fifo_size: uart.fifo_capacity(),
+            uart,
+            input,
+            input_always_ready: false,
+            wake,
+            events,
+            clients: Watch::for_events(EventSet::IN),
+            readable: Watch::for_events(EventSet::IN),
+            writable: Watch::for_events(EventSet::OUT),
+        }
+    }
+
+    /// Whether the event loop must look at the port again, after the guest used it.
+    fn needs_the_loop(&self) -> bool {
+        let output = self.uart.writer();
+        let room_again = self.readable.is_off() && self.input.stream().is_some() && self.fifo_is_empty();
+        let blocked = self.writable.is_off() && output.blocked_on().is_some();
+        let client_gone = output.is_broken() && self.input.has_client();
+        room_again || blocked || client_gone
+    }
+
+    fn fifo_is_empty(&self) -> bool {
+        self.uart.fifo_capacity() == self.fifo_size
+    }
+
+    fn wake_the_loop_if_needed(&self) {
+        if self.needs_the_loop()
+            && let Err(error) = self.wake.write(1)
+        {
+            tracing::error!(%error, "cannot wake the event loop for the serial port");
+        }
+    }
+
+    /// Moves what the input has, and the FIFO has room for, to the guest.
+    fn receive(&mut self, ops: &mut EventOps) {
+        let room = self.uart.fifo_capacity();
+        if room == 0 || self.input.stream().is_none() {
+            return;
+        }
+        match self.input.read(room) {
+            Ok((bytes, commands)) => {
+                if let Err(error) = self.uart.enqueue_raw_bytes(&bytes) {
+                    tracing::error!(%error, "cannot interrupt the guest for the serial port");
+                }
+                for command in commands {
+                    self.obey(command);
+                }
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
+                ) => {}
+            Err(error) => {
+                if error.kind() != std::io::ErrorKind::UnexpectedEof {
+                    tracing::warn!(%error, "the console's input has ended");
+                }
+                self.hang_up(ops);
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Quit => (self.events)(GuestEvent::ConsoleQuit),
+            Command::Help => self.uart.writer_mut().write_all(HELP.as_bytes()).unwrap_or_default(),
+        }
+    }
+
+    /// Ends the input; a client's output too, for the next client not to get it.
+    fn hang_up(&mut self, ops: &mut EventOps) {
+        self.readable
+            .point_at(None, ops)
+            .unwrap_or_else(|error| log_watch_error(&error));
+        if self.input.has_client() {
+            self.writable
+                .point_at(None, ops)
+                .unwrap_or_else(|error| log_watch_error(&error));
+            *self.uart.writer_mut() = Output::default();
+        }
+        self.input.close();
+    }
+
+    fn welcome(&mut self) {
+        match self.input.accept() {
+            Ok(output) => *self.uart.writer_mut() = output,
+            Err(error) => tracing::warn!(%error, "a client of the console could not be accepted"),
+        }
+    }
+
+    /// Brings what the loop watches in line with what the port waits for.
+    fn update_watches(&mut self, ops: &mut EventOps) {
+        let input = self
+            .input
+            .stream()
+            .filter(|_| self.uart.fifo_capacity() > 0 && !self.input_always_ready);
+        match self.readable.point_at(input, ops) {
+            Err(event_manager::Error::Epoll(error)) if error.errno() == Errno::PERM.raw_os_error() => {
+                self.input_always_ready = true;
+                self.receive(ops);
+            }
+            result => result.unwrap_or_else(|error| log_watch_error(&error)),
+        }
+        let blocked_on = self.uart.writer().blocked_on();
+        for result in [
+            self.writable.point_at(blocked_on, ops),
+            self.clients.point_at(self.input.vacant_listener(), ops),
+        ] {
+            result.unwrap_or_else(|error| log_watch_error(&error));
+        }
+    }
+}
+
+impl BusDevice for SerialPort {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        let Ok(register) = u8::try_from(offset) else {
+            return;
+        };
+        for byte in data {
+            *byte = self.uart.read(register);
+        }
+        self.wake_the_loop_if_needed();
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let Ok(register) = u8::try_from(offset) else {
+            return;
+        };
+        for &byte in data {
+            if let Err(error) = self.uart.write(register, byte) {
+                tracing::error!(%error, "cannot interrupt the guest for the serial port");
+            }
+        }
+        self.wake_the_loop_if_needed();
+    }
+}
+
+impl MutEventSubscriber for SerialPort {
+    fn init(&mut self, ops: &mut EventOps) {
+        for watch in [&mut self.clients, &mut self.readable, &mut self.writable] {
+            watch.forget();
+        }
+        if let Err(error) = ops.add(Events::new(&self.wake, EventSet::IN)) {
+            log_watch_error(&error);
+        }
+        self.update_watches(ops);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let fd = events.fd();
+        if fd == self.wake.as_raw_fd() {
+            // Only its being readable matters, not how often it was written.
+            let _ = self.wake.read();
+            if self.uart.writer().is_broken() && self.input.has_client() {
+                self.hang_up(ops);
+            }
+            if self.input_always_ready && self.fifo_is_empty() {
+                self.receive(ops);
+            }
+        } else if self.clients.is_at(fd) {
+            self.welcome();
+        } else if self.writable.is_at(fd) {
+            self.uart.writer_mut().drain();
+        } else if self.readable.is_at(fd) {
+            self.receive(ops);
+        }
+        self.update_watches(ops);
+    }
+}
+
+/// A descriptor the event loop watches at times.
+struct Watch {
+    interest: EventSet,
+    at: Option<RawFd>,
+}
+
+impl Watch {
+    fn for_events(interest: EventSet) -> Self {
+        Self { interest, at: None }
+    }
+
+    fn is_off(&self) -> bool {
+        self.at.is_none()
+    }
+
+    fn is_at(&self, fd: RawFd) -> bool {
+        self.at == Some(fd)
+    }
+
+    /// Starts afresh on a loop that watches nothing yet.
+    fn forget(&mut self) {
+        self.at = None;
+    }
+
+    /// Watches `fd` from now on, or nothing. A descriptor must not be closed while it is watched.
+    fn point_at(&mut self, fd: Option<RawFd>, ops: &mut EventOps) -> event_manager::Result<()> {
+        if self.at == fd {
+            return Ok(());
+        }
+        if let Some(before) = self.at.take() {
+            ops.remove(Events::empty_raw(before))?;
+        }
+        if let Some(fd) = fd {
+            ops.add(Events::new_raw(fd, self.interest))?;
+            self.at = Some(fd);
+        }
+        Ok(())
+    }
+}
+
+fn log_watch_error(error: &event_manager::Error) {
+    tracing::error!(%error, "the event loop cannot watch the serial port's console");
+}
