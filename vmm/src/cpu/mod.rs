@@ -1,0 +1,263 @@
+//! vCPUs: what one is made of, and the thread that runs it.
+//!
+//! ```text
+//!              Run                     guest ended itself, KVM failed
+//!  Paused ──────────► Running ──────────────────────────► Parked
+//!    ▲    Pause(ack)     │                                  │
+//!    └───────────────────┘           End: the thread ends from every state
+//! ```
+//! Commands come over a channel; a running vCPU is kicked so that it looks there.
+
+mod cpuid;
+mod kick;
+mod registers;
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use cutover_devices::GuestMemory;
+use cutover_devices::bus::Bus;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::Killable;
+
+use self::cpuid::Topology;
+use self::kick::ImmediateExit;
+use crate::Error;
+use crate::boot::Entry;
+use crate::driver::{Event, EventSender};
+use crate::kvm::KvmVm;
+use crate::seccomp::{self, ThreadKind};
+
+pub use self::kick::install_handler as install_kick_handler;
+
+/// The two buses a vCPU's exits lead to.
+#[derive(Clone, Default)]
+pub struct Buses {
+    /// Port I/O.
+    pub ports: Bus,
+    /// Memory-mapped I/O.
+    pub mmio: Bus,
+}
+
+/// What the state driver tells a vCPU thread.
+enum Command {
+    Run,
+    Pause(Sender<()>),
+    End,
+}
+
+/// The state driver's end of a vCPU thread.
+pub struct VcpuHandle {
+    cpu: u8,
+    commands: Sender<Command>,
+    immediate_exit: Arc<ImmediateExit>,
+    thread: JoinHandle<()>,
+}
+
+/// A vCPU, owned by its thread once that runs.
+pub struct Vcpu {
+    cpu: u8,
+    fd: VcpuFd,
+    immediate_exit: Arc<ImmediateExit>,
+}
+
+impl Vcpu {
+    /// Makes vCPU number `cpu` of `cpus`.
+    ///
+    /// # Errors
+    /// KVM refused it.
+    pub fn create(vm: &KvmVm, cpu: u8, cpus: u8) -> Result<Self, Error> {
+        let fd = vm.fd.create_vcpu(u64::from(cpu)).map_err(Error::kvm("create a vCPU"))?;
+        let tsc_khz = fd.get_tsc_khz().map_err(Error::kvm("tell a vCPU's TSC frequency"))?;
+        let topology = Topology { cpu, cpus, tsc_khz, tsc_deadline: vm.tsc_deadline };
+        let cpuid = cpuid::for_vcpu(&vm.supported_cpuid, topology)?;
+        fd.set_cpuid2(&cpuid).map_err(Error::kvm("set a vCPU's CPUID"))?;
+        registers::set_msrs(&fd)?;
+        set_lapic_lines(&fd)?;
+        let immediate_exit = Arc::new(ImmediateExit::map(&fd, vm.fd.run_size())?);
+        Ok(Self { cpu, fd, immediate_exit })
+    }
+
+    /// Makes this the vCPU that boots.
+    ///
+    /// # Errors
+    /// KVM refused, or the boot structures do not fit in `memory`.
+    pub fn set_boot_state(&self, memory: &GuestMemory, entry: Entry) -> Result<(), Error> {
+        registers::set_boot_state(&self.fd, memory, entry)
+    }
+
+    /// Moves the vCPU to a thread of its own, paused.
+    ///
+    /// # Errors
+    /// The thread could not be created.
+    pub fn spawn(self, buses: Buses, events: EventSender, confine: bool) -> Result<VcpuHandle, Error> {
+        let (commands, received) = channel();
+        let (cpu, immediate_exit) = (self.cpu, self.immediate_exit.clone());
+        let filter = confine.then(|| seccomp::compile(ThreadKind::Vcpu)).transpose()?;
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu-{cpu}"))
+            .spawn(move || {
+                if let Some(filter) = filter {
+                    seccomp::install_or_abort(ThreadKind::Vcpu, &filter);
+                }
+                VcpuThread { vcpu: self, buses, events, commands: received }.serve();
+            })
+            .map_err(Error::os("create a vCPU thread"))?;
+        Ok(VcpuHandle { cpu, commands, immediate_exit, thread })
+    }
+}
+
+/// Connects the 8259 and NMI lines to the local APIC as firmware leaves them (Intel MultiProcessor Specification 3.6.2).
+fn set_lapic_lines(fd: &VcpuFd) -> Result<(), Error> {
+    const LINT0: usize = 0x350;
+    const LINT1: usize = 0x360;
+    const MODE_EXTINT: u32 = 0b111 << 8;
+    const MODE_NMI: u32 = 0b100 << 8;
+    let mut lapic = fd.get_lapic().map_err(Error::kvm("read a vCPU's local APIC"))?;
+    for (register, mode) in [(LINT0, MODE_EXTINT), (LINT1, MODE_NMI)] {
+        for (slot, byte) in lapic.regs[register..].iter_mut().zip(mode.to_le_bytes()) {
+            *slot = byte.cast_signed();
+        }
+    }
+    fd.set_lapic(&lapic).map_err(Error::kvm("set a vCPU's local APIC"))
+}
+
+impl VcpuHandle {
+    /// Lets the vCPU run.
+    pub fn run(&self) {
+        // A thread that is gone has said why through the event channel.
+        let _ = self.commands.send(Command::Run);
+    }
+
+    /// Asks the vCPU to stop; the answer arrives on the returned channel, with all I/O of the vCPU complete.
+    pub fn pause(&self) -> Receiver<()> {
+        let (done, answer) = channel();
+        let _ = self.commands.send(Command::Pause(done));
+        self.kick();
+        answer
+    }
+
+    /// Ends the vCPU's thread and waits for it.
+    pub fn end(self) {
+        let _ = self.commands.send(Command::End);
+        self.kick();
+        if self.thread.join().is_err() {
+            tracing::error!(cpu = self.cpu, "vCPU thread panicked");
+        }
+    }
+
+    fn kick(&self) {
+        self.immediate_exit.set();
+        if let Err(error) = self.thread.kill(kick::signal()) {
+            tracing::debug!(cpu = self.cpu, %error, "vCPU thread is gone");
+        }
+    }
+}
+
+/// Why [`VcpuThread::run_guest`] came back.
+enum Stopped {
+    /// Somebody wants something.
+    Kicked,
+    /// This vCPU can run no further; the state driver has been told.
+    ForGood,
+}
+
+struct VcpuThread {
+    vcpu: Vcpu,
+    buses: Buses,
+    events: EventSender,
+    commands: Receiver<Command>,
+}
+
+impl VcpuThread {
+    fn serve(mut self) {
+        let mut running = false;
+        loop {
+            let command = if running { self.commands.try_recv().ok() } else { self.commands.recv().ok() };
+            match command {
+                Some(Command::Run) => running = true,
+                Some(Command::Pause(done)) => {
+                    self.complete_pending_io();
+                    running = false;
+                    // The state driver may have given up waiting because it is ending.
+                    let _ = done.send(());
+                }
+                Some(Command::End) => return,
+                None if running => running = matches!(self.run_guest(), Stopped::Kicked),
+                None => return,
+            }
+        }
+    }
+
+    /// Runs the guest until a kick, or until it cannot go on.
+    fn run_guest(&mut self) -> Stopped {
+        loop {
+            let reason = match self.vcpu.fd.run() {
+                Ok(VcpuExit::IoIn(port, data)) => {
+                    if !self.buses.ports.read(port.into(), data) {
+                        data.fill(0xff);
+                    }
+                    continue;
+                }
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    self.buses.ports.write(port.into(), data);
+                    continue;
+                }
+                Ok(VcpuExit::MmioRead(address, data)) => {
+                    if !self.buses.mmio.read(address, data) {
+                        data.fill(0xff);
+                    }
+                    continue;
+                }
+                Ok(VcpuExit::MmioWrite(address, data)) => {
+                    self.buses.mmio.write(address, data);
+                    continue;
+                }
+                Ok(VcpuExit::Intr) => return self.kicked(),
+                Err(error) if error.errno() == libc::EINTR => return self.kicked(),
+                Err(error) if error.errno() == libc::EAGAIN => continue,
+                Ok(VcpuExit::Shutdown) => {
+                    self.events.send(Event::TripleFault { cpu: self.vcpu.cpu });
+                    return Stopped::ForGood;
+                }
+                Ok(VcpuExit::FailEntry(reason, _)) => format!("the hardware refused its state, reason {reason:#x}"),
+                Ok(VcpuExit::InternalError) => self.internal_error(),
+                Ok(other) => format!("unexpected exit {other:?}"),
+                Err(error) => format!("KVM_RUN failed: {error}"),
+            };
+            self.events.send(Event::VcpuFailed { cpu: self.vcpu.cpu, reason });
+            return Stopped::ForGood;
+        }
+    }
+
+    fn kicked(&self) -> Stopped {
+        self.vcpu.immediate_exit.clear();
+        Stopped::Kicked
+    }
+
+    /// KVM finishes an access whose answer we gave only at the next `KVM_RUN`; state read before that is half done.
+    fn complete_pending_io(&mut self) {
+        self.vcpu.immediate_exit.set();
+        let outcome = self.vcpu.fd.run().map(|exit| format!("{exit:?}"));
+        self.vcpu.immediate_exit.clear();
+        match outcome {
+            Err(error) if error.errno() == libc::EINTR => {}
+            other => tracing::warn!(cpu = self.vcpu.cpu, ?other, "vCPU did not stop at once"),
+        }
+    }
+
+    /// What KVM could not do for the guest, such as emulating an instruction.
+    fn internal_error(&mut self) -> String {
+        const EMULATION: u32 = 1;
+        let run = self.vcpu.fd.get_kvm_run();
+        // SAFETY: KVM filled this member of the union for the exit KVM_EXIT_INTERNAL_ERROR that just happened.
+        let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
+        let at = self.vcpu.fd.get_regs().map(|regs| regs.rip).unwrap_or_default();
+        if suberror == EMULATION {
+            format!("KVM cannot emulate the instruction at {at:#x} (is this KVM without vmx or svm? see `cutover check`)")
+        } else {
+            format!("KVM internal error {suberror} at {at:#x}")
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Why a VM could not be built, or had to end.
+
+use std::io;
+use std::path::PathBuf;
+
+use cutover_devices::bus::BusError;
+use cutover_devices::console::ConsoleError;
+use cutover_devices::event_loop::EventLoopError;
+use cutover_devices::virtio::DeviceError;
+use cutover_snapshot::size::ByteSize;
+use cutover_snapshot::spec::SpecError;
+
+/// Everything that can go wrong in the monitor; texts name the file, device or limit, and what to do where that is known.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The spec describes no VM.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// `/dev/kvm` cannot be opened.
+    #[error("cannot open /dev/kvm: {source}{}", open_advice(.source))]
+    OpenKvm {
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel's KVM speaks another API.
+    #[error("/dev/kvm speaks API version {found}, 12 is needed")]
+    KvmVersion {
+        /// What `KVM_GET_API_VERSION` answered.
+        found: i32,
+    },
+    /// KVM lacks something every VM needs.
+    #[error("this host's KVM lacks {capability}; `cutover check` says what is missing")]
+    KvmCapability {
+        /// Name of the KVM capability.
+        capability: &'static str,
+    },
+    /// A KVM call failed.
+    #[error("KVM cannot {action}: {source}")]
+    Kvm {
+        /// What was asked of KVM.
+        action: &'static str,
+        /// Why not.
+        source: kvm_ioctls::Error,
+    },
+    /// More vCPUs than KVM allows.
+    #[error("{asked} vCPUs asked for, this host's KVM allows {most}")]
+    TooManyCpus {
+        /// vCPUs in the spec.
+        asked: u8,
+        /// KVM's limit.
+        most: usize,
+    },
+    /// Guest memory cannot be had.
+    #[error("cannot map {size} of guest memory{}: {source}", if *.hugepages { " in 2 MiB huge pages (see /proc/sys/vm/nr_hugepages)" } else { "" })]
+    Memory {
+        /// How much.
+        size: ByteSize,
+        /// Whether hugetlb pages were asked for.
+        hugepages: bool,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A boot file cannot be read.
+    #[error("cannot read {what} {}: {source}", .path.display())]
+    BootFile {
+        /// `kernel` or `initrd`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel file is neither a bzImage nor an ELF image for x86-64.
+    #[error("{} is not a kernel: an x86-64 bzImage or ELF vmlinux is needed ({reason})", .path.display())]
+    NotAKernel {
+        /// The file.
+        path: PathBuf,
+        /// What was wrong with it.
+        reason: String,
+    },
+    /// Something does not fit in guest memory.
+    #[error("{what} needs {needed} of guest memory, of which {available} is there: give the VM more memory")]
+    DoesNotFit {
+        /// What.
+        what: &'static str,
+        /// Bytes it needs.
+        needed: ByteSize,
+        /// Bytes there are.
+        available: ByteSize,
+    },
+    /// The command line does not fit.
+    #[error("the kernel command line has {length} bytes, at most {most} fit")]
+    CommandLine {
+        /// Its bytes.
+        length: usize,
+        /// The limit.
+        most: usize,
+    },
+    /// Guest memory refused a write of boot data: a fault of the memory layout.
+    #[error("cannot write {what} into guest memory: {source}")]
+    GuestWrite {
+        /// What was written.
+        what: &'static str,
+        /// Why not.
+        source: vm_memory::GuestMemoryError,
+    },
+    /// No interrupt line or address left.
+    #[error("no {resource} left for {device}")]
+    OutOfResources {
+        /// `interrupt line` or `MMIO address`.
+        resource: &'static str,
+        /// The device that needed it.
+        device: String,
+    },
+    /// A device cannot be made.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The console cannot be opened.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// The device event loop failed.
+    #[error(transparent)]
+    EventLoop(#[from] EventLoopError),
+    /// Two devices at one address.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// An operating system call failed.
+    #[error("cannot {action}: {source}")]
+    Os {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A system call filter cannot be built or installed.
+    #[error("cannot confine the {thread} thread with seccomp: {reason}")]
+    Seccomp {
+        /// Which thread.
+        thread: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// KVM could not go on running a vCPU.
+    #[error("vCPU {cpu} cannot run: {reason}")]
+    Vcpu {
+        /// Its index.
+        cpu: u8,
+        /// What KVM said.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// For `map_err`: KVM refused `action`.
+    pub(crate) fn kvm(action: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |source| Self::Kvm { action, source }
+    }
+
+    /// For `map_err`: guest memory refused `what`.
+    pub(crate) fn guest_write(what: &'static str) -> impl FnOnce(vm_memory::GuestMemoryError) -> Self {
+        move |source| Self::GuestWrite { what, source }
+    }
+
+    /// For `map_err`: the operating system refused `action`.
+    pub(crate) fn os<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Os { action, source: source.into() }
+    }
+}
+
+fn open_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => " (load the kvm_intel or kvm_amd module; in a VM, enable nested virtualization)",
+        io::ErrorKind::PermissionDenied => " (add your user to the group that owns it, usually kvm)",
+        _ => "",
+    }
+}

@@ -1,0 +1,117 @@
+//! The KVM side of a VM: `/dev/kvm`, the VM's file descriptor, memory slots, the in-kernel interrupt controllers.
+
+use cutover_devices::GuestMemory;
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, CpuId, kvm_pit_config, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use crate::Error;
+
+/// What every VM needs of KVM, with the names to report.
+pub const NEEDED_CAPABILITIES: [(Cap, &str); 9] = [
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Pit2, "KVM_CAP_PIT2"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::MpState, "KVM_CAP_MP_STATE"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+];
+
+/// A VM as KVM knows it, without vCPUs.
+pub struct KvmVm {
+    /// The VM's file descriptor.
+    pub fd: VmFd,
+    /// What CPUs may show a guest on this host.
+    pub supported_cpuid: CpuId,
+    /// Most vCPUs KVM allows.
+    pub cpus_max: usize,
+    /// Whether the local APIC's timer has the TSC-deadline mode.
+    pub tsc_deadline: bool,
+}
+
+impl KvmVm {
+    /// Opens KVM, checks that it has what a VM needs, and creates a VM with interrupt controllers and timer.
+    ///
+    /// # Errors
+    /// `/dev/kvm` is missing, not permitted, of another version, or lacks a capability.
+    pub fn create() -> Result<Self, Error> {
+        let kvm = open()?;
+        for (capability, name) in NEEDED_CAPABILITIES {
+            if !kvm.check_extension(capability) {
+                return Err(Error::KvmCapability { capability: name });
+            }
+        }
+        let supported_cpuid =
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("list the CPU features it supports"))?;
+        let fd = kvm.create_vm().map_err(Error::kvm("create a VM"))?;
+        // These two come before the first vCPU; AMD hosts ignore them.
+        fd.set_identity_map_address(KVM_IDENTITY_MAP).map_err(Error::kvm("place its identity map page"))?;
+        fd.set_tss_address(KVM_TSS).map_err(Error::kvm("place its task state segment"))?;
+        fd.create_irq_chip().map_err(Error::kvm("create the interrupt controllers"))?;
+        fd.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
+            .map_err(Error::kvm("create the interval timer"))?;
+        Ok(Self {
+            fd,
+            supported_cpuid,
+            cpus_max: kvm.get_max_vcpus(),
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+        })
+    }
+
+    /// Makes `memory` the guest's RAM: one memory slot per region, numbered in the order of their addresses.
+    ///
+    /// # Errors
+    /// KVM refused a slot.
+    pub fn map_memory(&self, memory: &GuestMemory) -> Result<(), Error> {
+        for (slot, region) in (0..).zip(memory.iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the range is mapped for as long as `memory` lives, and the VM that uses it owns a clone of
+            // `memory`; regions of one GuestMemory do not overlap.
+            unsafe { self.fd.set_user_memory_region(slot) }.map_err(Error::kvm("map guest memory"))?;
+        }
+        Ok(())
+    }
+
+    /// Lets a write of `event` raise interrupt line `gsi`.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn connect_interrupt(&self, event: &EventFd, gsi: u32) -> Result<(), Error> {
+        self.fd.register_irqfd(event, gsi).map_err(Error::kvm("connect a device's interrupt"))
+    }
+
+    /// Lets a guest's 32-bit write of `value` at `address` signal `event` without leaving the kernel.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn connect_doorbell(&self, event: &EventFd, address: u64, value: u32) -> Result<(), Error> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Mmio(address), value)
+            .map_err(Error::kvm("connect a device's doorbell"))
+    }
+}
+
+/// Opens `/dev/kvm` and checks its version.
+///
+/// # Errors
+/// It is missing, not permitted, or of another version.
+pub fn open() -> Result<Kvm, Error> {
+    let kvm = Kvm::new().map_err(|error| Error::OpenKvm { source: error.into() })?;
+    match kvm.get_api_version() {
+        12 => Ok(kvm),
+        found => Err(Error::KvmVersion { found }),
+    }
+}

@@ -1,0 +1,147 @@
+//! Guest memory: how it is backed and where it lies.
+//!
+//! Private memory is anonymous: it gets transparent huge pages, and a page costs its own size once. (A private mapping
+//! of a memfd would hold every touched page twice, in the file and in the copy.) Shared memory is one memfd, so that
+//! another process can map the same pages. Either way untouched pages are never allocated, so a guest may have more
+//! memory than the host.
+
+use std::fs::File;
+use std::io;
+
+use cutover_devices::GuestMemory;
+use cutover_snapshot::spec::MemorySpec;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
+
+use crate::Error;
+use crate::layout::{MMIO_GAP_END, MMIO_GAP_START};
+
+/// Where one piece of RAM lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RamRange {
+    /// First guest-physical address.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// RAM of `size` bytes around the MMIO gap.
+pub fn ram_ranges(size: u64) -> Vec<RamRange> {
+    let low = RamRange { start: 0, size: size.min(MMIO_GAP_START) };
+    let high = RamRange { start: MMIO_GAP_END, size: size - low.size };
+    [low, high].into_iter().filter(|range| range.size > 0).collect()
+}
+
+/// Maps guest memory as `spec` describes.
+///
+/// # Errors
+/// The host has no such memory (huge pages), or too little address space.
+pub fn map(spec: &MemorySpec) -> Result<GuestMemory, Error> {
+    let failed = |source: io::Error| Error::Memory { size: spec.size, hugepages: spec.hugepages, source };
+    let file = spec.shared.then(|| create_memfd(spec)).transpose().map_err(failed)?;
+    let mut offset = 0;
+    let mut regions = Vec::new();
+    for range in ram_ranges(spec.size.bytes()) {
+        let backing = match &file {
+            Some(file) => Some(FileOffset::new(file.try_clone().map_err(failed)?, offset)),
+            None => None,
+        };
+        offset += range.size;
+        regions.push(map_range(spec, range, backing).map_err(failed)?);
+    }
+    GuestMemory::from_regions(regions).map_err(|error| failed(io::Error::other(error)))
+}
+
+fn create_memfd(spec: &MemorySpec) -> io::Result<File> {
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    if spec.hugepages {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let file = memfd_create("cutover-guest-memory", flags)?;
+    ftruncate(&file, spec.size.bytes())?;
+    // A holder of the descriptor who shrank the file would turn guest accesses into SIGBUS.
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(file.into())
+}
+
+fn map_range(
+    spec: &MemorySpec,
+    range: RamRange,
+    backing: Option<FileOffset>,
+) -> io::Result<GuestRegionMmap<AtomicBitmap>> {
+    let size = usize::try_from(range.size).map_err(io::Error::other)?;
+    let mut flags = libc::MAP_NORESERVE;
+    flags |= if backing.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
+    if spec.hugepages && backing.is_none() {
+        flags |= libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+    }
+    let page_size = std::num::NonZeroUsize::new(rustix::param::page_size()).ok_or(io::ErrorKind::Unsupported)?;
+    let mut builder = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::new(size, page_size))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(flags);
+    if let Some(backing) = backing {
+        builder = builder.with_file_offset(backing);
+    }
+    let region = builder.build().map_err(|error| match error {
+        vm_memory::mmap::MmapRegionError::Mmap(error) => error,
+        other => io::Error::other(other),
+    })?;
+    GuestRegionMmap::new(region, GuestAddress(range.start)).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use cutover_snapshot::size::ByteSize;
+    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+
+    use super::*;
+
+    fn spec(mib: u64, shared: bool) -> MemorySpec {
+        MemorySpec { size: ByteSize::from_mib(mib), shared, hugepages: false }
+    }
+
+    #[test]
+    fn ram_up_to_three_gib_is_one_piece() {
+        assert_eq!(ram_ranges(3 << 30), [RamRange { start: 0, size: 3 << 30 }]);
+    }
+
+    #[test]
+    fn ram_beyond_three_gib_goes_on_above_the_mmio_gap() {
+        assert_eq!(
+            ram_ranges(5 << 30),
+            [RamRange { start: 0, size: 3 << 30 }, RamRange { start: 4 << 30, size: 2 << 30 }]
+        );
+    }
+
+    #[test]
+    fn memory_on_both_sides_of_the_gap_can_be_written_and_nothing_in_between() {
+        for shared in [false, true] {
+            let memory = map(&spec(4096, shared)).expect("lazily allocated memory is always to be had");
+            for address in [0, (3 << 30) - 8, 4 << 30, (5 << 30) - 8] {
+                memory.write_obj(0x5a5a_u64, GuestAddress(address)).expect("RAM");
+                assert_eq!(memory.read_obj::<u64>(GuestAddress(address)).expect("RAM"), 0x5a5a);
+            }
+            assert!(memory.write_obj(1_u64, GuestAddress(3 << 30)).is_err());
+            assert!(memory.write_obj(1_u64, GuestAddress(5 << 30)).is_err());
+        }
+    }
+
+    #[test]
+    fn shared_memory_is_one_file_with_the_regions_one_after_the_other() {
+        let memory = map(&spec(4096, true)).expect("memory");
+        let offsets: Vec<u64> = memory.iter().map(|region| region.file_offset().expect("memfd").start()).collect();
+        assert_eq!(offsets, [0, 3 << 30]);
+    }
+
+    #[test]
+    fn a_write_by_the_monitor_marks_its_page_dirty() {
+        use vm_memory::bitmap::Bitmap;
+        let memory = map(&spec(32, false)).expect("memory");
+        memory.write_obj(1_u8, GuestAddress(0x5123)).expect("RAM");
+        let region = memory.iter().next().expect("one region");
+        let dirty: Vec<usize> = (0..16).filter(|page| region.bitmap().dirty_at(page * 4096)).collect();
+        assert_eq!(dirty, [5]);
+    }
+}

@@ -1,0 +1,119 @@
+//! Confinement: each kind of thread may make only the system calls it needs.
+//!
+//! A call outside of a thread's list raises `SIGSYS`; the handler names the call and the thread, and ends the process,
+//! because code that was diverted must not go on. [`filters`] holds the lists.
+
+mod filters;
+
+use std::ffi::c_int;
+
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use syscalls::Sysno;
+use vmm_sys_util::signal::register_signal_handler;
+
+use crate::Error;
+
+/// What a thread is for, which decides what it may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadKind {
+    /// The state driver, once the VM is built.
+    StateDriver,
+    /// A vCPU.
+    Vcpu,
+    /// The device event loop, and workers that devices start.
+    Devices,
+}
+
+impl ThreadKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::StateDriver => "state driver",
+            Self::Vcpu => "vCPU",
+            Self::Devices => "device",
+        }
+    }
+}
+
+/// Makes the filter program of a kind of thread.
+///
+/// # Errors
+/// The lists do not make a program: a fault of the lists.
+pub fn compile(kind: ThreadKind) -> Result<BpfProgram, Error> {
+    let failed = |error: seccompiler::BackendError| Error::Seccomp { thread: kind.name(), reason: error.to_string() };
+    let rules = filters::rules(kind).map_err(failed)?;
+    SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)
+        .and_then(BpfProgram::try_from)
+        .map_err(failed)
+}
+
+/// Confines the calling thread, and every thread it starts, for good.
+///
+/// # Errors
+/// The kernel refused.
+pub fn install(kind: ThreadKind, program: &BpfProgram) -> Result<(), Error> {
+    seccompiler::apply_filter(program)
+        .map_err(|error| Error::Seccomp { thread: kind.name(), reason: error.to_string() })
+}
+
+/// As [`install`], where no error can be returned: a thread that cannot be confined must not run at all.
+pub fn install_or_abort(kind: ThreadKind, program: &BpfProgram) {
+    if let Err(error) = install(kind, program) {
+        tracing::error!(%error, "cannot go on unconfined");
+        std::process::abort();
+    }
+}
+
+/// Installs the handler that reports a forbidden call by its name and ends the process.
+///
+/// # Errors
+/// The operating system refused.
+pub fn install_violation_handler() -> Result<(), Error> {
+    register_signal_handler(libc::SIGSYS, report_violation).map_err(Error::os("install the SIGSYS handler"))
+}
+
+/// Only async-signal-safe calls from here on, all of which every filter allows.
+extern "C" fn report_violation(_: c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    /// Where `si_syscall` lies in `siginfo_t`, in 32-bit words (asm-generic/siginfo.h).
+    const SI_SYSCALL: usize = 6;
+    // SAFETY: the kernel passes a siginfo_t that, for SIGSYS, has the number of the system call there.
+    let number = unsafe { info.cast::<i32>().add(SI_SYSCALL).read() };
+    let name = usize::try_from(number).ok().and_then(Sysno::new).map_or("unknown", |call| call.name());
+    for part in ["cutover: error: seccomp stopped the forbidden system call ", name, " (--no-seccomp turns the filter off)\n"] {
+        // SAFETY: a write of an initialized buffer.
+        unsafe { libc::write(libc::STDERR_FILENO, part.as_ptr().cast(), part.len()) };
+    }
+    // SAFETY: ends the process without running anything else of it.
+    unsafe { libc::_exit(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_thread_has_a_filter() {
+        for kind in [ThreadKind::StateDriver, ThreadKind::Vcpu, ThreadKind::Devices] {
+            assert!(!compile(kind).expect("the lists make a program").is_empty());
+        }
+    }
+
+    #[test]
+    fn a_forbidden_call_ends_the_process_and_is_named() {
+        if std::env::var_os("CUTOVER_TEST_VIOLATION").is_some() {
+            install_violation_handler().expect("handler");
+            install(ThreadKind::Vcpu, &compile(ThreadKind::Vcpu).expect("program")).expect("filter");
+            // SAFETY: does nothing but fail.
+            unsafe { libc::ptrace(libc::PTRACE_ATTACH, 0, 0, 0) };
+            unreachable!("the filter lets a vCPU thread call ptrace");
+        }
+        let this_test = std::env::current_exe().expect("a test has a path");
+        let output = std::process::Command::new(this_test)
+            .args(["--exact", "--nocapture", "seccomp::tests::a_forbidden_call_ends_the_process_and_is_named"])
+            .env("CUTOVER_TEST_VIOLATION", "1")
+            .output()
+            .expect("the test runs itself");
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("forbidden system call ptrace"), "{text}");
+    }
+}
