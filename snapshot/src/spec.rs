@@ -13,10 +13,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::size::ByteSize;
 
+mod check;
+
 /// Most vCPUs a VM may have.
 pub const CPUS_MAX: u8 = 32;
-/// Least guest memory.
+/// Least guest memory: a stock kernel and its initial RAM disk do not unpack in less.
 pub const MEMORY_MIN: ByteSize = ByteSize::from_mib(32);
+/// Most guest memory: half of what one KVM memory slot holds (2³¹ − 1 pages), so that two slots always do.
+pub const MEMORY_MAX: ByteSize = ByteSize::from_mib(4 << 20);
+/// Most bytes of a kernel command line, without its final NUL (`COMMAND_LINE_SIZE` of Linux on x86).
+pub const CMDLINE_MAX: usize = 2047;
+/// Most virtio devices: each has an interrupt line of its own, of which the I/O APIC's 24 leave as many beside the PC's.
+pub const DEVICES_MAX: usize = 16;
+/// Most bytes of a disk's serial number (`VIRTIO_BLK_ID_BYTES`, virtio 1.2 §5.2.6).
+pub const DISK_SERIAL_MAX: usize = 20;
+/// Most bytes of a host network interface's name (`IFNAMSIZ` of Linux without its NUL).
+pub const TAP_NAME_MAX: usize = 15;
+/// Least MTU of a network interface (virtio 1.2 §5.1.4.1).
+pub const MTU_MIN: u16 = 68;
+/// Most bytes of a VM's name.
+pub const NAME_MAX: usize = 64;
 /// Kernel command line used when none is given: console on the serial port, reset through ACPI.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
 
@@ -24,7 +40,7 @@ pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
-    /// Name in messages, logs and the process title.
+    /// Name in messages, logs and the process title, 1 to [`NAME_MAX`] bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Number of vCPUs, 1 to [`CPUS_MAX`].
@@ -51,7 +67,7 @@ pub struct VmSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemorySpec {
-    /// Size, a multiple of 4 KiB (of 2 MiB with huge pages), at least [`MEMORY_MIN`].
+    /// Size, a multiple of 4 KiB (of 2 MiB with huge pages), [`MEMORY_MIN`] to [`MEMORY_MAX`].
     pub size: ByteSize,
     /// Map the memfd shared, so that other processes can map the same memory, instead of private.
     #[serde(default)]
@@ -70,7 +86,7 @@ pub struct BootSpec {
     /// Initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<PathBuf>,
-    /// Kernel command line.
+    /// Kernel command line, at most [`CMDLINE_MAX`] bytes.
     #[serde(default = "default_cmdline")]
     pub cmdline: String,
 }
@@ -84,7 +100,7 @@ pub struct DiskSpec {
     /// The guest may not write.
     #[serde(default)]
     pub readonly: bool,
-    /// Serial number the guest sees, at most 20 bytes (virtio 1.2 §5.2.6.1).
+    /// Serial number the guest sees, 1 to [`DISK_SERIAL_MAX`] printable ASCII characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
     /// How requests reach the host.
@@ -115,7 +131,7 @@ pub struct NetSpec {
     /// The guest's MAC address; a locally administered one is made up when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
-    /// MTU told to the guest, 68 to 65535 bytes.
+    /// MTU told to the guest, [`MTU_MIN`] to 65535 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
     /// Address and prefix length to give the host's end, which is then brought up.
@@ -177,6 +193,55 @@ pub enum SpecError {
     /// Not an address with a prefix length.
     #[error("'{0}' is not an IPv4 address with a prefix length, such as 172.16.0.1/24")]
     HostAddress(String),
+    /// The VM's name is empty, long, or not printable.
+    #[error("name: {0:?} cannot be used: a name has 1 to {NAME_MAX} bytes and no control characters")]
+    Name(String),
+    /// No vCPU, or more than [`CPUS_MAX`].
+    #[error("cpus: {0} is out of range: a VM has 1 to {CPUS_MAX} vCPUs")]
+    Cpus(u8),
+    /// Less than [`MEMORY_MIN`] or more than [`MEMORY_MAX`].
+    #[error("memory: {0} is out of range: a VM has {MEMORY_MIN} to {MEMORY_MAX} of memory")]
+    MemoryRange(ByteSize),
+    /// Memory comes in whole pages.
+    #[error("memory: {size} is not a multiple of the page size, {page}")]
+    MemoryPages {
+        /// What was asked for.
+        size: ByteSize,
+        /// What it must be a multiple of.
+        page: ByteSize,
+    },
+    /// More than [`CMDLINE_MAX`] bytes.
+    #[error("cmdline: {0} bytes are too long: a kernel takes at most {CMDLINE_MAX}")]
+    CmdlineLength(usize),
+    /// A kernel would see the command line end there.
+    #[error("cmdline: the byte at position {0} is NUL, which would end the command line")]
+    CmdlineNul(usize),
+    /// More than [`DEVICES_MAX`] virtio devices.
+    #[error("{0} devices (disks, network interfaces, rng) are too many: a VM has interrupt lines for {DEVICES_MAX}")]
+    Devices(usize),
+    /// Not a serial number.
+    #[error("disk {}: serial: {serial:?} cannot be used: it has 1 to {DISK_SERIAL_MAX} printable ASCII characters", .path.display())]
+    DiskSerial {
+        /// Which disk.
+        path: PathBuf,
+        /// The serial number.
+        serial: String,
+    },
+    /// Two disks of one VM are the same file, and the guest may write to it: each would overwrite the other's data.
+    #[error("disk {}: given more than once: only a disk that is read-only each time can be", .0.display())]
+    DiskTwice(PathBuf),
+    /// Not a name Linux gives to a network interface.
+    #[error("net: tap: {0:?} is not an interface name: it has 1 to {TAP_NAME_MAX} bytes without blanks, '/' or ':'")]
+    TapName(String),
+    /// Two interfaces of one VM would fight over one tap.
+    #[error("net: tap: {0} is given to more than one network interface")]
+    TapTwice(String),
+    /// A descriptor is a small non-negative number.
+    #[error("net: fd: {0} is not a file descriptor")]
+    TapFd(RawFd),
+    /// Less than [`MTU_MIN`].
+    #[error("net: mtu: {0} is out of range: it is {MTU_MIN} to 65535 bytes")]
+    Mtu(u16),
 }
 
 impl FromStr for MacAddr {
@@ -247,4 +312,59 @@ serde_as_text!(MacAddr, HostAddress);
 
 fn default_cmdline() -> String {
     DEFAULT_CMDLINE.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_addresses_are_read_and_printed_alike() {
+        for text in ["02:00:00:00:00:01", "fe:dc:ba:98:76:54"] {
+            assert_eq!(text.parse::<MacAddr>().expect(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_unicast_mac_address_is_refused() {
+        for text in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:01:02",
+            "2:0:0:0:0:1",
+            "02-00-00-00-00-01",
+            "0x:00:00:00:00:01",
+            "+2:00:00:00:00:01",
+            "01:00:00:00:00:01",
+            "ff:ff:ff:ff:ff:ff",
+            "00:00:00:00:00:00",
+        ] {
+            assert_eq!(text.parse::<MacAddr>(), Err(SpecError::Mac(text.to_owned())));
+        }
+    }
+
+    #[test]
+    fn host_addresses_are_read_and_printed_alike() {
+        for text in ["172.16.0.1/24", "10.0.0.1/32", "0.0.0.0/0"] {
+            assert_eq!(text.parse::<HostAddress>().expect(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_host_address_is_refused() {
+        for text in [
+            "",
+            "172.16.0.1",
+            "172.16.0.1/33",
+            "172.16.0/24",
+            "::1/64",
+            "172.16.0.1/",
+            "/24",
+        ] {
+            assert_eq!(
+                text.parse::<HostAddress>(),
+                Err(SpecError::HostAddress(text.to_owned()))
+            );
+        }
+    }
 }

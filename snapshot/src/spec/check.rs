@@ -1,0 +1,320 @@
+//! Whether a [`VmSpec`] describes a VM: limits, names, duplicates. Looks at nothing but the spec.
+
+use std::collections::HashSet;
+
+use super::{
+    BootSpec, CMDLINE_MAX, CPUS_MAX, DEVICES_MAX, DISK_SERIAL_MAX, DiskSpec, MEMORY_MAX, MEMORY_MIN, MTU_MIN,
+    MemorySpec, NAME_MAX, NetSpec, SpecError, TAP_NAME_MAX, TapSpec, VmSpec,
+};
+use crate::size::ByteSize;
+
+const PAGE: ByteSize = ByteSize::from_bytes(4096);
+const HUGE_PAGE: ByteSize = ByteSize::from_mib(2);
+
+impl VmSpec {
+    /// Whether this describes a VM that some host could build.
+    ///
+    /// # Errors
+    /// The first fault, naming the field, its value and the limit.
+    pub fn check(&self) -> Result<(), SpecError> {
+        if let Some(name) = &self.name
+            && (name.is_empty() || name.len() > NAME_MAX || name.chars().any(char::is_control))
+        {
+            return Err(SpecError::Name(name.clone()));
+        }
+        if !(1..=CPUS_MAX).contains(&self.cpus) {
+            return Err(SpecError::Cpus(self.cpus));
+        }
+        self.memory.check()?;
+        self.boot.check()?;
+        let devices = self.disks.len() + self.nets.len() + usize::from(self.rng);
+        if devices > DEVICES_MAX {
+            return Err(SpecError::Devices(devices));
+        }
+        self.disks.iter().try_for_each(DiskSpec::check)?;
+        self.nets.iter().try_for_each(NetSpec::check)?;
+        no_disk_written_twice(&self.disks)?;
+        no_tap_taken_twice(&self.nets)
+    }
+}
+
+impl MemorySpec {
+    fn check(&self) -> Result<(), SpecError> {
+        let size = self.size;
+        if !(MEMORY_MIN..=MEMORY_MAX).contains(&size) {
+            return Err(SpecError::MemoryRange(size));
+        }
+        let page = if self.hugepages { HUGE_PAGE } else { PAGE };
+        if !size.bytes().is_multiple_of(page.bytes()) {
+            return Err(SpecError::MemoryPages { size, page });
+        }
+        Ok(())
+    }
+}
+
+impl BootSpec {
+    fn check(&self) -> Result<(), SpecError> {
+        if self.cmdline.len() > CMDLINE_MAX {
+            return Err(SpecError::CmdlineLength(self.cmdline.len()));
+        }
+        match self.cmdline.bytes().position(|byte| byte == 0) {
+            Some(position) => Err(SpecError::CmdlineNul(position)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl DiskSpec {
+    fn check(&self) -> Result<(), SpecError> {
+        let printable = |byte: u8| (b' '..=b'~').contains(&byte);
+        match &self.serial {
+            Some(serial) if !(1..=DISK_SERIAL_MAX).contains(&serial.len()) || !serial.bytes().all(printable) => {
+                Err(SpecError::DiskSerial {
+                    path: self.path.clone(),
+                    serial: serial.clone(),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl NetSpec {
+    fn check(&self) -> Result<(), SpecError> {
+        match &self.tap {
+            TapSpec::Name(name) if !is_interface_name(name) => return Err(SpecError::TapName(name.clone())),
+            TapSpec::Fd(fd) if *fd < 0 => return Err(SpecError::TapFd(*fd)),
+            TapSpec::Create | TapSpec::Name(_) | TapSpec::Fd(_) => {}
+        }
+        match self.mtu {
+            Some(mtu) if mtu < MTU_MIN => Err(SpecError::Mtu(mtu)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What Linux takes as the name of a network interface; '%' would make it a pattern for a free name.
+fn is_interface_name(name: &str) -> bool {
+    let refused = |c: char| c.is_whitespace() || matches!(c, '/' | ':' | '%' | '\0');
+    (1..=TAP_NAME_MAX).contains(&name.len()) && !matches!(name, "." | "..") && !name.contains(refused)
+}
+
+fn no_disk_written_twice(disks: &[DiskSpec]) -> Result<(), SpecError> {
+    for (index, disk) in disks.iter().enumerate() {
+        let again = disks[..index].iter().find(|earlier| earlier.path == disk.path);
+        if again.is_some_and(|earlier| !(earlier.readonly && disk.readonly)) {
+            return Err(SpecError::DiskTwice(disk.path.clone()));
+        }
+    }
+    Ok(())
+}
+
+fn no_tap_taken_twice(nets: &[NetSpec]) -> Result<(), SpecError> {
+    let mut taken = HashSet::new();
+    let shareable = nets.iter().map(|net| match &net.tap {
+        TapSpec::Create => None,
+        TapSpec::Name(name) => Some(name.clone()),
+        TapSpec::Fd(fd) => Some(format!("file descriptor {fd}")),
+    });
+    match shareable.flatten().find(|tap| !taken.insert(tap.clone())) {
+        Some(tap) => Err(SpecError::TapTwice(tap)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DEFAULT_CMDLINE, DiskIo, SerialSpec};
+    use super::*;
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            name: None,
+            cpus: 1,
+            memory: MemorySpec {
+                size: ByteSize::from_mib(512),
+                shared: false,
+                hugepages: false,
+            },
+            boot: BootSpec {
+                kernel: "vmlinuz".into(),
+                initrd: None,
+                cmdline: DEFAULT_CMDLINE.to_owned(),
+            },
+            disks: Vec::new(),
+            nets: Vec::new(),
+            rng: false,
+            serial: SerialSpec::Stdio,
+        }
+    }
+
+    fn disk(path: &str, readonly: bool) -> DiskSpec {
+        DiskSpec {
+            path: path.into(),
+            readonly,
+            serial: None,
+            io: DiskIo::Auto,
+        }
+    }
+
+    fn disk_with_serial(serial: &str) -> DiskSpec {
+        DiskSpec {
+            serial: Some(serial.to_owned()),
+            ..disk("a", false)
+        }
+    }
+
+    fn net(tap: TapSpec) -> NetSpec {
+        NetSpec {
+            tap,
+            mac: None,
+            mtu: None,
+            host_ip: None,
+        }
+    }
+
+    fn tap(name: &str) -> NetSpec {
+        net(TapSpec::Name(name.to_owned()))
+    }
+
+    fn net_with_mtu(mtu: u16) -> NetSpec {
+        NetSpec {
+            mtu: Some(mtu),
+            ..net(TapSpec::Create)
+        }
+    }
+
+    fn memory(size: ByteSize, hugepages: bool) -> MemorySpec {
+        MemorySpec {
+            size,
+            shared: false,
+            hugepages,
+        }
+    }
+
+    fn check(change: impl FnOnce(&mut VmSpec)) -> Result<(), SpecError> {
+        let mut spec = spec();
+        change(&mut spec);
+        spec.check()
+    }
+
+    /// The message with which a changed spec is refused.
+    fn refusal(change: impl FnOnce(&mut VmSpec)) -> String {
+        check(change).expect_err("the spec was accepted").to_string()
+    }
+
+    #[test]
+    fn values_at_their_limits_are_accepted() {
+        check(|vm| vm.cpus = 32).expect("most vCPUs");
+        check(|vm| vm.memory = memory(MEMORY_MIN, true)).expect("least memory");
+        check(|vm| vm.memory = memory(MEMORY_MAX, false)).expect("most memory");
+        check(|vm| vm.memory = memory(ByteSize::from_bytes((64 << 20) + 4096), false)).expect("whole pages");
+        check(|vm| vm.boot.cmdline = "x".repeat(CMDLINE_MAX)).expect("longest command line");
+        check(|vm| vm.boot.cmdline = String::new()).expect("no command line");
+        check(|vm| vm.name = Some("ü".repeat(32))).expect("longest name");
+        check(|vm| vm.disks = vec![disk_with_serial(&"s".repeat(20))]).expect("longest serial");
+        check(|vm| vm.nets = vec![tap(&"t".repeat(15))]).expect("longest tap name");
+        check(|vm| vm.nets = vec![net_with_mtu(68), net_with_mtu(65535)]).expect("both ends of the MTU");
+        check(|vm| vm.nets = vec![net(TapSpec::Create); 16]).expect("most devices");
+    }
+
+    #[test]
+    fn values_beyond_their_limits_are_refused_with_value_and_limit() {
+        assert_eq!(
+            refusal(|vm| vm.cpus = 0),
+            "cpus: 0 is out of range: a VM has 1 to 32 vCPUs"
+        );
+        assert_eq!(
+            refusal(|vm| vm.cpus = 33),
+            "cpus: 33 is out of range: a VM has 1 to 32 vCPUs"
+        );
+        assert_eq!(
+            refusal(|vm| vm.memory = memory(ByteSize::from_mib(31), false)),
+            "memory: 31M is out of range: a VM has 32M to 4T of memory"
+        );
+        assert_eq!(
+            refusal(|vm| vm.memory = memory(ByteSize::from_mib(5 << 20), false)),
+            "memory: 5T is out of range: a VM has 32M to 4T of memory"
+        );
+        assert_eq!(
+            refusal(|vm| vm.memory = memory(ByteSize::from_bytes((32 << 20) + 1), false)),
+            "memory: 33554433 is not a multiple of the page size, 4K"
+        );
+        assert_eq!(
+            refusal(|vm| vm.memory = memory(ByteSize::from_mib(33), true)),
+            "memory: 33M is not a multiple of the page size, 2M"
+        );
+        assert_eq!(
+            refusal(|vm| vm.boot.cmdline = "x".repeat(2048)),
+            "cmdline: 2048 bytes are too long: a kernel takes at most 2047"
+        );
+        assert_eq!(
+            refusal(|vm| vm.boot.cmdline = "quiet\0".to_owned()),
+            "cmdline: the byte at position 5 is NUL, which would end the command line"
+        );
+        assert_eq!(
+            refusal(|vm| vm.nets = vec![net_with_mtu(67)]),
+            "net: mtu: 67 is out of range: it is 68 to 65535 bytes"
+        );
+        assert_eq!(
+            refusal(|vm| {
+                vm.rng = true;
+                vm.nets = vec![net(TapSpec::Create); 16];
+            }),
+            "17 devices (disks, network interfaces, rng) are too many: a VM has interrupt lines for 16"
+        );
+    }
+
+    #[test]
+    fn names_that_cannot_be_used_are_refused_with_the_name() {
+        for name in ["", "a\nb", &"n".repeat(65)] {
+            let message = refusal(|vm| vm.name = Some(name.to_owned()));
+            assert!(
+                message.starts_with(&format!("name: {name:?} cannot be used")),
+                "{message}"
+            );
+        }
+        for name in ["", "..", "a b", "a/b", "a:b", "tap%d", "sixteen-bytes-xx"] {
+            let message = refusal(|vm| vm.nets = vec![tap(name)]);
+            assert!(
+                message.starts_with(&format!("net: tap: {name:?} is not an interface name")),
+                "{message}"
+            );
+        }
+        for serial in ["", "tab\t", "sérial", &"s".repeat(21)] {
+            let message = refusal(|vm| vm.disks = vec![disk_with_serial(serial)]);
+            assert!(
+                message.starts_with(&format!("disk a: serial: {serial:?} cannot be used")),
+                "{message}"
+            );
+        }
+        assert_eq!(
+            refusal(|vm| vm.nets = vec![net(TapSpec::Fd(-1))]),
+            "net: fd: -1 is not a file descriptor"
+        );
+    }
+
+    #[test]
+    fn a_disk_may_be_given_twice_only_if_nobody_writes_it() {
+        check(|vm| vm.disks = vec![disk("a", true), disk("a", true), disk("b", false)]).expect("readers only");
+        for (first, second) in [(false, false), (true, false), (false, true)] {
+            assert_eq!(
+                check(|vm| vm.disks = vec![disk("a", first), disk("b", false), disk("a", second)]),
+                Err(SpecError::DiskTwice("a".into()))
+            );
+        }
+    }
+
+    #[test]
+    fn a_tap_belongs_to_one_interface() {
+        check(|vm| vm.nets = vec![tap("t0"), tap("t1"), net(TapSpec::Create), net(TapSpec::Create)]).expect("distinct");
+        assert_eq!(
+            refusal(|vm| vm.nets = vec![tap("t0"), tap("t1"), tap("t0")]),
+            "net: tap: t0 is given to more than one network interface"
+        );
+        assert_eq!(
+            refusal(|vm| vm.nets = vec![net(TapSpec::Fd(7)), net(TapSpec::Fd(7))]),
+            "net: tap: file descriptor 7 is given to more than one network interface"
+        );
+    }
+}
