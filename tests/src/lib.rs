@@ -1,1 +1,39 @@
-//! Under construction.
+//! The harness: boots real guests under the `cutover` program and talks to them.
+//!
+//! ```no_run
+//! use cutover_tests::{Disk, Exit, Guest};
+//!
+//! let disk = Disk::blank(64 << 20);
+//! let vm = Guest::micro().cpus(2).memory("512M").disk(&disk).boot();
+//! assert_eq!(vm.check("nproc"), "2\n");
+//! vm.power_off();
+//! assert_eq!(vm.wait(), Exit::Shutdown);
+//! ```
+//! Everything here panics at the caller's line when something is not as it should be: a test is a list of
+//! expectations. A VM that is alive while its test fails prints its console and its monitor's log; a VM that goes out
+//! of scope is killed. Nothing is ever skipped: what is missing on the machine makes the test fail and is named.
+//!
+//! As many guests run in parallel as there are test threads.
+
+mod agent;
+pub mod cli;
+mod console;
+mod disk;
+mod environment;
+mod guest;
+mod memory;
+mod monitor;
+mod network;
+mod ssh;
+mod vm;
+
+pub use console::Console;
+pub use disk::Disk;
+pub use environment::{guest_file, scratch};
+pub use guest::Guest;
+pub use memory::GuestMemory;
+pub use monitor::{Exit, Monitor};
+pub use network::Network;
+pub use rustix::process::Signal;
+pub use ssh::Ssh;
+pub use vm::{Output, Vm};

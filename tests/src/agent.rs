@@ -1,0 +1,79 @@
+//! The harness's end of the agent's protocol (see [`cutover_guest::agent`]).
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use cutover_guest::agent::{COMMAND_MAX, READY, Reply, Request};
+
+use crate::console::{Console, Heard};
+use crate::environment::PATIENCE;
+
+/// How long to listen before asking again the first time; doubled each time, for commands that take long.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// Runs commands in the guest, one at a time (and so is not `Sync`).
+#[derive(Debug, Default)]
+pub(crate) struct Agent {
+    last_number: Cell<u32>,
+}
+
+impl Agent {
+    /// Waits until the agent is up.
+    #[track_caller]
+    pub(crate) fn wait_ready(&self, console: &Console) {
+        let number = READY;
+        let command = String::new();
+        hear(console, &Request { number, command }, false);
+    }
+
+    /// Runs a shell command to its end.
+    #[track_caller]
+    pub(crate) fn run(&self, console: &Console, command: &str) -> Reply {
+        hear(console, &self.request(command), true)
+    }
+
+    /// Sends a shell command and waits for no answer.
+    #[track_caller]
+    pub(crate) fn tell(&self, console: &Console, command: &str) {
+        console.send_frame(&self.request(command).encode());
+    }
+
+    #[track_caller]
+    fn request(&self, command: &str) -> Request {
+        assert!(
+            command.len() <= COMMAND_MAX,
+            "a command of {} bytes is too long",
+            command.len()
+        );
+        let number = self.last_number.get() + 1;
+        self.last_number.set(number);
+        let command = command.to_owned();
+        Request { number, command }
+    }
+}
+
+/// The reply to `request`, which is sent again when there is reason to think that it or the reply went astray.
+#[track_caller]
+fn hear(console: &Console, request: &Request, mut ask: bool) -> Reply {
+    let deadline = Instant::now() + PATIENCE;
+    let mut patience = ASK_AGAIN_AFTER;
+    loop {
+        if ask {
+            console.send_frame(&request.encode());
+        }
+        match console.hear_frame(deadline.min(Instant::now() + patience)) {
+            Heard::Payload(payload) => match Reply::decode(&payload) {
+                Some(reply) if reply.number == request.number => return reply,
+                // The repeated reply to an earlier request.
+                _ => ask = false,
+            },
+            Heard::Damage => ask = true,
+            Heard::Silence if Instant::now() < deadline => {
+                ask = true;
+                patience *= 2;
+            }
+            Heard::Silence => panic!("the guest did not answer '{}' within {PATIENCE:?}", request.command),
+            Heard::End => panic!("the console ended while the guest was asked '{}'", request.command),
+        }
+    }
+}

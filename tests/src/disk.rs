@@ -1,0 +1,92 @@
+//! Disk images for guests, on tmpfs.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+use crate::environment::{guest_file, scratch};
+
+/// A disk image, removed when dropped.
+#[derive(Debug)]
+pub struct Disk {
+    path: PathBuf,
+    _directory: TempDir,
+}
+
+impl Disk {
+    /// A sparse image of `size` bytes.
+    #[track_caller]
+    pub fn blank(size: u64) -> Self {
+        let disk = Self::nothing_yet();
+        let file = File::create(&disk.path).expect("a new directory takes a file");
+        file.set_len(size).expect("a sparse file takes any size");
+        disk
+    }
+
+    /// An image with the given contents.
+    #[track_caller]
+    pub fn holding(contents: &[u8]) -> Self {
+        let disk = Self::nothing_yet();
+        fs::write(&disk.path, contents).unwrap_or_else(|error| panic!("cannot write {}: {error}", disk.path.display()));
+        disk
+    }
+
+    /// A copy of the `debian` guest's root file system.
+    #[track_caller]
+    pub fn debian_root() -> Self {
+        let disk = Self::nothing_yet();
+        // cp keeps the holes; the image is mostly holes.
+        let copied = Command::new("cp")
+            .arg("--sparse=always")
+            .arg(guest_file("debian/root.ext4"))
+            .arg(&disk.path)
+            .output()
+            .expect("cp runs");
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        disk
+    }
+
+    /// The image.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The first `length` bytes.
+    #[track_caller]
+    pub fn beginning(&self, length: usize) -> Vec<u8> {
+        let mut contents = self.contents();
+        contents.truncate(length);
+        contents
+    }
+
+    /// SHA-256 of the first `length` bytes, as `sha256sum` prints it.
+    #[track_caller]
+    pub fn sha256(&self, length: usize) -> String {
+        let digest = Sha256::digest(self.beginning(length));
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Bytes of the host's storage the image takes.
+    #[track_caller]
+    pub fn allocated(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        /// Unit of `st_blocks`.
+        const BLOCK: u64 = 512;
+        fs::metadata(&self.path).expect("the image is there").blocks() * BLOCK
+    }
+
+    fn contents(&self) -> Vec<u8> {
+        fs::read(&self.path).unwrap_or_else(|error| panic!("cannot read {}: {error}", self.path.display()))
+    }
+
+    fn nothing_yet() -> Self {
+        let directory = scratch();
+        Self {
+            path: directory.path().join("disk"),
+            _directory: directory,
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! What `cargo xtask test` tells the tests through the environment, and the limits they all share.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+/// How long a guest may take for anything before the test fails. Emulated guests on a busy machine are slow, and a
+/// working one never comes near it.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The `cutover` program under test.
+pub fn monitor_binary() -> PathBuf {
+    variable("CUTOVER_BIN", "the cutover program")
+}
+
+/// A file of the guest images, such as `micro/vmlinuz`.
+pub fn guest_file(name: &str) -> PathBuf {
+    let path = variable("CUTOVER_GUESTS", "the directory of guest images").join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: `cargo xtask guest` builds it",
+        path.display()
+    );
+    path
+}
+
+/// A new directory on tmpfs, removed when dropped.
+pub fn scratch() -> TempDir {
+    let parent = variable("CUTOVER_SCRATCH", "a directory on tmpfs");
+    TempDir::new_in(&parent)
+        .unwrap_or_else(|error| panic!("cannot create a directory in {}: {error}", parent.display()))
+}
+
+fn variable(name: &str, meaning: &str) -> PathBuf {
+    std::env::var_os(name)
+        .map(PathBuf::from)
+        .unwrap_or_else(|| panic!("{name} must name {meaning}: run the tests with `cargo xtask test`"))
+}

@@ -1,0 +1,3 @@
+//! Tests with real guests under a real monitor.
+
+mod boot;
