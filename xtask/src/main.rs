@@ -1,1 +1,107 @@
-fn main() {}
+//! Developer tasks of Cutover: guest images, nested hosts, tests, demo, lint.
+//!
+//! `cargo xtask demo` and `cargo xtask test` are the two commands a newcomer needs; each does all of its set-up.
+
+mod guest;
+mod host;
+mod initramfs;
+mod process;
+mod setup;
+mod ui;
+mod workspace;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::workspace::Workspace;
+
+/// Developer tasks of Cutover.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build guest images from distribution packages, as far as they are not built yet
+    Guest {
+        /// Which one
+        #[arg(value_enum, default_value = "all")]
+        image: GuestImage,
+    },
+    /// Open a shell, or run a command, where virtual machines can run
+    ///
+    /// On a machine without hardware virtualization that is a nested host: Linux under QEMU's emulator, which sees the
+    /// machine's files (changes are discarded, except below $CUTOVER_OUT) and has a working /dev/kvm. On an
+    /// interactive console, Ctrl-] x ends it by force.
+    Host {
+        #[command(flatten)]
+        options: HostOptions,
+        /// The command and its arguments; none for a shell
+        #[arg(last = true)]
+        command: Vec<OsString>,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum GuestImage {
+    Micro,
+    All,
+}
+
+#[derive(Args)]
+struct HostOptions {
+    /// Start this many nested hosts, joined by a network (host N has 10.77.0.N), and run the command on each
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=100))]
+    hosts: u8,
+    /// Count instructions instead of time, so that measurements repeat; always nested, with one processor
+    #[arg(long)]
+    icount: bool,
+    /// Memory of each nested host in MiB
+    #[arg(long, value_name = "MIB", default_value_t = host::Options::default().memory_mib)]
+    memory: u32,
+    /// Processors of each nested host
+    #[arg(long, value_name = "N", default_value_t = host::Options::default().cpus)]
+    cpus: u8,
+}
+
+fn main() -> ExitCode {
+    match perform(Cli::parse().task) {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
+        Err(error) => {
+            eprintln!("xtask: error: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does `task` and returns the exit code of the command it was to run, or 0.
+fn perform(task: Task) -> Result<i32> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Guest { .. } => {
+            setup::ensure_packages()?;
+            guest::micro::build(&workspace)?;
+            Ok(0)
+        }
+        Task::Host { options, command } => {
+            let nested = options.hosts > 1 || options.icount;
+            let options = host::Options {
+                hosts: options.hosts,
+                memory_mib: options.memory,
+                cpus: options.cpus,
+                icount: options.icount,
+            };
+            if nested {
+                host::run_nested(&workspace, &options, &command)
+            } else {
+                host::run_where_guests_run(&workspace, &options, &command)
+            }
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The command line of QEMU that is a nested host.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use super::Options;
+use super::image::Image;
+
+/// The key that QEMU listens to on an interactive console: Ctrl-]. Ctrl-A stays free for the monitor under test.
+const ESCAPE_KEY: &str = "29";
+
+/// An AMD processor with nested paging, less what the emulator lacks and would warn about.
+const PROCESSOR: &str = "EPYC,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,\
+                         -nrip-save,-xsavec";
+
+/// One nested host of a run.
+pub struct Host<'a> {
+    /// Its number, from 1.
+    pub number: u8,
+    /// The folder shared writable.
+    pub share: &'a Path,
+    /// The folder below it with the command, and where the exit code appears.
+    pub run: &'a Path,
+    /// Its end and the switch's end of its network link, if there are several hosts.
+    pub link: Option<(&'a Path, &'a Path)>,
+    /// Whether a person sits at the console.
+    pub interactive: bool,
+}
+
+/// QEMU's arguments for `host`.
+pub fn arguments(image: &Image, options: &Options, host: &Host) -> Vec<OsString> {
+    let mut arguments = Vec::new();
+    let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+    add(&[
+        "-M",
+        "q35",
+        "-cpu",
+        PROCESSOR,
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]);
+    if options.icount {
+        add(&[
+            "-accel",
+            "tcg,thread=single",
+            "-icount",
+            "shift=0,sleep=off",
+            "-smp",
+            "1",
+        ]);
+    } else {
+        add(&[
+            "-accel",
+            "tcg,thread=multi,tb-size=512",
+            "-smp",
+            &options.cpus.to_string(),
+        ]);
+    }
+    add(&["-m", &options.memory_mib.to_string()]);
+    if host.interactive {
+        add(&["-chardev", "stdio,id=console,mux=on,signal=off", "-echr", ESCAPE_KEY]);
+        add(&["-serial", "chardev:console", "-mon", "chardev=console"]);
+    } else {
+        add(&["-chardev", "stdio,id=console,signal=on", "-serial", "chardev:console"]);
+    }
+    add(&[
+        "-virtfs",
+        "local,path=/,mount_tag=machine,security_model=none,multidevs=remap,readonly=on",
+    ]);
+    let share = host.share.display();
+    add(&[
+        "-virtfs",
+        &format!("local,path={share},mount_tag=share,security_model=none,multidevs=remap"),
+    ]);
+    if let Some((own, other)) = host.link {
+        let (own, other) = (own.display(), other.display());
+        let mac = format!("52:54:00:77:00:{:02x}", host.number);
+        add(&["-netdev"]);
+        add(&[&format!(
+            "dgram,id=link,local.type=unix,local.path={own},remote.type=unix,remote.path={other}"
+        )]);
+        add(&["-device", &format!("virtio-net-pci,netdev=link,mac={mac},romfile=")]);
+    }
+    add(&[
+        "-kernel",
+        &image.kernel.display().to_string(),
+        "-initrd",
+        &image.initrd.display().to_string(),
+    ]);
+    add(&["-append", &kernel_command_line(image, host)]);
+    arguments
+}
+
+fn kernel_command_line(image: &Image, host: &Host) -> String {
+    let mut line = format!(
+        "console=ttyS0 quiet panic=-1 host.share={} host.run={} host.number={} host.release={}",
+        host.share.display(),
+        host.run.display(),
+        host.number,
+        image.modules.display()
+    );
+    if host.interactive {
+        line.push_str(" host.interactive");
+    }
+    line
+}

@@ -1,0 +1,201 @@
+//! Making a fresh Debian or Ubuntu machine ready: which packages are needed, and how they get there.
+//!
+//! Idempotent: where everything is installed, nothing happens and no privilege is asked for.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{process, ui};
+
+/// Everything the tasks need beyond Rust itself.
+const PACKAGES: [&str; 19] = [
+    // building
+    "gcc",
+    "libc6-dev",
+    // unpacking kernels, packing images
+    "busybox-static",
+    "ca-certificates",
+    "cpio",
+    "e2fsprogs",
+    "fakeroot",
+    "gzip",
+    "kmod",
+    "lz4",
+    "mmdebstrap",
+    "uidmap",
+    "xz-utils",
+    "zstd",
+    // running and reaching guests
+    "iperf3",
+    "iproute2",
+    "openssh-client",
+    "qemu-system-x86",
+    "tar",
+];
+
+/// The distributions whose packages are known here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distribution {
+    /// Debian.
+    Debian,
+    /// Ubuntu.
+    Ubuntu,
+}
+
+impl Distribution {
+    /// Reads `/etc/os-release`.
+    pub fn detect() -> Result<Self> {
+        let release = std::fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
+        Self::from_os_release(&release).with_context(|| {
+            format!(
+                "set-up knows Debian and Ubuntu only; elsewhere, run this in a Debian container or machine. \
+                 The Debian packages needed are: {}",
+                PACKAGES.join(" ")
+            )
+        })
+    }
+
+    fn from_os_release(release: &str) -> Option<Self> {
+        let id = release.lines().find_map(|line| line.strip_prefix("ID="))?;
+        match id.trim_matches('"') {
+            "debian" => Some(Self::Debian),
+            "ubuntu" => Some(Self::Ubuntu),
+            _ => None,
+        }
+    }
+}
+
+/// Installs what is missing; without the right to do so, says exactly what to run and stops.
+pub fn ensure_packages() -> Result<()> {
+    Distribution::detect()?;
+    let missing = missing_packages()?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let install = ["apt-get", "install", "--yes", "--no-install-recommends"];
+    let Some(privilege) = privilege() else {
+        bail!(
+            "these packages are missing, and installing them needs root:\n  sudo {} {}",
+            install.join(" "),
+            missing.join(" ")
+        );
+    };
+    ui::say(format_args!("installing {}", missing.join(" ")));
+    with_package_lists(|| {
+        process::show(
+            privileged(privilege, &install)
+                .args(&missing)
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .stdin(Stdio::null()),
+        )
+    })
+}
+
+/// Downloads the newest version of `packages` into `directory`, installing nothing.
+pub fn download(packages: &[String], directory: &Path) -> Result<()> {
+    with_package_lists(|| {
+        process::run(
+            Command::new("apt-get")
+                .args(["--quiet", "download"])
+                .args(packages)
+                .current_dir(directory),
+        )
+    })
+}
+
+/// Does something that needs apt's package lists; if it fails, refreshes them (they may be old or absent) and does it
+/// again.
+pub fn with_package_lists<T>(action: impl Fn() -> Result<T>) -> Result<T> {
+    let error = match action() {
+        Ok(result) => return Ok(result),
+        Err(error) => error,
+    };
+    let Some(privilege) = privilege() else {
+        return Err(error.context("apt's package lists may be out of date: run 'sudo apt-get update'"));
+    };
+    ui::step("refreshing the package lists", || {
+        process::run(&mut privileged(privilege, &["apt-get", "--quiet", "update"]))
+    })?;
+    action()
+}
+
+fn missing_packages() -> Result<Vec<&'static str>> {
+    let query = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status} ${Package}\n"])
+        .args(PACKAGES)
+        .output()
+        .context("cannot run dpkg-query")?;
+    Ok(not_installed(&String::from_utf8_lossy(&query.stdout)))
+}
+
+fn not_installed(listing: &str) -> Vec<&'static str> {
+    let installed: Vec<&str> = listing
+        .lines()
+        .filter_map(|line| line.strip_prefix("installed "))
+        .collect();
+    PACKAGES
+        .into_iter()
+        .filter(|package| !installed.contains(package))
+        .collect()
+}
+
+/// How this process may act as root.
+#[derive(Clone, Copy)]
+enum Privilege {
+    Root,
+    Sudo,
+}
+
+fn privilege() -> Option<Privilege> {
+    if rustix::process::geteuid().is_root() {
+        return Some(Privilege::Root);
+    }
+    let sudo_works_silently = Command::new("sudo")
+        .args(["--non-interactive", "true"])
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    let can_ask = std::io::stdin().is_terminal() && Path::new("/usr/bin/sudo").exists();
+    (sudo_works_silently || can_ask).then_some(Privilege::Sudo)
+}
+
+fn privileged(privilege: Privilege, words: &[&str]) -> Command {
+    match privilege {
+        Privilege::Root => process::command(words[0], &words[1..]),
+        Privilege::Sudo => process::command("sudo", words),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_removed_or_never_installed_is_missing() {
+        let listing: String = PACKAGES
+            .iter()
+            .filter(|package| **package != "cpio")
+            .map(|package| match *package {
+                "kmod" => "config-files kmod\n".to_owned(),
+                other => format!("installed {other}\n"),
+            })
+            .collect();
+        assert_eq!(not_installed(&listing), ["cpio", "kmod"]);
+    }
+
+    #[test]
+    fn distributions_are_told_apart_by_their_id() {
+        assert_eq!(
+            Distribution::from_os_release("NAME=\"Debian\"\nVERSION_ID=\"12\"\nID=debian\n"),
+            Some(Distribution::Debian)
+        );
+        assert_eq!(
+            Distribution::from_os_release("ID=\"ubuntu\"\n"),
+            Some(Distribution::Ubuntu)
+        );
+        assert_eq!(Distribution::from_os_release("ID=fedora\n"), None);
+    }
+}
