@@ -125,8 +125,8 @@ fn add_serial_port(
 ) -> Result<(), Error> {
     let interrupt = new_interrupt()?;
     vm.connect_interrupt(&interrupt, COM1_GSI)?;
-    let console = Console::open(spec, events.clone())?;
-    let port = SerialPort::start(interrupt, console, event_loop)?;
+    let port = Arc::new(Mutex::new(SerialPort::new(interrupt, Console::open(spec)?, events.clone())));
+    event_loop.add(port.clone())?;
     buses.ports.insert(COM1_PORT.into(), COM1_PORTS.into(), port)?;
     Ok(())
 }

@@ -134,14 +134,13 @@ impl Vmm {
     /// The spec is wrong, a file is missing or of the wrong kind, or the host lacks something. Nothing is left behind.
     pub fn build(spec: &VmSpec, options: &Options) -> Result<Self, Error> {
         spec.check()?;
-        let vm = KvmVm::create()?;
+        let memory = memory::map(&spec.memory)?;
+        let vm = KvmVm::create(&memory)?;
         if usize::from(spec.cpus) > vm.cpus_max {
             return Err(Error::TooManyCpus { asked: spec.cpus, most: vm.cpus_max });
         }
         let (sender, events) = channel();
         let sender = EventSender(sender);
-        let memory = memory::map(&spec.memory)?;
-        vm.map_memory(&memory)?;
         let event_loop = spawn_event_loop(options)?;
         let mut buses = Buses::default();
         let devices =

@@ -28,6 +28,8 @@ pub const NEEDED_CAPABILITIES: [(Cap, &str); 9] = [
 pub struct KvmVm {
     /// The VM's file descriptor.
     pub fd: VmFd,
+    /// Kept mapped for as long as KVM may access it.
+    _memory: GuestMemory,
     /// What CPUs may show a guest on this host.
     pub supported_cpuid: CpuId,
     /// Most vCPUs KVM allows.
@@ -37,11 +39,11 @@ pub struct KvmVm {
 }
 
 impl KvmVm {
-    /// Opens KVM, checks that it has what a VM needs, and creates a VM with interrupt controllers and timer.
+    /// Opens KVM, checks that it has what a VM needs, and creates a VM with RAM, interrupt controllers and timer.
     ///
     /// # Errors
-    /// `/dev/kvm` is missing, not permitted, of another version, or lacks a capability.
-    pub fn create() -> Result<Self, Error> {
+    /// `/dev/kvm` is missing, not permitted, of another version, lacks a capability, or refused something.
+    pub fn create(memory: &GuestMemory) -> Result<Self, Error> {
         let kvm = open()?;
         for (capability, name) in NEEDED_CAPABILITIES {
             if !kvm.check_extension(capability) {
@@ -51,6 +53,7 @@ impl KvmVm {
         let supported_cpuid =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("list the CPU features it supports"))?;
         let fd = kvm.create_vm().map_err(Error::kvm("create a VM"))?;
+        map_memory(&fd, memory)?;
         // These two come before the first vCPU; AMD hosts ignore them.
         fd.set_identity_map_address(KVM_IDENTITY_MAP).map_err(Error::kvm("place its identity map page"))?;
         fd.set_tss_address(KVM_TSS).map_err(Error::kvm("place its task state segment"))?;
@@ -59,30 +62,11 @@ impl KvmVm {
             .map_err(Error::kvm("create the interval timer"))?;
         Ok(Self {
             fd,
+            _memory: memory.clone(),
             supported_cpuid,
             cpus_max: kvm.get_max_vcpus(),
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
         })
-    }
-
-    /// Makes `memory` the guest's RAM: one memory slot per region, numbered in the order of their addresses.
-    ///
-    /// # Errors
-    /// KVM refused a slot.
-    pub fn map_memory(&self, memory: &GuestMemory) -> Result<(), Error> {
-        for (slot, region) in (0..).zip(memory.iter()) {
-            let slot = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: region.start_addr().raw_value(),
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-            };
-            // SAFETY: the range is mapped for as long as `memory` lives, and the VM that uses it owns a clone of
-            // `memory`; regions of one GuestMemory do not overlap.
-            unsafe { self.fd.set_user_memory_region(slot) }.map_err(Error::kvm("map guest memory"))?;
-        }
-        Ok(())
     }
 
     /// Lets a write of `event` raise interrupt line `gsi`.
@@ -102,6 +86,23 @@ impl KvmVm {
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
             .map_err(Error::kvm("connect a device's doorbell"))
     }
+}
+
+/// Makes `memory` the guest's RAM: one memory slot per region, numbered in the order of their addresses.
+fn map_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), Error> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the range is mapped for as long as `memory` lives, of which the `KvmVm` keeps a clone; the regions of
+        // one GuestMemory do not overlap.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(Error::kvm("map guest memory"))?;
+    }
+    Ok(())
 }
 
 /// Opens `/dev/kvm` and checks its version.
