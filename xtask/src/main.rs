@@ -50,7 +50,10 @@ enum Task {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum GuestImage {
+    /// A stock kernel with a small initramfs of test programs
     Micro,
+    /// A whole distribution with systemd, services and workloads
+    Debian,
     All,
 }
 
@@ -84,9 +87,14 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<i32> {
     let workspace = Workspace::find()?;
     match task {
-        Task::Guest { .. } => {
+        Task::Guest { image } => {
             setup::ensure_packages()?;
-            guest::micro::build(&workspace)?;
+            if image != GuestImage::Debian {
+                guest::micro::build(&workspace)?;
+            }
+            if image != GuestImage::Micro {
+                guest::debian::build(&workspace)?;
+            }
             Ok(0)
         }
         Task::Host { options, command } => {

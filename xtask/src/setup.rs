@@ -122,6 +122,59 @@ pub fn with_package_lists<T>(action: impl Fn() -> Result<T>) -> Result<T> {
     action()
 }
 
+/// Where this machine gets its distribution's packages from, in the form mmdebstrap takes.
+pub struct PackageSources {
+    /// The release's code name.
+    pub suite: String,
+    /// Lines of a `sources.list`.
+    pub list: String,
+    /// Options of apt that reach those sources (proxies and the like).
+    pub options: Vec<String>,
+}
+
+/// Reads the machine's sources, less those that are not the distribution's own.
+pub fn package_sources(distribution: Distribution) -> Result<PackageSources> {
+    let (origin, keyring) = match distribution {
+        Distribution::Debian => ("Debian", "/usr/share/keyrings/debian-archive-keyring.gpg"),
+        Distribution::Ubuntu => ("Ubuntu", "/usr/share/keyrings/ubuntu-archive-keyring.gpg"),
+    };
+    let targets = process::read(Command::new("apt-get").args([
+        "indextargets",
+        "--format",
+        "$(REPO_URI) $(RELEASE) $(COMPONENT)",
+        "Created-By: Packages",
+        &format!("Origin: {origin}"),
+    ]))?;
+    let list: String = targets
+        .lines()
+        .map(|target| format!("deb [signed-by={keyring}] {target}\n"))
+        .collect();
+    if list.is_empty() {
+        bail!("apt has no package source of {origin}");
+    }
+    let release = std::fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
+    let suite = release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .context("/etc/os-release names no VERSION_CODENAME")?
+        .to_owned();
+    let options = process::read(Command::new("apt-config").args(["dump", "--format", "%F \"%v\"\n", "Acquire"]))?;
+    let options = options
+        .lines()
+        .filter(|option| reaches_sources(option))
+        .map(str::to_owned)
+        .collect();
+    Ok(PackageSources { suite, list, options })
+}
+
+/// Whether an option of apt says how to reach package sources and when to trust their dates.
+fn reaches_sources(option: &str) -> bool {
+    ["Acquire::http", "Acquire::https", "Acquire::Check-", "Acquire::Retries"]
+        .iter()
+        .any(|prefix| option.starts_with(prefix))
+        && !option.ends_with("\"\"")
+}
+
 fn missing_packages() -> Result<Vec<&'static str>> {
     let query = Command::new("dpkg-query")
         .args(["--show", "--showformat=${db:Status-Status} ${Package}\n"])

@@ -35,27 +35,32 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The newest kernel the machine's package sources have, from the cache if it is there.
-    pub fn fetch(workspace: &Workspace, purpose: Use) -> Result<Self> {
-        let distribution = Distribution::detect()?;
-        let image = newest_image(distribution, purpose)?;
-        let version = package_version(&image)?;
+    /// The newest kernel the machine's package sources have; it may not have been fetched yet.
+    pub fn newest(workspace: &Workspace, purpose: Use) -> Result<Self> {
+        let image = newest_image(Distribution::detect()?, purpose)?;
+        let package = format!("{image}_{}", package_version(&image)?);
         let release = image
             .strip_prefix("linux-image-")
             .with_context(|| format!("{image} is not the name of a kernel package"))?;
-        let kernel = Self {
-            package: format!("{image}_{version}"),
+        Ok(Self {
             release: release.to_owned(),
-            tree: workspace.cache().join(format!("{image}_{version}")),
-        };
+            tree: workspace.cache().join(&package),
+            package,
+        })
+    }
+
+    /// The newest kernel, fetched and unpacked unless that was done before.
+    pub fn fetch(workspace: &Workspace, purpose: Use) -> Result<Self> {
+        let kernel = Self::newest(workspace, purpose)?;
         if !kernel.tree.exists() {
-            let packages = match distribution {
-                Distribution::Debian => vec![image.clone()],
-                Distribution::Ubuntu => ["linux-image", "linux-modules", "linux-modules-extra"]
-                    .iter()
-                    .map(|prefix| format!("{prefix}-{release}"))
-                    .collect(),
+            let prefixes: &[&str] = match Distribution::detect()? {
+                Distribution::Debian => &["linux-image"],
+                Distribution::Ubuntu => &["linux-image", "linux-modules", "linux-modules-extra"],
             };
+            let packages: Vec<String> = prefixes
+                .iter()
+                .map(|prefix| format!("{prefix}-{}", kernel.release))
+                .collect();
             ui::step(format_args!("fetching {}", kernel.package), || kernel.unpack(&packages))?;
         }
         Ok(kernel)

@@ -7,6 +7,7 @@
 //! ```
 //! No loop device, no root privilege and no running guest are needed to build them.
 
+pub mod debian;
 pub mod kernel;
 pub mod micro;
 
