@@ -1,7 +1,8 @@
 //! What `cargo xtask test` tells the tests through the environment, and the limits they all share.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -36,4 +37,19 @@ fn variable(name: &str, meaning: &str) -> PathBuf {
     std::env::var_os(name)
         .map(PathBuf::from)
         .unwrap_or_else(|| panic!("{name} must name {meaning}: run the tests with `cargo xtask test`"))
+}
+
+/// Looks again and again until `find` finds something: for what nobody announces.
+#[track_caller]
+pub fn poll_until<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {
+    /// Pause between two looks.
+    const PAUSE: Duration = Duration::from_millis(20);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = find() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        thread::sleep(PAUSE);
+    }
 }

@@ -29,7 +29,7 @@ mod vm;
 
 pub use console::Console;
 pub use disk::Disk;
-pub use environment::{guest_file, scratch};
+pub use environment::{guest_file, poll_until, scratch};
 pub use guest::Guest;
 pub use memory::GuestMemory;
 pub use monitor::{Exit, Monitor};

@@ -1,3 +1,16 @@
 //! Tests with real guests under a real monitor.
+#![expect(clippy::unwrap_used, reason = "in a test, what cannot be unwrapped is a failure")]
 
 mod boot;
+mod command_line;
+mod console;
+mod cpu;
+mod debian;
+mod disk;
+mod faults;
+mod lifecycle;
+mod memory;
+mod net;
+mod reset;
+mod rng;
+mod seccomp;

@@ -1,12 +1,12 @@
-//! One end of a checked TCP transfer: `tcp-stream send ADDRESS:PORT SEED BYTES` or `tcp-stream receive PORT`.
+//! The guest's end of a checked TCP transfer: `tcp-stream send ADDRESS:PORT SEED BYTES` or
+//! `tcp-stream receive ADDRESS:PORT`.
 //!
-//! Prints the number of bytes and their SHA-256 when the transfer is over. `receive` takes one connection and prints
-//! `listening` on standard error once it can be reached.
+//! Connects, so that the harness, which listens before it asks for the transfer, need not wait for anything. Prints
+//! the number of bytes and their SHA-256 when the transfer is over.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
-use std::io;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::ExitCode;
 
 use cutover_guest::stream::{self, Summary};
@@ -32,14 +32,7 @@ fn run(arguments: &[String]) -> Result<Summary, Box<dyn Error>> {
             let mut connection = TcpStream::connect(address)?;
             Ok(stream::send(&mut connection, seed.parse()?, bytes.parse()?)?)
         }
-        ["receive", port] => Ok(receive(port.parse()?)?),
-        _ => Err("usage: tcp-stream send ADDRESS:PORT SEED BYTES | tcp-stream receive PORT".into()),
+        ["receive", address] => Ok(stream::receive(&mut TcpStream::connect(address)?)?),
+        _ => Err("usage: tcp-stream send ADDRESS:PORT SEED BYTES | tcp-stream receive ADDRESS:PORT".into()),
     }
-}
-
-fn receive(port: u16) -> io::Result<Summary> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
-    eprintln!("listening");
-    let (mut connection, _) = listener.accept()?;
-    stream::receive(&mut connection)
 }

@@ -1,0 +1,44 @@
+//! A driver may let go of its device at any moment and take it again.
+
+use cutover_tests::{Disk, Guest, Network};
+
+#[test]
+fn a_disk_whose_driver_is_unbound_under_load_works_when_it_is_bound_again() {
+    for io in ["threads", "io-uring"] {
+        let disk = Disk::blank(16 << 20);
+        let vm = Guest::micro().cpus(2).disk_with(&disk, &format!("io={io}")).boot();
+        let device = vm.check("basename $(readlink -f /sys/block/vda/device)");
+        let device = device.trim();
+        vm.check("while true; do dd if=/dev/urandom of=/dev/vda bs=64k oflag=direct; done >/dev/null 2>&1 & echo $! > /tmp/load");
+        for _ in 0..3 {
+            vm.check(&format!(
+                "cd /sys/bus/virtio/drivers/virtio_blk && echo {device} > unbind && echo {device} > bind"
+            ));
+        }
+        vm.check("kill $(cat /tmp/load); head -c 4M /dev/urandom > /tmp/data");
+        vm.check("until dd if=/tmp/data of=/dev/vda bs=1M conv=fsync; do killall dd; done");
+        assert_eq!(
+            vm.check("sha256sum < /tmp/data"),
+            format!("{}  -\n", disk.sha256(4 << 20))
+        );
+    }
+}
+
+#[test]
+fn an_interface_whose_driver_is_unbound_under_load_works_when_it_is_bound_again() {
+    let network = Network::new();
+    let vm = Guest::micro().cpus(2).net(&network).boot();
+    let device = vm.check("basename $(readlink -f /sys/class/net/eth0/device)");
+    let device = device.trim();
+    for _ in 0..3 {
+        vm.check(&network.guest_setup());
+        vm.check(&format!("ping -c 3 -i 0.05 {}", network.host()));
+        vm.check(&format!("ping -i 0.002 -s 1400 {} > /dev/null 2>&1 &", network.host()));
+        vm.check(&format!(
+            "cd /sys/bus/virtio/drivers/virtio_net && echo {device} > unbind && echo {device} > bind"
+        ));
+        vm.check("killall ping");
+    }
+    vm.check(&network.guest_setup());
+    vm.check(&format!("ping -c 3 -i 0.05 {}", network.host()));
+}
