@@ -88,14 +88,6 @@ pub enum Error {
         /// Bytes there are.
         available: ByteSize,
     },
-    /// The command line does not fit.
-    #[error("the kernel command line has {length} bytes, at most {most} fit")]
-    CommandLine {
-        /// Its bytes.
-        length: usize,
-        /// The limit.
-        most: usize,
-    },
     /// Guest memory refused a write of boot data: a fault of the memory layout.
     #[error("cannot write {what} into guest memory: {source}")]
     GuestWrite {

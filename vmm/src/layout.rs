@@ -18,10 +18,8 @@ pub const BOOT_PARAMS: u64 = 0x7000;
 pub const BOOT_STACK: u64 = 0x8ff0;
 /// Identity-mapping page tables: one PML4, one PDPT, one page directory.
 pub const BOOT_PAGE_TABLES: u64 = 0x9000;
-/// Kernel command line.
+/// Kernel command line, at most `cutover_snapshot::spec::CMDLINE_MAX` bytes and a NUL.
 pub const CMDLINE: u64 = 0x2_0000;
-/// Most bytes of a command line, with its final NUL.
-pub const CMDLINE_SIZE_MAX: usize = 2048;
 /// End of conventional memory.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables, RSDP first; the kernel is told the address and does not search.

@@ -19,7 +19,7 @@ use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::Error;
-use crate::layout::{ACPI_TABLES, CMDLINE, CMDLINE_SIZE_MAX, HIGH_RAM_START, LOW_RAM_END, MMIO_GAP_START};
+use crate::layout::{ACPI_TABLES, CMDLINE, HIGH_RAM_START, LOW_RAM_END, MMIO_GAP_START};
 
 /// Where the boot vCPU starts, and by which protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,9 +154,6 @@ fn load_initrd(path: &Path, memory: &GuestMemory, lowest: u64, highest: u64) -> 
 
 fn write_cmdline(cmdline: &str, memory: &GuestMemory) -> Result<(), Error> {
     let bytes = [cmdline.as_bytes(), &[0]].concat();
-    if bytes.len() > CMDLINE_SIZE_MAX {
-        return Err(Error::CommandLine { length: cmdline.len(), most: CMDLINE_SIZE_MAX - 1 });
-    }
     memory.write_slice(&bytes, GuestAddress(CMDLINE)).map_err(Error::guest_write("the command line"))
 }
 
@@ -198,4 +195,146 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 
 fn boot_file(what: &'static str, path: &Path, source: io::Error) -> Error {
     Error::BootFile { what, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::layout::{BOOT_PARAMS, PVH_START_INFO};
+
+    const ENTRY: u64 = 0x100_0000;
+    const PVH_ENTRY: u32 = 0x100_0100;
+
+    fn memory(mib: usize) -> GuestMemory {
+        GuestMemory::from_ranges(&[(GuestAddress(0), mib << 20)]).expect("memory")
+    }
+
+    fn file(contents: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().expect("temporary file");
+        file.write_all(contents).expect("temporary file");
+        file
+    }
+
+    fn boot(kernel: &[u8], initrd: Option<&[u8]>, memory: &GuestMemory) -> Result<Entry, Error> {
+        let (kernel, initrd) = (file(kernel), initrd.map(file));
+        let spec = BootSpec {
+            kernel: kernel.path().to_owned(),
+            initrd: initrd.as_ref().map(|file| file.path().to_owned()),
+            cmdline: "console=ttyS0".to_owned(),
+        };
+        load(&spec, memory)
+    }
+
+    /// The smallest ELF kernel: one loaded segment, and a PVH note where asked for.
+    fn elf(with_pvh_note: bool) -> Vec<u8> {
+        let segments: u16 = if with_pvh_note { 2 } else { 1 };
+        let mut image = b"\x7fELF\x02\x01\x01".to_vec();
+        image.resize(16, 0);
+        image.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+        image.extend([ENTRY, 64, 0].map(u64::to_le_bytes).concat());
+        image.extend([0, 0, 0, 0, 64, 0, 56, 0]);
+        image.extend(segments.to_le_bytes());
+        image.extend([0; 6]);
+        let contents_at = 64 + 56 * u64::from(segments);
+        let note = [4_u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), PVH_ENTRY].map(u32::to_le_bytes).concat();
+        let mut segment = |kind: u32, offset: u64, address: u64, size: u64| {
+            image.extend([kind, 5].map(u32::to_le_bytes).concat());
+            image.extend([offset, address, address, size, size, 4].map(u64::to_le_bytes).concat());
+        };
+        segment(1, contents_at, ENTRY, 8);
+        if with_pvh_note {
+            segment(4, contents_at + 8, 0, note.len() as u64);
+        }
+        image.extend(*b"program!");
+        image.extend(note);
+        image
+    }
+
+    /// The smallest bzImage: two setup sectors and 512 bytes of kernel.
+    fn bz_image() -> Vec<u8> {
+        let mut image = vec![0; 3 * 512];
+        image[0x1f1] = 1;
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
+        image[0x211] = 1;
+        image[0x214..0x218].copy_from_slice(&0x10_0000_u32.to_le_bytes());
+        image[0x22c..0x230].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
+        image[0x258..0x260].copy_from_slice(&0x100_0000_u64.to_le_bytes());
+        image[0x260..0x264].copy_from_slice(&0x10_0000_u32.to_le_bytes());
+        image
+    }
+
+    #[test]
+    fn an_elf_kernel_starts_by_pvh_where_it_has_that_entry_and_at_its_own_else() {
+        assert_eq!(boot(&elf(true), None, &memory(64)).expect("boots"), Entry::Pvh { address: PVH_ENTRY.into() });
+        assert_eq!(boot(&elf(false), None, &memory(64)).expect("boots"), Entry::Linux64 { address: ENTRY });
+    }
+
+    #[test]
+    fn a_bzimage_starts_at_its_64_bit_entry_and_is_told_where_everything_is() {
+        let memory = memory(64);
+        let entry = boot(&bz_image(), Some(b"initrd contents"), &memory).expect("boots");
+        assert_eq!(entry, Entry::Linux64 { address: 0x10_0200 });
+        let at = |offset: u64| memory.read_obj::<u32>(GuestAddress(BOOT_PARAMS + offset)).expect("in memory");
+        let (image, size, cmdline) = (at(0x218), at(0x21c), at(0x228));
+        assert_eq!((image, size), ((64 << 20) - 4096, 15));
+        assert_eq!(u64::from(cmdline), CMDLINE);
+        let mut initrd = [0; 15];
+        memory.read_slice(&mut initrd, GuestAddress(image.into())).expect("in memory");
+        assert_eq!(&initrd, b"initrd contents");
+    }
+
+    #[test]
+    fn pvh_start_info_names_the_initrd_and_every_piece_of_ram() {
+        let memory = memory(64);
+        boot(&elf(true), Some(b"initrd contents"), &memory).expect("boots");
+        let at = |address: u64| memory.read_obj::<u64>(GuestAddress(address)).expect("in memory");
+        assert_eq!(at(PVH_START_INFO) & 0xffff_ffff, 0x336e_c578);
+        let modules = at(PVH_START_INFO + 16);
+        assert_eq!((at(modules), at(modules + 8)), ((64 << 20) - 4096, 15));
+        let map = at(PVH_START_INFO + 40);
+        assert_eq!((at(map), at(map + 8)), (0, LOW_RAM_END));
+        assert_eq!((at(map + 48), at(map + 56)), (HIGH_RAM_START, (64 << 20) - HIGH_RAM_START));
+    }
+
+    #[test]
+    fn a_kernel_that_unpacks_beyond_the_memory_is_refused_with_both_sizes() {
+        let mut image = bz_image();
+        image[0x260..0x264].copy_from_slice(&0x400_0000_u32.to_le_bytes());
+        let error = boot(&image, None, &memory(64)).expect_err("80 MiB are needed").to_string();
+        assert!(error.contains("80M") && error.contains("64M"), "{error}");
+    }
+
+    #[test]
+    fn an_initrd_that_does_not_fit_above_the_kernel_is_refused() {
+        let error = boot(&bz_image(), Some(&vec![1; 48 << 20]), &memory(64)).expect_err("17 MiB are the kernel's");
+        assert!(matches!(error, Error::DoesNotFit { what: "the initrd", .. }), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_a_kernel_is_refused_naming_the_file() {
+        for contents in [&b""[..], b"#!/bin/sh\n", b"\x7fELF", &[0; 4096]] {
+            let error = boot(contents, None, &memory(64)).expect_err("not a kernel");
+            assert!(matches!(error, Error::NotAKernel { .. }), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_kernel_is_loaded_or_refused_but_never_a_panic(
+            is_elf: bool,
+            damage in prop::collection::vec((0..300_usize, any::<u8>()), 1..24),
+        ) {
+            let mut image = if is_elf { elf(true) } else { bz_image() };
+            let length = image.len();
+            for (at, byte) in damage {
+                image[if is_elf { at % length } else { 0x1f0 + at % 0x80 }] = byte;
+            }
+            let _ = boot(&image, None, &memory(64));
+        }
+    }
 }
