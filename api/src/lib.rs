@@ -1,1 +1,33 @@
-//! placeholder
+//! Everything a person or program talks to: for now, the `cutover` command line.
+//!
+//! ```text
+//!  argv ── cli ──► RunArgs ── config ──► VmSpec ── run ──► cutover_vmm::Vmm ──► Exit ── exit ──► exit code
+//!              └─► check: HostFacts ──► findings
+//! ```
+
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod exit;
+pub mod options;
+pub mod run;
+mod signals;
+
+use std::io;
+
+use clap::{CommandFactory, Parser};
+use cli::{Cli, Command};
+use exit::ExitStatus;
+
+/// The `cutover` program: reads the command line of this process, and does what it says.
+pub fn main() -> ExitStatus {
+    match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::check(&args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "cutover", &mut script);
+            exit::after_printing(&script, &mut io::stdout())
+        }
+    }
+}

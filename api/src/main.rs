@@ -1,1 +1,7 @@
-fn main() {}
+//! The `cutover` command.
+
+use cutover_api::exit::ExitStatus;
+
+fn main() -> ExitStatus {
+    cutover_api::main()
+}

@@ -1,0 +1,319 @@
+//! The command line's shape and its help texts; what the options mean is for [`config`](crate::config) to say.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use cutover_snapshot::size::ByteSize;
+use cutover_snapshot::spec::{DiskSpec, NetSpec, SerialSpec};
+
+use crate::options;
+
+/// A KVM microVM monitor that boots stock Linux.
+#[derive(Debug, Parser)]
+#[command(name = "cutover", version, after_help = OVERVIEW)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a VM until its guest ends or it is ended
+    #[command(after_help = RUN_HELP)]
+    Run(Box<RunArgs>),
+    /// Tell whether this machine can run guests, and if not, why
+    #[command(after_help = CHECK_HELP)]
+    Check(CheckArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// Arguments of `cutover run`.
+#[derive(Debug, Default, Args)]
+pub struct RunArgs {
+    /// Kernel to boot: a bzImage (a distribution's vmlinuz) or an ELF vmlinux
+    #[arg(long, value_name = "FILE", help_heading = "Boot")]
+    pub kernel: Option<PathBuf>,
+
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE", help_heading = "Boot")]
+    pub initrd: Option<PathBuf>,
+
+    /// Kernel command line [default: console=ttyS0 panic=-1]
+    #[arg(long, value_name = "TEXT", help_heading = "Boot")]
+    pub cmdline: Option<String>,
+
+    /// Number of vCPUs, 1 to 32 [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub cpus: Option<u8>,
+
+    /// Guest memory, with a unit: 128M, 4G [default: 512M]
+    #[arg(long, value_name = "SIZE", help_heading = "Machine")]
+    pub memory: Option<ByteSize>,
+
+    /// Let other processes map the guest's memory
+    #[arg(long, help_heading = "Machine")]
+    pub memory_shared: bool,
+
+    /// Back the guest's memory with the host's reserved 2 MiB pages
+    #[arg(long, help_heading = "Machine")]
+    pub hugepages: bool,
+
+    /// Add a disk: path=FILE[,readonly][,serial=TEXT][,io=auto|io-uring|threads]
+    ///
+    /// FILE is a raw image or a block device whose size is a multiple of 512 bytes. The guest sees the disks as
+    /// /dev/vda, /dev/vdb, … in the order given. A path with a comma in it can only be given in a configuration file.
+    #[arg(long = "disk", value_name = "DISK", value_parser = options::disk, help_heading = "Devices")]
+    pub disks: Vec<DiskSpec>,
+
+    /// Add a network interface: [tap=NAME|fd=N][,mac=MAC][,mtu=N][,host-ip=ADDRESS/PREFIX]
+    ///
+    /// tap=NAME uses that tap device, and creates it if there is none; fd=N uses an open tap inherited as descriptor
+    /// N; without either a tap is created for as long as the VM runs. host-ip gives the host's end an address and
+    /// brings it up.
+    #[arg(
+        long = "net", value_name = "NET", value_parser = options::net, num_args = 0..=1, default_missing_value = "",
+        help_heading = "Devices"
+    )]
+    pub nets: Vec<NetSpec>,
+
+    /// Give the guest an entropy device
+    #[arg(long, help_heading = "Devices")]
+    pub rng: bool,
+
+    /// Where the guest's ttyS0 goes: stdio, file=FILE, socket=FILE, pty or null [default: stdio]
+    ///
+    /// file appends the output to FILE and has no input. socket listens on a Unix socket for one client at a time. pty
+    /// makes a new pseudo-terminal and prints its name.
+    #[arg(long, value_name = "CONSOLE", value_parser = options::serial, help_heading = "Devices")]
+    pub serial: Option<SerialSpec>,
+
+    /// Read the VM from a JSON file; options given beside it change or add to what it says
+    ///
+    /// A disk or network interface given as an option comes after those of the file; any other option replaces the
+    /// file's value. The format is described with the examples in resources/examples.
+    #[arg(long, value_name = "FILE", help_heading = "Monitor")]
+    pub config: Option<PathBuf>,
+
+    /// Name of the VM, for logs
+    #[arg(long, value_name = "NAME", help_heading = "Monitor")]
+    pub name: Option<String>,
+
+    /// Do not confine the monitor's threads to the system calls they need (for debugging)
+    #[arg(long, help_heading = "Monitor")]
+    pub no_seccomp: bool,
+
+    /// Least severity of what is logged on the standard error
+    #[arg(long, value_name = "LEVEL", default_value = "warn", help_heading = "Monitor")]
+    pub log_level: LogLevel,
+}
+
+/// Arguments of `cutover check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What went wrong.
+    Error,
+    /// Also what may go wrong.
+    #[default]
+    Warn,
+    /// Also what happens to the VM.
+    Info,
+    /// Also what the devices do.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+const OVERVIEW: &str = "\
+Examples:
+  Can this machine run guests?
+    cutover check
+
+  Boot a kernel with an initial RAM disk, console on this terminal (Ctrl-A x ends it):
+    cutover run --kernel vmlinuz --initrd initrd.img --cpus 1 --memory 256M
+
+`cutover run --help` has more, and lists the exit codes.";
+
+const RUN_HELP: &str = "\
+Examples:
+  Boot a kernel and an initial RAM disk, console on this terminal:
+    cutover run --kernel vmlinuz --initrd initrd.img --cpus 1 --memory 256M
+
+  A Debian system on a disk, with a network:
+    cutover run --kernel vmlinuz --initrd initrd.img --cpus 2 --memory 1G \\
+        --cmdline 'console=ttyS0 root=/dev/vda rw' \\
+        --disk path=root.ext4 --net tap=tap0,host-ip=172.16.0.1/24 --rng
+
+  A second disk the guest cannot write, console on a socket:
+    cutover run --kernel vmlinux --memory 128M --disk path=root.ext4 \\
+        --disk path=data.img,readonly,serial=data --serial socket=console.sock
+
+  A VM from a file, with more memory than the file says:
+    cutover run --config vm.json --memory 4G
+
+Console on a terminal:
+  Ctrl-A x       end the VM now
+  Ctrl-A Ctrl-A  send Ctrl-A to the guest
+  Ctrl-A h       show this list
+  All other keys, Ctrl-C among them, go to the guest.
+
+Signals:
+  The first SIGTERM or SIGINT presses the guest's power button, the second ends the VM.
+
+Exit codes:
+  0  the guest shut itself down
+  1  the monitor failed
+  2  the command line or the configuration file is wrong
+  3  the guest asked for a reboot
+  4  the guest panicked
+  5  the VM was ended by force (console escape, second signal)";
+
+const CHECK_HELP: &str = "\
+Examples:
+  cutover check
+  cutover check --json | jq .can_run_guests
+
+Exit codes:
+  0  this machine can run guests
+  1  it cannot; the findings say why and what to do";
+
+const COMPLETIONS_HELP: &str = "\
+Examples:
+  bash: cutover completions bash > ~/.local/share/bash-completion/completions/cutover
+  zsh:  cutover completions zsh > \"${fpath[1]}/_cutover\"
+  fish: cutover completions fish > ~/.config/fish/completions/cutover.fish";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<RunArgs, clap::Error> {
+        match Cli::try_parse_from(line.split(' '))?.command {
+            Command::Run(args) => Ok(*args),
+            other => panic!("not a run: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_of_run_is_read() {
+        let args = parse(
+            "cutover run --kernel k --initrd i --cmdline quiet --cpus 4 --memory 5GiB --memory-shared --hugepages \
+             --disk path=a --disk path=b,readonly --net tap=t0 --net --rng --serial file=log --config c.json \
+             --name web --no-seccomp --log-level debug",
+        )
+        .expect("valid");
+        assert_eq!(args.kernel, Some("k".into()));
+        assert_eq!(args.initrd, Some("i".into()));
+        assert_eq!(args.cmdline.as_deref(), Some("quiet"));
+        assert_eq!(args.cpus, Some(4));
+        assert_eq!(args.memory, Some(ByteSize::from_mib(5 << 10)));
+        assert!(args.memory_shared && args.hugepages && args.rng && args.no_seccomp);
+        assert_eq!(
+            args.disks.iter().map(|disk| disk.readonly).collect::<Vec<_>>(),
+            [false, true]
+        );
+        assert_eq!(
+            args.nets,
+            [options::net("tap=t0").expect("valid"), options::net("").expect("valid")]
+        );
+        assert_eq!(args.serial, Some(SerialSpec::File("log".into())));
+        assert_eq!(args.config, Some("c.json".into()));
+        assert_eq!(args.name.as_deref(), Some("web"));
+        assert_eq!(args.log_level, LogLevel::Debug);
+    }
+
+    #[test]
+    fn an_option_that_is_not_given_says_nothing() {
+        let args = parse("cutover run").expect("valid");
+        assert_eq!(
+            (args.kernel, args.cpus, args.memory, args.serial),
+            (None, None, None, None)
+        );
+        assert_eq!(args.log_level, LogLevel::Warn);
+        assert!(!args.no_seccomp);
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused_with_the_option_and_the_reason() {
+        for (line, option, reason) in [
+            (
+                "--memory 12X",
+                "--memory <SIZE>",
+                "'12X' is not a size: write a number with an optional unit",
+            ),
+            ("--cpus 300", "--cpus <N>", "300 is not in 0..=255"),
+            (
+                "--disk root.img",
+                "--disk <DISK>",
+                "there is no key 'root.img': it takes path=…",
+            ),
+            ("--net mtu=x", "--net [<NET>]", "mtu: 'x': invalid digit"),
+            (
+                "--serial tty",
+                "--serial <CONSOLE>",
+                "it takes stdio, file=…, socket=…, pty or null",
+            ),
+            (
+                "--log-level loud",
+                "--log-level <LEVEL>",
+                "possible values: off, error, warn, info, debug, trace",
+            ),
+        ] {
+            let error = parse(&format!("cutover run {line}")).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+            let message = error.to_string();
+            assert!(message.contains(option) && message.contains(reason), "{message}");
+        }
+    }
+
+    #[test]
+    fn help_has_examples_at_every_level() {
+        let mut cutover = Cli::command();
+        let names: Vec<String> = cutover
+            .get_subcommands()
+            .map(|command| command.get_name().to_owned())
+            .collect();
+        assert_eq!(names, ["run", "check", "completions"]);
+        assert!(cutover.render_long_help().to_string().contains("Examples:"));
+        for name in names {
+            let command = cutover.find_subcommand_mut(&name).expect("listed");
+            assert!(command.render_long_help().to_string().contains("Examples:"), "{name}");
+        }
+    }
+
+    #[test]
+    fn completions_know_the_options_in_every_shell() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "cutover", &mut script);
+            let script = String::from_utf8(script).expect("a script is text");
+            for word in ["run", "check", "completions", "memory-shared", "log-level"] {
+                assert!(script.contains(word), "{shell}: {word}");
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Option values that have a grammar of their own: `path=disk.img,readonly`, `tap=tap0,mac=…`, `file=console.log`.
+
+mod disk;
+mod key_value;
+mod net;
+mod serial;
+
+pub use disk::disk;
+pub use key_value::OptionError;
+pub use net::net;
+pub use serial::serial;
