@@ -5,6 +5,7 @@
 //!              └─► MADT: local APICs, IOAPIC
 //! ```
 
+use acpi_tables::Aml;
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate, Scope, ZERO,
 };
@@ -14,7 +15,6 @@ use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, P
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::Aml;
 use cutover_devices::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -50,7 +50,10 @@ const NO_CMOS_CLOCK: u16 = 1 << 5;
 /// # Errors
 /// They do not fit: a fault of the limits on devices.
 pub fn write_tables(memory: &GuestMemory, cpus: u8, virtio: &[VirtioNode]) -> Result<(), Error> {
-    let mut room = Room { memory, next: ACPI_TABLES + table_size(Rsdp::len()) };
+    let mut room = Room {
+        memory,
+        next: ACPI_TABLES + table_size(Rsdp::len()),
+    };
     let dsdt = room.put(&dsdt(virtio))?;
     let fadt = room.put(&fadt(dsdt))?;
     let madt = room.put(&madt(cpus))?;
@@ -76,9 +79,14 @@ impl Room<'_> {
         let address = self.next;
         let end = address + table_size(bytes.len());
         if end > ACPI_TABLES_END {
-            return Err(Error::OutOfResources { resource: "room for ACPI tables", device: "the guest".to_owned() });
+            return Err(Error::OutOfResources {
+                resource: "room for ACPI tables",
+                device: "the guest".to_owned(),
+            });
         }
-        self.memory.write_slice(&bytes, GuestAddress(address)).map_err(Error::guest_write("the ACPI tables"))?;
+        self.memory
+            .write_slice(&bytes, GuestAddress(address))
+            .map_err(Error::guest_write("the ACPI tables"))?;
         self.next = end;
         Ok(address)
     }
@@ -113,7 +121,12 @@ fn fadt(dsdt: u64) -> impl Aml {
 }
 
 fn madt(cpus: u8) -> impl Aml {
-    let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, LocalInterruptController::Address(LOCAL_APIC));
+    let mut madt = MADT::new(
+        OEM,
+        OEM_TABLE,
+        OEM_REVISION,
+        LocalInterruptController::Address(LOCAL_APIC),
+    );
     for cpu in 0..cpus {
         madt.add_structure(ProcessorLocalApic::new(cpu, cpu, EnabledStatus::Enabled));
     }
@@ -126,14 +139,27 @@ fn dsdt(virtio: &[VirtioNode]) -> Sdt {
     const REVISION_64_BIT: u8 = 2;
     let com1 = IO::new(COM1_PORT, COM1_PORT, 1, COM1_PORTS);
     let panic_port = IO::new(PVPANIC_PORT, PVPANIC_PORT, 1, 1);
-    let mut devices = device("COM1", &EISAName::new("PNP0501"), 0, &[&com1, &edge_interrupt(COM1_GSI)]);
+    let mut devices = device(
+        "COM1",
+        &EISAName::new("PNP0501"),
+        0,
+        &[&com1, &edge_interrupt(COM1_GSI)],
+    );
     devices.extend(device("PEVT", &"QEMU0001", 0, &[&panic_port]));
     devices.extend(power_button());
     for (index, node) in (0..).zip(virtio) {
         let window = Memory32Fixed::new(true, node.address, VIRTIO_WINDOW);
-        devices.extend(device(&format!("V{index:03}"), &"LNRO0005", index, &[&window, &edge_interrupt(node.gsi)]));
+        devices.extend(device(
+            &format!("V{index:03}"),
+            &"LNRO0005",
+            index,
+            &[&window, &edge_interrupt(node.gsi)],
+        ));
     }
-    let soft_off = Name::new("_S5_".into(), &Package::new(vec![&SLEEP_TYPE_S5, &SLEEP_TYPE_S5, &ZERO, &ZERO]));
+    let soft_off = Name::new(
+        "_S5_".into(),
+        &Package::new(vec![&SLEEP_TYPE_S5, &SLEEP_TYPE_S5, &ZERO, &ZERO]),
+    );
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, REVISION_64_BIT, OEM, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&Scope::raw("_SB_".into(), devices));
     dsdt.append_slice(&bytes_of(&soft_off));
@@ -190,7 +216,9 @@ mod tests {
 
     fn read(memory: &GuestMemory, address: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
-        memory.read_slice(&mut bytes, GuestAddress(address)).expect("in guest memory");
+        memory
+            .read_slice(&mut bytes, GuestAddress(address))
+            .expect("in guest memory");
         bytes
     }
 
@@ -206,7 +234,16 @@ mod tests {
     #[test]
     fn the_kernel_finds_every_table_from_the_rsdp_with_good_checksums() {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x20_0000)]).expect("memory");
-        let nodes = [VirtioNode { address: 0xc000_0000, gsi: 6 }, VirtioNode { address: 0xc000_1000, gsi: 7 }];
+        let nodes = [
+            VirtioNode {
+                address: 0xc000_0000,
+                gsi: 6,
+            },
+            VirtioNode {
+                address: 0xc000_1000,
+                gsi: 7,
+            },
+        ];
         write_tables(&memory, 2, &nodes).expect("the tables fit");
 
         let rsdp = read(&memory, ACPI_TABLES, 36);
@@ -227,7 +264,10 @@ mod tests {
     #[test]
     fn the_most_devices_and_vcpus_there_can_be_fit() {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x20_0000)]).expect("memory");
-        let nodes = [VirtioNode { address: 0xc000_0000, gsi: 6 }; 24];
+        let nodes = [VirtioNode {
+            address: 0xc000_0000,
+            gsi: 6,
+        }; 24];
         write_tables(&memory, u8::MAX, &nodes).expect("the tables fit");
     }
 }

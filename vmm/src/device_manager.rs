@@ -66,7 +66,11 @@ impl DeviceManager {
             builder.add("virtio-rng".to_owned(), Rng::new())?;
         }
         let VirtioBuilder { virtio, nodes, .. } = builder;
-        Ok(Self { virtio, nodes, power_button })
+        Ok(Self {
+            virtio,
+            nodes,
+            power_button,
+        })
     }
 
     /// What the ACPI tables say of the virtio devices.
@@ -96,7 +100,9 @@ impl DeviceManager {
     }
 
     fn transports(&self) -> impl Iterator<Item = MutexGuard<'_, MmioTransport>> {
-        self.virtio.iter().map(|device| device.lock().unwrap_or_else(PoisonError::into_inner))
+        self.virtio
+            .iter()
+            .map(|device| device.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -107,10 +113,13 @@ impl Drop for DeviceManager {
 }
 
 fn add_platform_devices(buses: &mut Buses, events: &GuestEventSink) -> Result<(), Error> {
-    let mut add = |port: u16, count: u8, device: Arc<Mutex<dyn BusDevice>>| {
-        buses.ports.insert(port.into(), count.into(), device)
-    };
-    add(I8042_PORT, I8042_PORTS, Arc::new(Mutex::new(I8042::new(events.clone()))))?;
+    let mut add =
+        |port: u16, count: u8, device: Arc<Mutex<dyn BusDevice>>| buses.ports.insert(port.into(), count.into(), device);
+    add(
+        I8042_PORT,
+        I8042_PORTS,
+        Arc::new(Mutex::new(I8042::new(events.clone()))),
+    )?;
     add(POWER_PORT, 1, Arc::new(Mutex::new(PowerControl::new(events.clone()))))?;
     add(PVPANIC_PORT, 1, Arc::new(Mutex::new(Pvpanic::new(events.clone()))))?;
     Ok(())
@@ -125,7 +134,11 @@ fn add_serial_port(
 ) -> Result<(), Error> {
     let interrupt = new_interrupt()?;
     vm.connect_interrupt(&interrupt, COM1_GSI)?;
-    let port = Arc::new(Mutex::new(SerialPort::new(interrupt, Console::open(spec)?, events.clone())));
+    let port = Arc::new(Mutex::new(SerialPort::new(
+        interrupt,
+        Console::open(spec)?,
+        events.clone(),
+    )));
     event_loop.add(port.clone())?;
     buses.ports.insert(COM1_PORT.into(), COM1_PORTS.into(), port)?;
     Ok(())
@@ -159,21 +172,39 @@ impl<'a> VirtioBuilder<'a> {
         let none_left = |_| out_of("MMIO address", "virtio devices");
         let windows = AddressAllocator::new(VIRTIO_MMIO_START, VIRTIO_MMIO_SIZE).map_err(none_left)?;
         let lines = IdAllocator::new(VIRTIO_GSI_FIRST, VIRTIO_GSI_LAST).map_err(none_left)?;
-        Ok(Self { vm, memory, buses, event_loop, events, windows, lines, virtio: Vec::new(), nodes: Vec::new() })
+        Ok(Self {
+            vm,
+            memory,
+            buses,
+            event_loop,
+            events,
+            windows,
+            lines,
+            virtio: Vec::new(),
+            nodes: Vec::new(),
+        })
     }
 
     fn add(&mut self, name: String, device: impl VirtioDevice + 'static) -> Result<(), Error> {
         let size = u64::from(VIRTIO_WINDOW);
-        let window =
-            self.windows.allocate(size, size, AllocPolicy::FirstMatch).map_err(|_| out_of("MMIO address", &name))?;
+        let window = self
+            .windows
+            .allocate(size, size, AllocPolicy::FirstMatch)
+            .map_err(|_| out_of("MMIO address", &name))?;
         let gsi = self.lines.allocate_id().map_err(|_| out_of("interrupt line", &name))?;
         let address = u32::try_from(window.start()).map_err(|_| out_of("MMIO address below 4 GiB", &name))?;
         let device = Arc::new(Mutex::new(device));
-        let transport =
-            MmioTransport::new(name, device, self.memory.clone(), self.event_loop.clone(), self.events.clone())?;
+        let transport = MmioTransport::new(
+            name,
+            device,
+            self.memory.clone(),
+            self.event_loop.clone(),
+            self.events.clone(),
+        )?;
         self.vm.connect_interrupt(transport.interrupt(), gsi)?;
         for (queue, doorbell) in (0..).zip(transport.doorbells()) {
-            self.vm.connect_doorbell(doorbell, window.start() + QUEUE_NOTIFY_OFFSET, queue)?;
+            self.vm
+                .connect_doorbell(doorbell, window.start() + QUEUE_NOTIFY_OFFSET, queue)?;
         }
         let transport = Arc::new(Mutex::new(transport));
         self.buses.mmio.insert(window.start(), size, transport.clone())?;
@@ -184,5 +215,8 @@ impl<'a> VirtioBuilder<'a> {
 }
 
 fn out_of(resource: &'static str, device: &str) -> Error {
-    Error::OutOfResources { resource, device: device.to_owned() }
+    Error::OutOfResources {
+        resource,
+        device: device.to_owned(),
+    }
 }

@@ -137,21 +137,32 @@ impl Vmm {
         let memory = memory::map(&spec.memory)?;
         let vm = KvmVm::create(&memory)?;
         if usize::from(spec.cpus) > vm.cpus_max {
-            return Err(Error::TooManyCpus { asked: spec.cpus, most: vm.cpus_max });
+            return Err(Error::TooManyCpus {
+                asked: spec.cpus,
+                most: vm.cpus_max,
+            });
         }
         let (sender, events) = channel();
         let sender = EventSender(sender);
         let event_loop = spawn_event_loop(options)?;
         let mut buses = Buses::default();
-        let devices =
-            DeviceManager::create(spec, &vm, &memory, &mut buses, &event_loop.handle(), &guest_events(&sender))?;
+        let devices = DeviceManager::create(
+            spec,
+            &vm,
+            &memory,
+            &mut buses,
+            &event_loop.handle(),
+            &guest_events(&sender),
+        )?;
         let entry = boot::load(&spec.boot, &memory)?;
         acpi::write_tables(&memory, spec.cpus, devices.virtio_nodes())?;
         cpu::install_kick_handler()?;
         if options.seccomp {
             seccomp::install_violation_handler()?;
         }
-        let vcpus = (0..spec.cpus).map(|cpu| Vcpu::create(&vm, cpu, spec.cpus)).collect::<Result<Vec<_>, _>>()?;
+        let vcpus = (0..spec.cpus)
+            .map(|cpu| Vcpu::create(&vm, cpu, spec.cpus))
+            .collect::<Result<Vec<_>, _>>()?;
         vcpus[0].set_boot_state(&memory, entry)?;
         let vcpus = vcpus
             .into_iter()
@@ -171,7 +182,9 @@ impl Vmm {
 
     /// A way for other threads to ask things of this VM.
     pub fn controller(&self) -> Controller {
-        Controller { events: self.sender.clone() }
+        Controller {
+            events: self.sender.clone(),
+        }
     }
 
     /// Runs the VM to its end; the calling thread is its state driver.
@@ -193,7 +206,9 @@ impl Vmm {
     fn drive(&mut self) -> Result<Exit, Error> {
         loop {
             // `self.sender` keeps the channel open.
-            let Ok(event) = self.events.recv() else { return Ok(Exit::Ended) };
+            let Ok(event) = self.events.recv() else {
+                return Ok(Exit::Ended);
+            };
             match event {
                 Event::Guest(GuestEvent::Shutdown) => return Ok(Exit::Shutdown),
                 Event::Guest(GuestEvent::Reset) => return Ok(Exit::Reboot),
@@ -248,7 +263,10 @@ fn guest_events(sender: &EventSender) -> GuestEventSink {
 }
 
 fn spawn_event_loop(options: &Options) -> Result<EventLoop, Error> {
-    let filter = options.seccomp.then(|| seccomp::compile(ThreadKind::Devices)).transpose()?;
+    let filter = options
+        .seccomp
+        .then(|| seccomp::compile(ThreadKind::Devices))
+        .transpose()?;
     Ok(EventLoop::spawn("devices", move || {
         if let Some(filter) = filter {
             seccomp::install_or_abort(ThreadKind::Devices, &filter);

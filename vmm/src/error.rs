@@ -155,7 +155,10 @@ impl Error {
 
     /// For `map_err`: the operating system refused `action`.
     pub(crate) fn os<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Self::Os { action, source: source.into() }
+        move |source| Self::Os {
+            action,
+            source: source.into(),
+        }
     }
 }
 

@@ -1,15 +1,13 @@
 //! The KVM side of a VM: `/dev/kvm`, the VM's file descriptor, memory slots, the in-kernel interrupt controllers.
 
 use cutover_devices::GuestMemory;
-use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, CpuId, kvm_pit_config, kvm_userspace_memory_region,
-};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::Error;
+use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 
 /// What every VM needs of KVM, with the names to report.
 pub const NEEDED_CAPABILITIES: [(Cap, &str); 9] = [
@@ -50,16 +48,23 @@ impl KvmVm {
                 return Err(Error::KvmCapability { capability: name });
             }
         }
-        let supported_cpuid =
-            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("list the CPU features it supports"))?;
+        let supported_cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(Error::kvm("list the CPU features it supports"))?;
         let fd = kvm.create_vm().map_err(Error::kvm("create a VM"))?;
         map_memory(&fd, memory)?;
         // These two come before the first vCPU; AMD hosts ignore them.
-        fd.set_identity_map_address(KVM_IDENTITY_MAP).map_err(Error::kvm("place its identity map page"))?;
-        fd.set_tss_address(KVM_TSS).map_err(Error::kvm("place its task state segment"))?;
-        fd.create_irq_chip().map_err(Error::kvm("create the interrupt controllers"))?;
-        fd.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
-            .map_err(Error::kvm("create the interval timer"))?;
+        fd.set_identity_map_address(KVM_IDENTITY_MAP)
+            .map_err(Error::kvm("place its identity map page"))?;
+        fd.set_tss_address(KVM_TSS)
+            .map_err(Error::kvm("place its task state segment"))?;
+        fd.create_irq_chip()
+            .map_err(Error::kvm("create the interrupt controllers"))?;
+        fd.create_pit2(kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        })
+        .map_err(Error::kvm("create the interval timer"))?;
         Ok(Self {
             fd,
             _memory: memory.clone(),
@@ -74,7 +79,9 @@ impl KvmVm {
     /// # Errors
     /// KVM refused.
     pub fn connect_interrupt(&self, event: &EventFd, gsi: u32) -> Result<(), Error> {
-        self.fd.register_irqfd(event, gsi).map_err(Error::kvm("connect a device's interrupt"))
+        self.fd
+            .register_irqfd(event, gsi)
+            .map_err(Error::kvm("connect a device's interrupt"))
     }
 
     /// Lets a guest's 32-bit write of `value` at `address` signal `event` without leaving the kernel.

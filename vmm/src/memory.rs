@@ -29,8 +29,14 @@ pub struct RamRange {
 
 /// RAM of `size` bytes around the MMIO gap.
 pub fn ram_ranges(size: u64) -> Vec<RamRange> {
-    let low = RamRange { start: 0, size: size.min(MMIO_GAP_START) };
-    let high = RamRange { start: MMIO_GAP_END, size: size - low.size };
+    let low = RamRange {
+        start: 0,
+        size: size.min(MMIO_GAP_START),
+    };
+    let high = RamRange {
+        start: MMIO_GAP_END,
+        size: size - low.size,
+    };
     [low, high].into_iter().filter(|range| range.size > 0).collect()
 }
 
@@ -39,7 +45,11 @@ pub fn ram_ranges(size: u64) -> Vec<RamRange> {
 /// # Errors
 /// The host has no such memory (huge pages), or too little address space.
 pub fn map(spec: &MemorySpec) -> Result<GuestMemory, Error> {
-    let failed = |source: io::Error| Error::Memory { size: spec.size, hugepages: spec.hugepages, source };
+    let failed = |source: io::Error| Error::Memory {
+        size: spec.size,
+        hugepages: spec.hugepages,
+        source,
+    };
     let file = spec.shared.then(|| create_memfd(spec)).transpose().map_err(failed)?;
     let mut offset = 0;
     let mut regions = Vec::new();
@@ -73,7 +83,11 @@ fn map_range(
 ) -> io::Result<GuestRegionMmap<AtomicBitmap>> {
     let size = usize::try_from(range.size).map_err(io::Error::other)?;
     let mut flags = libc::MAP_NORESERVE;
-    flags |= if backing.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
+    flags |= if backing.is_some() {
+        libc::MAP_SHARED
+    } else {
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS
+    };
     if spec.hugepages && backing.is_none() {
         flags |= libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
     }
@@ -99,19 +113,38 @@ mod tests {
     use super::*;
 
     fn spec(mib: u64, shared: bool) -> MemorySpec {
-        MemorySpec { size: ByteSize::from_mib(mib), shared, hugepages: false }
+        MemorySpec {
+            size: ByteSize::from_mib(mib),
+            shared,
+            hugepages: false,
+        }
     }
 
     #[test]
     fn ram_up_to_three_gib_is_one_piece() {
-        assert_eq!(ram_ranges(3 << 30), [RamRange { start: 0, size: 3 << 30 }]);
+        assert_eq!(
+            ram_ranges(3 << 30),
+            [RamRange {
+                start: 0,
+                size: 3 << 30
+            }]
+        );
     }
 
     #[test]
     fn ram_beyond_three_gib_goes_on_above_the_mmio_gap() {
         assert_eq!(
             ram_ranges(5 << 30),
-            [RamRange { start: 0, size: 3 << 30 }, RamRange { start: 4 << 30, size: 2 << 30 }]
+            [
+                RamRange {
+                    start: 0,
+                    size: 3 << 30
+                },
+                RamRange {
+                    start: 4 << 30,
+                    size: 2 << 30
+                }
+            ]
         );
     }
 
@@ -131,7 +164,10 @@ mod tests {
     #[test]
     fn shared_memory_is_one_file_with_the_regions_one_after_the_other() {
         let memory = map(&spec(4096, true)).expect("memory");
-        let offsets: Vec<u64> = memory.iter().map(|region| region.file_offset().expect("memfd").start()).collect();
+        let offsets: Vec<u64> = memory
+            .iter()
+            .map(|region| region.file_offset().expect("memfd").start())
+            .collect();
         assert_eq!(offsets, [0, 3 << 30]);
     }
 

@@ -41,10 +41,16 @@ pub fn write_boot_params(
         params.hdr.ramdisk_size = low_address(initrd.size);
     }
     for (slot, entry) in params.e820_table.iter_mut().zip(map) {
-        *slot = boot_e820_entry { addr: entry.start, size: entry.size, r#type: entry.kind as u32 };
+        *slot = boot_e820_entry {
+            addr: entry.start,
+            size: entry.size,
+            r#type: entry.kind as u32,
+        };
         params.e820_entries += 1;
     }
-    memory.write_obj(params, GuestAddress(BOOT_PARAMS)).map_err(Error::guest_write("the boot parameters"))
+    memory
+        .write_obj(params, GuestAddress(BOOT_PARAMS))
+        .map_err(Error::guest_write("the boot parameters"))
 }
 
 /// An address or size below 4 GiB, as everything is that the boot protocol places.

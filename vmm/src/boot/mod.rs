@@ -64,7 +64,9 @@ enum MemoryKind {
 /// A file is missing, is no kernel, or does not fit.
 pub fn load(spec: &BootSpec, memory: &GuestMemory) -> Result<Entry, Error> {
     let kernel = load_kernel(&spec.kernel, memory)?;
-    let initrd_highest = kernel.setup_header.map_or(u64::from(u32::MAX), |header| header.initrd_addr_max.into());
+    let initrd_highest = kernel
+        .setup_header
+        .map_or(u64::from(u32::MAX), |header| header.initrd_addr_max.into());
     let initrd = match &spec.initrd {
         Some(path) => Some(load_initrd(path, memory, kernel_end(&kernel), initrd_highest)?),
         None => None,
@@ -81,14 +83,19 @@ pub fn load(spec: &BootSpec, memory: &GuestMemory) -> Result<Entry, Error> {
             linux::write_boot_params(memory, header, initrd, length, &map)?;
             // A bzImage has its 64-bit entry 0x200 bytes behind its start (boot.rst, "64-bit BOOT PROTOCOL").
             let entry_offset = if header.is_some() { 0x200 } else { 0 };
-            Ok(Entry::Linux64 { address: kernel.kernel_load.0 + entry_offset })
+            Ok(Entry::Linux64 {
+                address: kernel.kernel_load.0 + entry_offset,
+            })
         }
     }
 }
 
 fn load_kernel(path: &Path, memory: &GuestMemory) -> Result<KernelLoaderResult, Error> {
     let mut file = open("kernel", path)?;
-    let size = file.metadata().map_err(|source| boot_file("kernel", path, source))?.len();
+    let size = file
+        .metadata()
+        .map_err(|source| boot_file("kernel", path, source))?
+        .len();
     let mut magic = [0; 4];
     let read = read_up_to(&mut file, &mut magic).map_err(|source| boot_file("kernel", path, source))?;
     let is_elf = magic[..read] == *b"\x7fELF";
@@ -107,7 +114,10 @@ fn load_kernel(path: &Path, memory: &GuestMemory) -> Result<KernelLoaderResult, 
                 available: ByteSize::from_bytes(room),
             }
         } else {
-            Error::NotAKernel { path: path.to_owned(), reason: error.to_string() }
+            Error::NotAKernel {
+                path: path.to_owned(),
+                reason: error.to_string(),
+            }
         }
     })?;
     let end = kernel_end(&loaded);
@@ -125,26 +135,33 @@ fn load_kernel(path: &Path, memory: &GuestMemory) -> Result<KernelLoaderResult, 
 fn kernel_end(kernel: &KernelLoaderResult) -> u64 {
     match kernel.setup_header {
         // Where it unpacks itself to, and how much that takes (boot.rst, `init_size`).
-        Some(setup_header { pref_address, init_size, .. }) => {
-            kernel.kernel_end.max(pref_address.saturating_add(init_size.into()))
-        }
+        Some(setup_header {
+            pref_address,
+            init_size,
+            ..
+        }) => kernel.kernel_end.max(pref_address.saturating_add(init_size.into())),
         None => kernel.kernel_end,
     }
 }
 
 fn load_initrd(path: &Path, memory: &GuestMemory, lowest: u64, highest: u64) -> Result<Initrd, Error> {
     let mut file = open("initrd", path)?;
-    let size = file.metadata().map_err(|source| boot_file("initrd", path, source))?.len();
+    let size = file
+        .metadata()
+        .map_err(|source| boot_file("initrd", path, source))?
+        .len();
     let top = low_ram_size(memory).min(highest.saturating_add(1));
     let available = top.saturating_sub(lowest);
     // Page-aligned, as high as it goes.
-    let start = top.checked_sub(size).map(|start| start & !0xfff).filter(|&start| start >= lowest).ok_or(
-        Error::DoesNotFit {
+    let start = top
+        .checked_sub(size)
+        .map(|start| start & !0xfff)
+        .filter(|&start| start >= lowest)
+        .ok_or(Error::DoesNotFit {
             what: "the initrd",
             needed: ByteSize::from_bytes(size),
             available: ByteSize::from_bytes(available),
-        },
-    )?;
+        })?;
     let length = usize::try_from(size).map_err(|_| boot_file("initrd", path, io::ErrorKind::FileTooLarge.into()))?;
     memory
         .read_exact_volatile_from(GuestAddress(start), &mut file, length)
@@ -154,25 +171,43 @@ fn load_initrd(path: &Path, memory: &GuestMemory, lowest: u64, highest: u64) -> 
 
 fn write_cmdline(cmdline: &str, memory: &GuestMemory) -> Result<(), Error> {
     let bytes = [cmdline.as_bytes(), &[0]].concat();
-    memory.write_slice(&bytes, GuestAddress(CMDLINE)).map_err(Error::guest_write("the command line"))
+    memory
+        .write_slice(&bytes, GuestAddress(CMDLINE))
+        .map_err(Error::guest_write("the command line"))
 }
 
 fn memory_map(memory: &GuestMemory) -> Vec<MemoryMapEntry> {
     let mut map = vec![
-        MemoryMapEntry { start: 0, size: LOW_RAM_END, kind: MemoryKind::Ram },
-        MemoryMapEntry { start: ACPI_TABLES, size: HIGH_RAM_START - ACPI_TABLES, kind: MemoryKind::Reserved },
+        MemoryMapEntry {
+            start: 0,
+            size: LOW_RAM_END,
+            kind: MemoryKind::Ram,
+        },
+        MemoryMapEntry {
+            start: ACPI_TABLES,
+            size: HIGH_RAM_START - ACPI_TABLES,
+            kind: MemoryKind::Reserved,
+        },
     ];
     for region in memory.iter() {
         let start = region.start_addr().0.max(HIGH_RAM_START);
         let size = region.start_addr().0 + region.len() - start;
-        map.push(MemoryMapEntry { start, size, kind: MemoryKind::Ram });
+        map.push(MemoryMapEntry {
+            start,
+            size,
+            kind: MemoryKind::Ram,
+        });
     }
     map
 }
 
 /// RAM below the MMIO gap.
 fn low_ram_size(memory: &GuestMemory) -> u64 {
-    memory.iter().filter(|region| region.start_addr().0 < MMIO_GAP_START).map(GuestMemoryRegion::len).sum()
+    memory
+        .iter()
+        .filter(|region| region.start_addr().0 < MMIO_GAP_START)
+        .map(GuestMemoryRegion::len)
+        .sum()
 }
 
 fn open(what: &'static str, path: &Path) -> Result<File, Error> {
@@ -194,7 +229,11 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 fn boot_file(what: &'static str, path: &Path, source: io::Error) -> Error {
-    Error::BootFile { what, path: path.to_owned(), source }
+    Error::BootFile {
+        what,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -240,7 +279,9 @@ mod tests {
         image.extend(segments.to_le_bytes());
         image.extend([0; 6]);
         let contents_at = 64 + 56 * u64::from(segments);
-        let note = [4_u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), PVH_ENTRY].map(u32::to_le_bytes).concat();
+        let note = [4_u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), PVH_ENTRY]
+            .map(u32::to_le_bytes)
+            .concat();
         let mut segment = |kind: u32, offset: u64, address: u64, size: u64| {
             image.extend([kind, 5].map(u32::to_le_bytes).concat());
             image.extend([offset, address, address, size, size, 4].map(u64::to_le_bytes).concat());
@@ -270,8 +311,16 @@ mod tests {
 
     #[test]
     fn an_elf_kernel_starts_by_pvh_where_it_has_that_entry_and_at_its_own_else() {
-        assert_eq!(boot(&elf(true), None, &memory(64)).expect("boots"), Entry::Pvh { address: PVH_ENTRY.into() });
-        assert_eq!(boot(&elf(false), None, &memory(64)).expect("boots"), Entry::Linux64 { address: ENTRY });
+        assert_eq!(
+            boot(&elf(true), None, &memory(64)).expect("boots"),
+            Entry::Pvh {
+                address: PVH_ENTRY.into()
+            }
+        );
+        assert_eq!(
+            boot(&elf(false), None, &memory(64)).expect("boots"),
+            Entry::Linux64 { address: ENTRY }
+        );
     }
 
     #[test]
@@ -279,12 +328,18 @@ mod tests {
         let memory = memory(64);
         let entry = boot(&bz_image(), Some(b"initrd contents"), &memory).expect("boots");
         assert_eq!(entry, Entry::Linux64 { address: 0x10_0200 });
-        let at = |offset: u64| memory.read_obj::<u32>(GuestAddress(BOOT_PARAMS + offset)).expect("in memory");
+        let at = |offset: u64| {
+            memory
+                .read_obj::<u32>(GuestAddress(BOOT_PARAMS + offset))
+                .expect("in memory")
+        };
         let (image, size, cmdline) = (at(0x218), at(0x21c), at(0x228));
         assert_eq!((image, size), ((64 << 20) - 4096, 15));
         assert_eq!(u64::from(cmdline), CMDLINE);
         let mut initrd = [0; 15];
-        memory.read_slice(&mut initrd, GuestAddress(image.into())).expect("in memory");
+        memory
+            .read_slice(&mut initrd, GuestAddress(image.into()))
+            .expect("in memory");
         assert_eq!(&initrd, b"initrd contents");
     }
 
@@ -298,14 +353,19 @@ mod tests {
         assert_eq!((at(modules), at(modules + 8)), ((64 << 20) - 4096, 15));
         let map = at(PVH_START_INFO + 40);
         assert_eq!((at(map), at(map + 8)), (0, LOW_RAM_END));
-        assert_eq!((at(map + 48), at(map + 56)), (HIGH_RAM_START, (64 << 20) - HIGH_RAM_START));
+        assert_eq!(
+            (at(map + 48), at(map + 56)),
+            (HIGH_RAM_START, (64 << 20) - HIGH_RAM_START)
+        );
     }
 
     #[test]
     fn a_kernel_that_unpacks_beyond_the_memory_is_refused_with_both_sizes() {
         let mut image = bz_image();
         image[0x260..0x264].copy_from_slice(&0x400_0000_u32.to_le_bytes());
-        let error = boot(&image, None, &memory(64)).expect_err("80 MiB are needed").to_string();
+        let error = boot(&image, None, &memory(64))
+            .expect_err("80 MiB are needed")
+            .to_string();
         assert!(error.contains("80M") && error.contains("64M"), "{error}");
     }
 

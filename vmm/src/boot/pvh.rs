@@ -18,11 +18,24 @@ const MEMORY_MAP: u64 = PVH_START_INFO + 0x200;
 /// Writes the start info, its module list (the initrd) and its memory map.
 pub fn write_start_info(memory: &GuestMemory, initrd: Option<Initrd>, map: &[MemoryMapEntry]) -> Result<(), Error> {
     for (address, entry) in (MEMORY_MAP..).step_by(size_of::<hvm_memmap_table_entry>()).zip(map) {
-        let entry = hvm_memmap_table_entry { addr: entry.start, size: entry.size, type_: entry.kind as u32, reserved: 0 };
+        let entry = hvm_memmap_table_entry {
+            addr: entry.start,
+            size: entry.size,
+            type_: entry.kind as u32,
+            reserved: 0,
+        };
         put(memory, address, entry)?;
     }
     if let Some(initrd) = initrd {
-        put(memory, MODULE_LIST, hvm_modlist_entry { paddr: initrd.start, size: initrd.size, ..Default::default() })?;
+        put(
+            memory,
+            MODULE_LIST,
+            hvm_modlist_entry {
+                paddr: initrd.start,
+                size: initrd.size,
+                ..Default::default()
+            },
+        )?;
     }
     let entries = u32::try_from(map.len()).expect("a map has a handful of entries");
     let info = hvm_start_info {
@@ -40,5 +53,7 @@ pub fn write_start_info(memory: &GuestMemory, initrd: Option<Initrd>, map: &[Mem
 }
 
 fn put<T: ByteValued>(memory: &GuestMemory, address: u64, value: T) -> Result<(), Error> {
-    memory.write_obj(value, GuestAddress(address)).map_err(Error::guest_write("the PVH start info"))
+    memory
+        .write_obj(value, GuestAddress(address))
+        .map_err(Error::guest_write("the PVH start info"))
 }

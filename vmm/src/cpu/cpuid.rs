@@ -46,8 +46,12 @@ const LEAF_HYPERVISOR: u32 = 0x4000_0000;
 /// # Errors
 /// More entries than KVM takes.
 pub fn for_vcpu(supported: &CpuId, topology: Topology) -> Result<CpuId, Error> {
-    let mut entries: Vec<kvm_cpuid_entry2> =
-        supported.as_slice().iter().filter(|entry| entry.function != LEAF_TIMING && !is_topology(entry)).copied().collect();
+    let mut entries: Vec<kvm_cpuid_entry2> = supported
+        .as_slice()
+        .iter()
+        .filter(|entry| entry.function != LEAF_TIMING && !is_topology(entry))
+        .copied()
+        .collect();
     for entry in &mut entries {
         adjust(entry, topology);
     }
@@ -122,7 +126,11 @@ fn adjust(entry: &mut kvm_cpuid_entry2, topology: Topology) {
 fn topology_leaves(supported: &CpuId, topology: Topology) -> Vec<kvm_cpuid_entry2> {
     const THREAD_LEVEL: u32 = 1;
     const CORE_LEVEL: u32 = 2;
-    let levels = [(THREAD_LEVEL, 0, 1), (CORE_LEVEL, id_bits(topology.cpus), u32::from(topology.cpus)), (0, 0, 0)];
+    let levels = [
+        (THREAD_LEVEL, 0, 1),
+        (CORE_LEVEL, id_bits(topology.cpus), u32::from(topology.cpus)),
+        (0, 0, 0),
+    ];
     let mut leaves = Vec::new();
     for function in [0xb, 0x1f] {
         if !supported.as_slice().iter().any(|entry| entry.function == function) {
@@ -162,12 +170,30 @@ mod tests {
     use super::*;
 
     fn entry(function: u32, index: u32) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 { function, index, eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX, ..Default::default() }
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            eax: u32::MAX,
+            ebx: u32::MAX,
+            ecx: u32::MAX,
+            edx: u32::MAX,
+            ..Default::default()
+        }
     }
 
     fn made(functions: &[u32], cpu: u8, cpus: u8) -> CpuId {
-        let host = CpuId::from_entries(&functions.iter().map(|&function| entry(function, 0)).collect::<Vec<_>>()).unwrap();
-        for_vcpu(&host, Topology { cpu, cpus, tsc_khz: 2_100_000, tsc_deadline: true }).unwrap()
+        let host =
+            CpuId::from_entries(&functions.iter().map(|&function| entry(function, 0)).collect::<Vec<_>>()).unwrap();
+        for_vcpu(
+            &host,
+            Topology {
+                cpu,
+                cpus,
+                tsc_khz: 2_100_000,
+                tsc_deadline: true,
+            },
+        )
+        .unwrap()
     }
 
     fn leaf(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
@@ -189,15 +215,26 @@ mod tests {
 
     #[test]
     fn what_would_tie_the_guest_to_this_host_is_hidden() {
-        let cpuid = made(&[0x1, 0x6, 0x7, 0xa, 0x12, 0x14, 0x8000_0001, 0x8000_0007, 0x8000_000a], 0, 1);
+        let cpuid = made(
+            &[0x1, 0x6, 0x7, 0xa, 0x12, 0x14, 0x8000_0001, 0x8000_0007, 0x8000_000a],
+            0,
+            1,
+        );
         assert_eq!(leaf(&cpuid, 0x1, 0).ecx & LEAF1_ECX_VMX, 0);
         assert_eq!(leaf(&cpuid, 0x6, 0).eax, LEAF6_EAX_ARAT);
-        assert_eq!(leaf(&cpuid, 0x7, 0).ebx & (LEAF7_EBX_SGX | LEAF7_EBX_PROCESSOR_TRACE), 0);
+        assert_eq!(
+            leaf(&cpuid, 0x7, 0).ebx & (LEAF7_EBX_SGX | LEAF7_EBX_PROCESSOR_TRACE),
+            0
+        );
         assert_eq!(leaf(&cpuid, 0x8000_0001, 0).ecx & EXT1_ECX_SVM, 0);
         assert_eq!(leaf(&cpuid, 0x8000_0007, 0).edx & EXT7_EDX_INVARIANT_TSC, 0);
         for function in [0xa, 0x12, 0x14, 0x8000_000a] {
             let hidden = leaf(&cpuid, function, 0);
-            assert_eq!((hidden.eax, hidden.ebx, hidden.ecx, hidden.edx), (0, 0, 0, 0), "{function:#x}");
+            assert_eq!(
+                (hidden.eax, hidden.ebx, hidden.ecx, hidden.edx),
+                (0, 0, 0, 0),
+                "{function:#x}"
+            );
         }
     }
 

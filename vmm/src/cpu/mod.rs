@@ -70,13 +70,22 @@ impl Vcpu {
     pub fn create(vm: &KvmVm, cpu: u8, cpus: u8) -> Result<Self, Error> {
         let fd = vm.fd.create_vcpu(u64::from(cpu)).map_err(Error::kvm("create a vCPU"))?;
         let tsc_khz = fd.get_tsc_khz().map_err(Error::kvm("tell a vCPU's TSC frequency"))?;
-        let topology = Topology { cpu, cpus, tsc_khz, tsc_deadline: vm.tsc_deadline };
+        let topology = Topology {
+            cpu,
+            cpus,
+            tsc_khz,
+            tsc_deadline: vm.tsc_deadline,
+        };
         let cpuid = cpuid::for_vcpu(&vm.supported_cpuid, topology)?;
         fd.set_cpuid2(&cpuid).map_err(Error::kvm("set a vCPU's CPUID"))?;
         registers::set_msrs(&fd)?;
         set_lapic_lines(&fd)?;
         let immediate_exit = Arc::new(ImmediateExit::map(&fd, vm.fd.run_size())?);
-        Ok(Self { cpu, fd, immediate_exit })
+        Ok(Self {
+            cpu,
+            fd,
+            immediate_exit,
+        })
     }
 
     /// Makes this the vCPU that boots.
@@ -101,10 +110,21 @@ impl Vcpu {
                 if let Some(filter) = filter {
                     seccomp::install_or_abort(ThreadKind::Vcpu, &filter);
                 }
-                VcpuThread { vcpu: self, buses, events, commands: received }.serve();
+                VcpuThread {
+                    vcpu: self,
+                    buses,
+                    events,
+                    commands: received,
+                }
+                .serve();
             })
             .map_err(Error::os("create a vCPU thread"))?;
-        Ok(VcpuHandle { cpu, commands, immediate_exit, thread })
+        Ok(VcpuHandle {
+            cpu,
+            commands,
+            immediate_exit,
+            thread,
+        })
     }
 }
 
@@ -174,7 +194,11 @@ impl VcpuThread {
     fn serve(mut self) {
         let mut running = false;
         loop {
-            let command = if running { self.commands.try_recv().ok() } else { self.commands.recv().ok() };
+            let command = if running {
+                self.commands.try_recv().ok()
+            } else {
+                self.commands.recv().ok()
+            };
             match command {
                 Some(Command::Run) => running = true,
                 Some(Command::Pause(done)) => {
@@ -226,7 +250,10 @@ impl VcpuThread {
                 Ok(other) => format!("unexpected exit {other:?}"),
                 Err(error) => format!("KVM_RUN failed: {error}"),
             };
-            self.events.send(Event::VcpuFailed { cpu: self.vcpu.cpu, reason });
+            self.events.send(Event::VcpuFailed {
+                cpu: self.vcpu.cpu,
+                reason,
+            });
             return Stopped::ForGood;
         }
     }
@@ -255,7 +282,9 @@ impl VcpuThread {
         let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
         let at = self.vcpu.fd.get_regs().map(|regs| regs.rip).unwrap_or_default();
         if suberror == EMULATION {
-            format!("KVM cannot emulate the instruction at {at:#x} (is this KVM without vmx or svm? see `cutover check`)")
+            format!(
+                "KVM cannot emulate the instruction at {at:#x} (is this KVM without vmx or svm? see `cutover check`)"
+            )
         } else {
             format!("KVM internal error {suberror} at {at:#x}")
         }

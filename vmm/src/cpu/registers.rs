@@ -37,12 +37,24 @@ const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 /// # Errors
 /// KVM refused one.
 pub fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
-    let entries = [(MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING), (MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK)]
-        .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
-    let msrs = Msrs::from_entries(&entries).map_err(|_| Error::KvmCapability { capability: "room for two MSRs" })?;
+    let entries = [
+        (MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+        (MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK),
+    ]
+    .map(|(index, data)| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    });
+    let msrs = Msrs::from_entries(&entries).map_err(|_| Error::KvmCapability {
+        capability: "room for two MSRs",
+    })?;
     let written = vcpu.set_msrs(&msrs).map_err(Error::kvm("set a vCPU's MSRs"))?;
     if written < entries.len() {
-        return Err(Error::Kvm { action: "set a vCPU's MSRs", source: kvm_ioctls::Error::new(libc::EINVAL) });
+        return Err(Error::Kvm {
+            action: "set a vCPU's MSRs",
+            source: kvm_ioctls::Error::new(libc::EINVAL),
+        });
     }
     Ok(())
 }
@@ -53,7 +65,10 @@ pub fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
 /// KVM refused, or the boot structures are outside of guest memory.
 pub fn set_boot_state(vcpu: &VcpuFd, memory: &GuestMemory, entry: Entry) -> Result<(), Error> {
     let mut sregs = vcpu.get_sregs().map_err(Error::kvm("read a vCPU's system registers"))?;
-    let mut regs = kvm_regs { rflags: RFLAGS_RESERVED, ..Default::default() };
+    let mut regs = kvm_regs {
+        rflags: RFLAGS_RESERVED,
+        ..Default::default()
+    };
     match entry {
         Entry::Linux64 { address } => {
             regs.rip = address;
@@ -70,15 +85,24 @@ pub fn set_boot_state(vcpu: &VcpuFd, memory: &GuestMemory, entry: Entry) -> Resu
         }
     }
     write_gdt(memory, &mut sregs)?;
-    vcpu.set_sregs(&sregs).map_err(Error::kvm("set a vCPU's system registers"))?;
+    vcpu.set_sregs(&sregs)
+        .map_err(Error::kvm("set a vCPU's system registers"))?;
     vcpu.set_regs(&regs).map_err(Error::kvm("set a vCPU's registers"))?;
     // The x87 control word and MXCSR of a CPU after reset and FNINIT.
-    vcpu.set_fpu(&kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() })
-        .map_err(Error::kvm("set a vCPU's floating-point state"))
+    vcpu.set_fpu(&kvm_fpu {
+        fcw: 0x37f,
+        mxcsr: 0x1f80,
+        ..Default::default()
+    })
+    .map_err(Error::kvm("set a vCPU's floating-point state"))
 }
 
 fn long_mode(sregs: &mut kvm_sregs) {
-    set_segments(sregs, flat_segment(CODE, Width::Bits64), flat_segment(DATA, Width::Bits32));
+    set_segments(
+        sregs,
+        flat_segment(CODE, Width::Bits64),
+        flat_segment(DATA, Width::Bits32),
+    );
     sregs.cr0 |= CR0_PE | CR0_PG;
     sregs.cr3 = BOOT_PAGE_TABLES;
     sregs.cr4 |= CR4_PAE;
@@ -86,7 +110,11 @@ fn long_mode(sregs: &mut kvm_sregs) {
 }
 
 fn protected_mode(sregs: &mut kvm_sregs) {
-    set_segments(sregs, flat_segment(CODE, Width::Bits32), flat_segment(DATA, Width::Bits32));
+    set_segments(
+        sregs,
+        flat_segment(CODE, Width::Bits32),
+        flat_segment(DATA, Width::Bits32),
+    );
     sregs.cr0 = CR0_PE | CR0_ET;
     sregs.cr4 = 0;
 }
@@ -96,7 +124,13 @@ fn set_segments(sregs: &mut kvm_sregs, code: kvm_segment, data: kvm_segment) {
     sregs.cs = kvm_segment { selector: 0x10, ..code };
     let data = kvm_segment { selector: 0x18, ..data };
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { selector: 0x20, limit: 0x67, type_: BUSY_TSS, present: 1, ..Default::default() };
+    sregs.tr = kvm_segment {
+        selector: 0x20,
+        limit: 0x67,
+        type_: BUSY_TSS,
+        present: 1,
+        ..Default::default()
+    };
 }
 
 enum Width {
@@ -106,12 +140,25 @@ enum Width {
 
 fn flat_segment(type_: u8, width: Width) -> kvm_segment {
     let long = u8::from(matches!(width, Width::Bits64));
-    kvm_segment { limit: u32::MAX, type_, present: 1, s: 1, l: long, db: 1 - long, g: 1, ..Default::default() }
+    kvm_segment {
+        limit: u32::MAX,
+        type_,
+        present: 1,
+        s: 1,
+        l: long,
+        db: 1 - long,
+        g: 1,
+        ..Default::default()
+    }
 }
 
 /// The descriptor-table form of a segment (Intel SDM volume 3, 3.4.5).
 fn descriptor(segment: &kvm_segment) -> u64 {
-    let limit = u64::from(if segment.g == 1 { segment.limit >> 12 } else { segment.limit });
+    let limit = u64::from(if segment.g == 1 {
+        segment.limit >> 12
+    } else {
+        segment.limit
+    });
     let bits = |value: u8, at: u32| u64::from(value) << at;
     limit & 0xffff
         | (segment.base & 0xff_ffff) << 16
@@ -127,9 +174,18 @@ fn descriptor(segment: &kvm_segment) -> u64 {
 }
 
 fn write_gdt(memory: &GuestMemory, sregs: &mut kvm_sregs) -> Result<(), Error> {
-    let table = [0, 0, descriptor(&sregs.cs), descriptor(&sregs.ds), descriptor(&sregs.tr), 0];
+    let table = [
+        0,
+        0,
+        descriptor(&sregs.cs),
+        descriptor(&sregs.ds),
+        descriptor(&sregs.tr),
+        0,
+    ];
     let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_le_bytes()).collect();
-    memory.write_slice(&bytes, GuestAddress(BOOT_GDT)).map_err(Error::guest_write("the descriptor table"))?;
+    memory
+        .write_slice(&bytes, GuestAddress(BOOT_GDT))
+        .map_err(Error::guest_write("the descriptor table"))?;
     sregs.gdt.base = BOOT_GDT;
     sregs.gdt.limit = 47;
     sregs.idt.limit = 0;
@@ -142,7 +198,9 @@ fn write_page_tables(memory: &GuestMemory) -> Result<(), Error> {
     const LARGE: u64 = 1 << 7;
     let (pdpt, directory) = (BOOT_PAGE_TABLES + 0x1000, BOOT_PAGE_TABLES + 0x2000);
     let put = |address: u64, entry: u64| {
-        memory.write_obj(entry, GuestAddress(address)).map_err(Error::guest_write("the boot page tables"))
+        memory
+            .write_obj(entry, GuestAddress(address))
+            .map_err(Error::guest_write("the boot page tables"))
     };
     put(BOOT_PAGE_TABLES, pdpt | PRESENT_WRITABLE)?;
     put(pdpt, directory | PRESENT_WRITABLE)?;

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use libc::c_long;
-use seccompiler::{
-    BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule,
-};
+use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
 use super::ThreadKind;
 
@@ -83,11 +81,21 @@ pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Bac
         ),
         // Runs the guest; its accesses reach devices: the console's output, starting and stopping queues.
         ThreadKind::Vcpu => (&[RUNTIME, DEVICES], &[KVM_RUN, KVM_GET_REGS, TUNSETOFFLOAD]),
-        ThreadKind::Devices => (&[RUNTIME, DEVICES], &[TUNSETOFFLOAD, BLKDISCARD, BLKZEROOUT, TCSETS, TCSETSW, TCSETSF]),
+        ThreadKind::Devices => (
+            &[RUNTIME, DEVICES],
+            &[TUNSETOFFLOAD, BLKDISCARD, BLKZEROOUT, TCSETS, TCSETSW, TCSETSF],
+        ),
     };
-    let mut rules: BTreeMap<c_long, Vec<SeccompRule>> =
-        calls.iter().copied().flatten().map(|&call| (call, Vec::new())).collect();
-    let ioctls = ioctls.iter().map(|&request| ioctl(request)).collect::<Result<Vec<_>, _>>()?;
+    let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = calls
+        .iter()
+        .copied()
+        .flatten()
+        .map(|&call| (call, Vec::new()))
+        .collect();
+    let ioctls = ioctls
+        .iter()
+        .map(|&request| ioctl(request))
+        .collect::<Result<Vec<_>, _>>()?;
     rules.insert(libc::SYS_ioctl, ioctls);
     Ok(rules)
 }

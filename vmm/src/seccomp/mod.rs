@@ -39,7 +39,10 @@ impl ThreadKind {
 /// # Errors
 /// The lists do not make a program: a fault of the lists.
 pub fn compile(kind: ThreadKind) -> Result<BpfProgram, Error> {
-    let failed = |error: seccompiler::BackendError| Error::Seccomp { thread: kind.name(), reason: error.to_string() };
+    let failed = |error: seccompiler::BackendError| Error::Seccomp {
+        thread: kind.name(),
+        reason: error.to_string(),
+    };
     let rules = filters::rules(kind).map_err(failed)?;
     SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)
         .and_then(BpfProgram::try_from)
@@ -51,8 +54,10 @@ pub fn compile(kind: ThreadKind) -> Result<BpfProgram, Error> {
 /// # Errors
 /// The kernel refused.
 pub fn install(kind: ThreadKind, program: &BpfProgram) -> Result<(), Error> {
-    seccompiler::apply_filter(program)
-        .map_err(|error| Error::Seccomp { thread: kind.name(), reason: error.to_string() })
+    seccompiler::apply_filter(program).map_err(|error| Error::Seccomp {
+        thread: kind.name(),
+        reason: error.to_string(),
+    })
 }
 
 /// As [`install`], where no error can be returned: a thread that cannot be confined must not run at all.
@@ -77,8 +82,15 @@ extern "C" fn report_violation(_: c_int, info: *mut libc::siginfo_t, _: *mut lib
     const SI_SYSCALL: usize = 6;
     // SAFETY: the kernel passes a siginfo_t that, for SIGSYS, has the number of the system call there.
     let number = unsafe { info.cast::<i32>().add(SI_SYSCALL).read() };
-    let name = usize::try_from(number).ok().and_then(Sysno::new).map_or("unknown", |call| call.name());
-    for part in ["cutover: error: seccomp stopped the forbidden system call ", name, " (--no-seccomp turns the filter off)\n"] {
+    let name = usize::try_from(number)
+        .ok()
+        .and_then(Sysno::new)
+        .map_or("unknown", |call| call.name());
+    for part in [
+        "cutover: error: seccomp stopped the forbidden system call ",
+        name,
+        " (--no-seccomp turns the filter off)\n",
+    ] {
         // SAFETY: a write of an initialized buffer.
         unsafe { libc::write(libc::STDERR_FILENO, part.as_ptr().cast(), part.len()) };
     }
@@ -108,7 +120,11 @@ mod tests {
         }
         let this_test = std::env::current_exe().expect("a test has a path");
         let output = std::process::Command::new(this_test)
-            .args(["--exact", "--nocapture", "seccomp::tests::a_forbidden_call_ends_the_process_and_is_named"])
+            .args([
+                "--exact",
+                "--nocapture",
+                "seccomp::tests::a_forbidden_call_ends_the_process_and_is_named",
+            ])
             .env("CUTOVER_TEST_VIOLATION", "1")
             .output()
             .expect("the test runs itself");
