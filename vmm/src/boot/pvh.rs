@@ -8,7 +8,7 @@ use super::{Initrd, MemoryMapEntry};
 use crate::Error;
 use crate::layout::{ACPI_TABLES, CMDLINE, PVH_START_INFO};
 
-/// Structures without a `ByteValued` implementation that this crate may add, as bytes.
+/// Marks a start info (`XEN_HVM_START_MAGIC_VALUE`).
 const MAGIC: u32 = 0x336e_c578;
 const VERSION_WITH_MEMORY_MAP: u32 = 1;
 /// Where the module list and the memory map lie behind the start info.
