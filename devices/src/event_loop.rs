@@ -1,13 +1,13 @@
 //! The thread on which devices serve their queues: an epoll loop of the event-manager crate.
 //!
-//! A device joins the loop when it starts and leaves it when it stops; [`EventLoop::remove`] returns only when the
-//! loop no longer runs the device's code, so what follows has the device to itself.
+//! A device joins the loop when it starts and leaves it when it stops. Both happen on the loop's thread through
+//! [`EventLoopHandle::call`], between two rounds of events, so that they have the device to themselves.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId};
+use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps};
 
 /// What the loop runs: shared with whoever starts and stops it.
 pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
@@ -30,7 +30,7 @@ pub struct EventLoop {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A way to add subscribers to a loop and take them off, from any thread but the loop's own.
+/// A way to the loop's thread and subscribers, from any thread but the loop's own.
 #[derive(Clone)]
 pub struct EventLoopHandle {
     endpoint: RemoteEndpoint<Subscriber>,
@@ -87,18 +87,19 @@ impl EventLoopHandle {
     /// # Errors
     /// The loop has ended.
     pub fn add(&self, subscriber: Subscriber) -> Result<SubscriberId, EventLoopError> {
-        self.endpoint
-            .call_blocking(move |manager| Ok::<_, event_manager::Error>(event_manager::SubscriberOps::add_subscriber(manager, subscriber)))
-            .map_err(EventLoopError::Manager)
+        self.call(move |subscribers| subscribers.add_subscriber(subscriber))
     }
 
-    /// Takes a subscriber off the loop. Must not be called while holding a lock the subscriber's code takes.
+    /// Runs `task` on the loop's thread, where no subscriber's code runs meanwhile, and waits for its result. Must not
+    /// be called while holding a lock the subscribers or `task` take.
     ///
     /// # Errors
-    /// The loop has ended, or does not know `id`.
-    pub fn remove(&self, id: SubscriberId) -> Result<(), EventLoopError> {
+    /// The loop has ended.
+    pub fn call<T: Send + 'static>(
+        &self,
+        task: impl FnOnce(&mut dyn SubscriberOps<Subscriber = Subscriber>) -> T + Send + 'static,
+    ) -> Result<T, EventLoopError> {
         self.endpoint
-            .call_blocking(move |manager| manager.remove_subscriber(id).map(drop))
-            .map_err(EventLoopError::Manager)
+            .call_blocking(move |subscribers| Ok::<T, EventLoopError>(task(subscribers)))
     }
 }

@@ -1,0 +1,288 @@
+//! The block device (virtio 1.2 §5.2): a raw file or a host block device as a disk.
+//!
+//! Owns the device's life: it takes requests off its queue, hands them to an [`engine`] that does the I/O beside the
+//! event loop, and answers when the engine reports them done. [`request`] says what the guest asks for, [`disk`] what
+//! the host has.
+
+use std::io;
+
+use cutover_snapshot::spec::DiskSpec;
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use virtio_bindings::virtio_blk::*;
+use virtio_queue::Queue;
+use vmm_sys_util::epoll::EventSet;
+
+use self::disk::Disk;
+use self::engine::{Completion, Engine};
+use self::in_flight::{InFlight, Step};
+use self::request::Request;
+use super::log_limit::LogLimit;
+use super::queue::{Chain, QueueError};
+use super::{DeviceError, Notifier, ServedQueue, StartedQueues, VirtioDevice, has_feature};
+
+mod config;
+mod disk;
+mod engine;
+mod in_flight;
+mod request;
+
+/// Descriptors of the queue; also the most requests in flight, as each begins with another descriptor.
+const QUEUE_SIZE: u16 = 256;
+
+const DOORBELL: u32 = 0;
+const COMPLETION: u32 = 1;
+
+/// A virtio disk.
+pub struct Block {
+    disk: Disk,
+    engine: Engine,
+    features: u64,
+    config: Vec<u8>,
+    service: Option<Service>,
+}
+
+/// What there is between start and stop.
+struct Service {
+    queue: ServedQueue,
+    notifier: Notifier,
+    /// Requests the engine works on, by the index of their first descriptor.
+    in_flight: Vec<Option<InFlight>>,
+    in_flight_count: usize,
+    /// Chains to take requests with, so that none is allocated per request.
+    spare: Vec<Chain>,
+    completions: Vec<Completion>,
+    /// The driver does not flush: each write has to be durable by itself (virtio 1.2 §5.2.6.2).
+    writes_are_durable: bool,
+    errors_logged: LogLimit,
+}
+
+/// Why the device stops serving.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    #[error("the host's I/O engine failed: {0}")]
+    Engine(#[from] io::Error),
+}
+
+impl Block {
+    /// Opens the disk that `spec` describes, and locks it against other users of the same image.
+    ///
+    /// # Errors
+    /// It cannot be opened or is in use, is not whole sectors, or has too long a serial number.
+    pub fn open(spec: &DiskSpec) -> Result<Self, DeviceError> {
+        let disk = Disk::open(spec)?;
+        let engine = Engine::new(&disk, spec, QUEUE_SIZE)?;
+        let mut features = 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_BLK_SIZE
+            | 1 << VIRTIO_BLK_F_TOPOLOGY
+            | 1 << VIRTIO_BLK_F_FLUSH;
+        features |= if disk.readonly() {
+            1 << VIRTIO_BLK_F_RO
+        } else {
+            1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+        };
+        let config = config::bytes(disk.sectors(), QUEUE_SIZE);
+        Ok(Self {
+            disk,
+            engine,
+            features,
+            config,
+            service: None,
+        })
+    }
+
+    /// Serves whatever event `data` names.
+    fn serve(&mut self, data: u32) -> Result<(), Failure> {
+        let Some(service) = &mut self.service else {
+            return Ok(());
+        };
+        if data == DOORBELL {
+            service.take_requests(&self.disk, &mut self.engine)?;
+        }
+        // Also after taking requests: what the page cache answered is complete by now.
+        service.reap(&mut self.engine)?;
+        service.queue.notify(&service.notifier)?;
+        Ok(())
+    }
+}
+
+impl Service {
+    /// Takes every request there is, up to a queue full, and submits them to the engine together.
+    fn take_requests(&mut self, disk: &Disk, engine: &mut Engine) -> Result<(), Failure> {
+        let mut budget = self.queue.size();
+        loop {
+            self.queue.disable_doorbell()?;
+            while budget > 0 && self.take_request(disk, engine)? {
+                budget -= 1;
+            }
+            if budget == 0 {
+                self.queue.ring_doorbell();
+                break;
+            }
+            if !self.queue.enable_doorbell()? {
+                break;
+            }
+        }
+        Ok(engine.submit()?)
+    }
+
+    fn take_request(&mut self, disk: &Disk, engine: &mut Engine) -> Result<bool, Failure> {
+        let mut chain = self.spare.pop().unwrap_or_else(|| self.queue.new_chain());
+        if !self.queue.pop(&mut chain)? {
+            self.spare.push(chain);
+            return Ok(false);
+        }
+        let head = chain.head;
+        let slot = self
+            .in_flight
+            .get(usize::from(head))
+            .ok_or(QueueError::Endless { head })?;
+        if slot.is_some() {
+            return Err(QueueError::InUse { head }.into());
+        }
+        let status = chain.writable.pop_byte().ok_or(QueueError::NoAnswer { head })?;
+        let request = Request::parse(&mut chain, disk);
+        let begun = InFlight::begin(chain, status, request, disk, self.writes_are_durable)?;
+        self.proceed(begun, engine)?;
+        Ok(true)
+    }
+
+    /// Collects what the engine has done and takes each request one step further.
+    fn reap(&mut self, engine: &mut Engine) -> Result<(), Failure> {
+        let mut completions = std::mem::take(&mut self.completions);
+        engine.reap(&mut completions);
+        let (mut resubmitted, mut outcome) = (false, Ok(()));
+        for Completion { token, result } in completions.drain(..) {
+            // The engine gives back the tokens it was given.
+            let Some(request) = self.in_flight.get_mut(usize::from(token)).and_then(Option::take) else {
+                continue;
+            };
+            self.in_flight_count -= 1;
+            let step = request.finish_operation(result);
+            resubmitted |= matches!(step, Step::Do(..));
+            // Each completion is seen to, also after a failure: what is in flight has to be known.
+            outcome = outcome.and(self.proceed(step, engine));
+        }
+        self.completions = completions;
+        if resubmitted {
+            engine.submit()?;
+        }
+        outcome
+    }
+
+    fn proceed(&mut self, step: Step, engine: &mut Engine) -> Result<(), Failure> {
+        match step {
+            Step::Do(operation, request) => {
+                let token = request.head();
+                // SAFETY: the request, and with it its I/O vector and the guest memory, is kept in `in_flight` until
+                // the engine reports the token; `stop` and `drop` wait for that.
+                unsafe { engine.prepare(token, operation, request.iovecs()) }?;
+                self.in_flight[usize::from(token)] = Some(request);
+                self.in_flight_count += 1;
+            }
+            Step::Answer {
+                request,
+                status,
+                written,
+                error,
+            } => {
+                if let Some(error) = error
+                    && self.errors_logged.allows()
+                {
+                    tracing::warn!(device = self.notifier.name(), %error, "disk request failed");
+                }
+                request.write_status(self.queue.memory(), status)?;
+                self.queue.push_used(request.head(), written)?;
+                self.spare.push(request.into_chain());
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the engine holds no request.
+    fn drain(&mut self, engine: &mut Engine) {
+        while self.in_flight_count > 0 {
+            engine.wait(self.notifier.name(), self.in_flight_count);
+            if let Err(error) = self.reap(engine) {
+                self.notifier.fail(error);
+            }
+        }
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u32 {
+        virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn start(&mut self, mut started: StartedQueues) -> Result<(), DeviceError> {
+        let [queue] = started.take_queues();
+        self.service = Some(Service {
+            in_flight: (0..queue.size()).map(|_| None).collect(),
+            queue,
+            notifier: started.notifier,
+            in_flight_count: 0,
+            spare: Vec::new(),
+            completions: Vec::new(),
+            writes_are_durable: !has_feature(started.features, VIRTIO_BLK_F_FLUSH),
+            errors_logged: LogLimit::default(),
+        });
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Vec<Queue> {
+        let Some(mut service) = self.service.take() else {
+            return Vec::new();
+        };
+        service.drain(&mut self.engine);
+        if let Err(error) = service.queue.notify(&service.notifier) {
+            service.notifier.fail(error);
+        }
+        vec![service.queue.into_queue()]
+    }
+}
+
+impl MutEventSubscriber for Block {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if let Err(failure) = self.serve(events.data())
+            && let Some(service) = &self.service
+        {
+            service.notifier.fail(failure);
+            service.queue.ignore_doorbell(ops);
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        let Some(service) = &self.service else {
+            return;
+        };
+        let completions = Events::with_data(&self.engine, COMPLETION, EventSet::IN | EventSet::EDGE_TRIGGERED);
+        let watched = service
+            .queue
+            .watch_doorbell(ops, DOORBELL)
+            .and_then(|()| ops.add(completions));
+        if let Err(error) = watched {
+            service.notifier.fail(error);
+        }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // Requests under way point into guest memory.
+        self.stop();
+    }
+}

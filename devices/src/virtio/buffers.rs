@@ -1,0 +1,216 @@
+//! Guest memory handed to the host's kernel: the buffers of one descriptor chain as an I/O vector.
+//!
+//! Data goes between a file or tap and guest memory without a copy in the monitor. Such a transfer does not pass through
+//! vm-memory, so its dirty bitmap is marked here, in [`GuestBuffers::mark_written`], and nowhere else.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
+
+use crate::GuestMemory;
+
+/// Most segments of one [`GuestBuffers`]: the kernel's limit for an I/O vector (`IOV_MAX`).
+pub const SEGMENTS_MAX: usize = 1024;
+
+/// A sequence of ranges of guest memory, each also known by its address in the monitor.
+pub struct GuestBuffers {
+    /// Keeps mapped what `segments` point to.
+    memory: Arc<GuestMemory>,
+    /// Host address and length of each range, inside guest memory by construction.
+    segments: Vec<libc::iovec>,
+    /// Guest address of each segment.
+    addresses: Vec<GuestAddress>,
+    /// Segments before this one are used up.
+    first: usize,
+    /// Bytes of all segments from `first` on.
+    len: usize,
+}
+
+// SAFETY: the pointers in `segments` point into a mapping shared by all threads, which `memory` keeps alive.
+unsafe impl Send for GuestBuffers {}
+
+/// Why a range cannot be part of [`GuestBuffers`].
+#[derive(Debug, thiserror::Error)]
+pub enum BuffersError {
+    /// Not all of it is guest memory.
+    #[error("{len} bytes at {address:#x} are not all guest memory: {source}")]
+    Outside {
+        /// Guest address.
+        address: u64,
+        /// Bytes.
+        len: usize,
+        /// From vm-memory.
+        source: GuestMemoryError,
+    },
+    /// More than [`SEGMENTS_MAX`].
+    #[error("more than {SEGMENTS_MAX} segments")]
+    TooMany,
+}
+
+impl GuestBuffers {
+    /// No buffers yet.
+    pub fn new(memory: Arc<GuestMemory>) -> Self {
+        Self {
+            memory,
+            segments: Vec::new(),
+            addresses: Vec::new(),
+            first: 0,
+            len: 0,
+        }
+    }
+
+    /// Forgets the buffers; the space for them is kept.
+    pub fn clear(&mut self) {
+        self.segments.clear();
+        self.addresses.clear();
+        (self.first, self.len) = (0, 0);
+    }
+
+    /// Appends `len` bytes at guest address `address`.
+    pub fn push(&mut self, address: GuestAddress, len: usize) -> Result<(), BuffersError> {
+        let outside = |source| BuffersError::Outside {
+            address: address.raw_value(),
+            len,
+            source,
+        };
+        let mut next = address;
+        for slice in self.memory.get_slices(address, len) {
+            let slice = slice.map_err(outside)?;
+            if self.segments.len() == SEGMENTS_MAX {
+                return Err(BuffersError::TooMany);
+            }
+            let iov_base = slice.ptr_guard_mut().as_ptr().cast();
+            self.segments.push(libc::iovec {
+                iov_base,
+                iov_len: slice.len(),
+            });
+            self.addresses.push(next);
+            // The slice ends inside a region, so its end is an address too; at most one past the last.
+            next = next.unchecked_add(slice.len() as u64);
+            self.len += slice.len();
+        }
+        Ok(())
+    }
+
+    /// Appends the buffers of `other`, which are of the same memory.
+    pub fn extend(&mut self, other: &GuestBuffers) -> Result<(), BuffersError> {
+        if self.segments.len() + other.iovecs().len() > SEGMENTS_MAX {
+            return Err(BuffersError::TooMany);
+        }
+        self.segments.extend_from_slice(other.iovecs());
+        self.addresses.extend_from_slice(&other.addresses[other.first..]);
+        self.len += other.len;
+        Ok(())
+    }
+
+    /// Bytes left.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The I/O vector of what is left. It stays where it is until the next call of a `&mut self` method.
+    pub fn iovecs(&self) -> &[libc::iovec] {
+        &self.segments[self.first..]
+    }
+
+    /// Uses up the first `count` bytes, or all if there are fewer.
+    pub fn advance(&mut self, mut count: usize) {
+        while let Some(segment) = self.segments.get_mut(self.first) {
+            let step = count.min(segment.iov_len);
+            segment.iov_base = segment.iov_base.wrapping_byte_add(step);
+            segment.iov_len -= step;
+            self.addresses[self.first] = self.addresses[self.first].unchecked_add(step as u64);
+            self.len -= step;
+            count -= step;
+            if segment.iov_len > 0 {
+                break;
+            }
+            self.first += 1;
+        }
+    }
+
+    /// Takes the last byte off and returns its address.
+    pub fn pop_byte(&mut self) -> Option<GuestAddress> {
+        let segment = self.segments[self.first..].last_mut()?;
+        segment.iov_len -= 1;
+        self.len -= 1;
+        let address = self.addresses.last()?.unchecked_add(segment.iov_len as u64);
+        if segment.iov_len == 0 {
+            self.segments.pop();
+            self.addresses.pop();
+        }
+        Some(address)
+    }
+
+    /// Copies the first bytes into `data`; returns how many there were.
+    pub fn copy_to(&self, data: &mut [u8]) -> Result<usize, GuestMemoryError> {
+        let mut done = 0;
+        for (address, len) in self.ranges(0, data.len()) {
+            self.memory.read_slice(&mut data[done..done + len], address)?;
+            done += len;
+        }
+        Ok(done)
+    }
+
+    /// Copies `data` to the bytes from `offset` on; returns how many there was room for.
+    pub fn copy_from(&self, offset: usize, data: &[u8]) -> Result<usize, GuestMemoryError> {
+        let mut done = 0;
+        for (address, len) in self.ranges(offset, data.len()) {
+            self.memory.write_slice(&data[done..done + len], address)?;
+            done += len;
+        }
+        Ok(done)
+    }
+
+    /// Marks the first `count` bytes dirty: the kernel wrote them behind vm-memory's back.
+    pub fn mark_written(&self, count: usize) {
+        for (address, len) in self.ranges(0, count) {
+            if let Some((region, offset)) = self.memory.to_region_addr(address)
+                && let Ok(offset) = usize::try_from(offset.raw_value())
+            {
+                region.bitmap().mark_dirty(offset, len);
+            }
+        }
+    }
+
+    /// Reads once from `file` into the buffers; returns how many bytes.
+    pub fn read_from(&self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        let iovecs = self.iovecs();
+        // SAFETY: the vector's ranges are guest memory, which `self.memory` keeps mapped and Rust holds no reference to.
+        let count = unsafe { libc::readv(file.as_raw_fd(), iovecs.as_ptr(), count_of(iovecs)) };
+        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        self.mark_written(count);
+        Ok(count)
+    }
+
+    /// Writes the buffers to `file` once; returns how many bytes.
+    pub fn write_to(&self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        let iovecs = self.iovecs();
+        // SAFETY: the vector's ranges are guest memory, which `self.memory` keeps mapped.
+        let count = unsafe { libc::writev(file.as_raw_fd(), iovecs.as_ptr(), count_of(iovecs)) };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// The guest ranges that make up `count` bytes from `offset` on, or as much as there is.
+    fn ranges(&self, offset: usize, count: usize) -> impl Iterator<Item = (GuestAddress, usize)> {
+        let (mut skip, mut left) = (offset, count);
+        self.iovecs()
+            .iter()
+            .zip(&self.addresses[self.first..])
+            .filter_map(move |(segment, address)| {
+                let start = skip.min(segment.iov_len);
+                let len = left.min(segment.iov_len - start);
+                skip -= start;
+                left -= len;
+                (len > 0).then(|| (address.unchecked_add(start as u64), len))
+            })
+    }
+}
+
+/// Length of an I/O vector as the system calls want it.
+fn count_of(iovecs: &[libc::iovec]) -> libc::c_int {
+    libc::c_int::try_from(iovecs.len()).expect("SEGMENTS_MAX fits")
+}

@@ -1,0 +1,128 @@
+//! Why a virtio device cannot be made or started, in words a user can act on.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::queue::QueueError;
+use crate::event_loop::EventLoopError;
+
+/// Why a virtio device cannot be made or started.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The image cannot be opened as asked.
+    #[error("cannot open disk image '{path}' for {access}: {source}{hint}")]
+    OpenDisk {
+        /// The image.
+        path: PathBuf,
+        /// `reading` or `reading and writing`.
+        access: &'static str,
+        /// From the system.
+        source: io::Error,
+        /// What to do, with its leading punctuation; may be empty.
+        hint: &'static str,
+    },
+    /// Neither a file nor a block device.
+    #[error("disk image '{0}' is neither a regular file nor a block device")]
+    DiskKind(PathBuf),
+    /// Not whole sectors.
+    #[error(
+        "disk image '{path}' has {size} bytes, which is not a positive multiple of 512; 'truncate --size=%512' rounds a file up"
+    )]
+    DiskSize {
+        /// The image.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// Another process has it open.
+    #[error("disk image '{path}' is in use by another process; only read-only disks can be shared")]
+    DiskInUse {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Too long for the guest to read.
+    #[error("disk serial number '{serial}' has {len} bytes; the limit is 20", len = .serial.len())]
+    Serial {
+        /// The serial number.
+        serial: String,
+    },
+    /// Asked for and not to be had.
+    #[error("io_uring is not available for disk image '{path}': {source}; use io=auto or io=threads")]
+    IoUring {
+        /// The image.
+        path: PathBuf,
+        /// From the system.
+        source: io::Error,
+    },
+    /// No device node, or no right to open it.
+    #[error("cannot open /dev/net/tun: {source}; load the 'tun' module, or run with the right to open it")]
+    OpenTun {
+        /// From the system.
+        source: io::Error,
+    },
+    /// Longer than the kernel's limit, empty, or with a NUL byte.
+    #[error("'{0}' is not a name for a tap device: it takes 1 to 15 bytes")]
+    TapName(String),
+    /// A tap device has one user, unless it is multi-queue.
+    #[error("tap device '{0}' is busy: another process has it open")]
+    TapBusy(String),
+    /// No right to create or use it.
+    #[error(
+        "not permitted to use tap device '{0}': create it for this user with 'ip tuntap add mode tap user NAME', or \
+         run with CAP_NET_ADMIN"
+    )]
+    TapNotPermitted(String),
+    /// The name belongs to an interface of another kind.
+    #[error("network interface '{0}' is not a tap device, or its flags do not allow vnet headers")]
+    TapKind(String),
+    /// What was inherited is something else.
+    #[error("file descriptor {fd} is not a tap device with vnet headers: {reason}")]
+    TapFd {
+        /// The descriptor.
+        fd: i32,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A request about a tap device failed.
+    #[error("cannot {action} tap device '{name}': {source}")]
+    Tap {
+        /// What was tried.
+        action: &'static str,
+        /// The device.
+        name: String,
+        /// From the system.
+        source: io::Error,
+    },
+    /// Something the device needs from the system is not to be had.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// From the system.
+        source: io::Error,
+    },
+    /// The driver set a queue up wrongly.
+    #[error("queue {index} cannot be used: {reason}")]
+    QueueSetup {
+        /// Which.
+        index: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The driver broke the rules of a queue.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The event loop is gone.
+    #[error(transparent)]
+    EventLoop(#[from] EventLoopError),
+}
+
+impl DeviceError {
+    /// For `map_err` on a system call that was to do `action`.
+    pub(super) fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::System {
+            action,
+            source: source.into(),
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What a device tells its driver: buffers were used, or the device gave up (virtio 1.2 §2.3, §4.2.2 `InterruptStatus`).
+//!
+//! Shared between the transport, whose registers show it, and the device, which raises it from the event loop's thread.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::guest_event::{GuestEvent, GuestEventSink};
+
+/// Raises a device's interrupt. Cheap to clone, usable from any thread.
+#[derive(Clone)]
+pub struct Notifier {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    name: String,
+    interrupt: EventFd,
+    interrupt_status: AtomicU32,
+    failed: AtomicBool,
+    events: GuestEventSink,
+}
+
+impl Notifier {
+    pub(super) fn new(name: String, interrupt: EventFd, events: GuestEventSink) -> Self {
+        let (interrupt_status, failed) = (AtomicU32::new(0), AtomicBool::new(false));
+        Self {
+            shared: Arc::new(Shared {
+                name,
+                interrupt,
+                interrupt_status,
+                failed,
+                events,
+            }),
+        }
+    }
+
+    /// The device's name, for messages.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Tells the driver that it finds used buffers in a queue.
+    pub fn used_buffers(&self) {
+        self.raise(VIRTIO_MMIO_INT_VRING);
+    }
+
+    /// Tells the driver and the monitor that the device serves no longer, until the driver resets it.
+    pub fn fail(&self, reason: impl Display) {
+        if self.shared.failed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (device, reason) = (self.shared.name.clone(), reason.to_string());
+        tracing::error!(device, reason, "device stopped; it needs a reset by its driver");
+        (self.shared.events)(GuestEvent::DeviceFailed { device, reason });
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    pub(super) fn interrupt(&self) -> &EventFd {
+        &self.shared.interrupt
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.shared.failed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn interrupt_status(&self) -> u32 {
+        self.shared.interrupt_status.load(Ordering::Acquire)
+    }
+
+    pub(super) fn acknowledge(&self, bits: u32) {
+        self.shared.interrupt_status.fetch_and(!bits, Ordering::AcqRel);
+    }
+
+    /// Forgets everything, as a reset does.
+    pub(super) fn reset(&self) {
+        self.shared.interrupt_status.store(0, Ordering::Release);
+        self.shared.failed.store(false, Ordering::Release);
+    }
+
+    /// The status bit is set before the interrupt: the driver's handler reads it to learn why it was called.
+    fn raise(&self, bit: u32) {
+        self.shared.interrupt_status.fetch_or(bit, Ordering::AcqRel);
+        if let Err(error) = self.shared.interrupt.write(1) {
+            tracing::error!(device = self.shared.name, %error, "cannot raise the interrupt");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! A virtqueue while a device serves it, and the descriptor chains taken from it.
+//!
+//! The ring itself is virtio-queue's. What is added: a chain is taken apart strictly (that crate ends a malformed chain
+//! silently), into buffers ready for I/O.
+
+use std::sync::Arc;
+
+use event_manager::{EventOps, Events};
+use virtio_bindings::virtio_ring::VRING_DESC_F_NEXT;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryError;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::buffers::{BuffersError, GuestBuffers, SEGMENTS_MAX};
+use super::notifier::Notifier;
+use crate::GuestMemory;
+
+/// A queue in service.
+pub struct ServedQueue {
+    queue: Queue,
+    doorbell: EventFd,
+    memory: Arc<GuestMemory>,
+    /// Whether buffers were used since the driver was last told.
+    used: bool,
+}
+
+/// What a driver may not do with a queue; the device stops over it.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The rings make no sense, such as an available index that jumped ahead.
+    #[error("malformed ring: {0}")]
+    Ring(#[from] virtio_queue::Error),
+    /// A chain has no descriptor, does not end, or leads outside its table.
+    #[error("descriptor chain {head} has no proper end")]
+    Endless {
+        /// Index of its first descriptor.
+        head: u16,
+    },
+    /// The device-readable part must come first (virtio 1.2 §2.7.4.2).
+    #[error("descriptor chain {head} has a device-readable descriptor after a device-writable one")]
+    Order {
+        /// Index of its first descriptor.
+        head: u16,
+    },
+    /// A descriptor's buffer cannot be used.
+    #[error("descriptor chain {head}: {source}")]
+    Buffers {
+        /// Index of its first descriptor.
+        head: u16,
+        /// What is wrong.
+        source: BuffersError,
+    },
+    /// The driver offered a chain again before it got it back.
+    #[error("descriptor chain {head} is offered while it is still in use")]
+    InUse {
+        /// Index of its first descriptor.
+        head: u16,
+    },
+    /// A request that has no room for its answer.
+    #[error("descriptor chain {head} has no room for the device's answer")]
+    NoAnswer {
+        /// Index of its first descriptor.
+        head: u16,
+    },
+    /// Guest memory that was there before is not there now.
+    #[error("guest memory cannot be accessed: {0}")]
+    Memory(#[from] GuestMemoryError),
+}
+
+/// A descriptor chain taken from a queue.
+pub struct Chain {
+    /// Index of its first descriptor, by which it is given back.
+    pub head: u16,
+    /// What the driver sends.
+    pub readable: GuestBuffers,
+    /// Where the device answers.
+    pub writable: GuestBuffers,
+}
+
+impl Chain {
+    /// An empty chain for [`ServedQueue::pop`] to fill, over and over.
+    fn new(memory: &Arc<GuestMemory>) -> Self {
+        Self {
+            head: 0,
+            readable: GuestBuffers::new(memory.clone()),
+            writable: GuestBuffers::new(memory.clone()),
+        }
+    }
+
+    fn fill(&mut self, head: u16, descriptors: impl Iterator<Item = Descriptor>) -> Result<(), QueueError> {
+        self.head = head;
+        self.readable.clear();
+        self.writable.clear();
+        let mut ended = false;
+        for (index, descriptor) in descriptors.enumerate() {
+            // Empty descriptors make no segments, and an indirect table may hold 65535 of them.
+            if index == SEGMENTS_MAX {
+                return Err(QueueError::Buffers {
+                    head,
+                    source: BuffersError::TooMany,
+                });
+            }
+            let writable = descriptor.is_write_only();
+            if !writable && self.writable.len() > 0 {
+                return Err(QueueError::Order { head });
+            }
+            let buffers = if writable {
+                &mut self.writable
+            } else {
+                &mut self.readable
+            };
+            let len = usize::try_from(descriptor.len()).expect("u32 fits usize on x86-64");
+            buffers
+                .push(descriptor.addr(), len)
+                .map_err(|source| QueueError::Buffers { head, source })?;
+            // The iterator also stops where it cannot go on; only a descriptor without NEXT is an end.
+            ended = u32::from(descriptor.flags()) & VRING_DESC_F_NEXT == 0;
+        }
+        if ended {
+            Ok(())
+        } else {
+            Err(QueueError::Endless { head })
+        }
+    }
+}
+
+impl ServedQueue {
+    pub(super) fn new(queue: Queue, doorbell: EventFd, memory: Arc<GuestMemory>) -> Self {
+        Self {
+            queue,
+            doorbell,
+            memory,
+            used: false,
+        }
+    }
+
+    /// Number of descriptors: the most chains there can be at once.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// An empty chain for [`pop`](Self::pop) to fill, over and over.
+    pub fn new_chain(&self) -> Chain {
+        Chain::new(&self.memory)
+    }
+
+    /// Empty buffers of the same guest memory.
+    pub fn new_buffers(&self) -> GuestBuffers {
+        GuestBuffers::new(self.memory.clone())
+    }
+
+    /// The guest memory the queue is in.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Takes the next chain the driver offers into `chain`; false if there is none.
+    ///
+    /// # Errors
+    /// The driver broke the rules.
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        let Some(descriptors) = self.queue.iter(&*self.memory)?.next() else {
+            return Ok(false);
+        };
+        chain.fill(descriptors.head_index(), descriptors)?;
+        Ok(true)
+    }
+
+    /// Un-takes the last `count` chains taken, none of which was touched.
+    pub fn unpop(&mut self, count: u16) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(count));
+    }
+
+    /// Gives chain `head` back, with `written` bytes of its device-writable part written.
+    ///
+    /// # Errors
+    /// There is no such descriptor.
+    pub fn push_used(&mut self, head: u16, written: usize) -> Result<(), QueueError> {
+        let written = u32::try_from(written).unwrap_or(u32::MAX);
+        self.queue.add_used(&*self.memory, head, written)?;
+        self.used = true;
+        Ok(())
+    }
+
+    /// Interrupts the driver if buffers were used since the last call and it wants to know.
+    ///
+    /// # Errors
+    /// The rings cannot be accessed.
+    pub fn notify(&mut self, notifier: &Notifier) -> Result<(), QueueError> {
+        if std::mem::take(&mut self.used) && self.queue.needs_notification(&*self.memory)? {
+            notifier.used_buffers();
+        }
+        Ok(())
+    }
+
+    /// Asks the driver not to ring the doorbell for a while.
+    ///
+    /// # Errors
+    /// The rings cannot be accessed.
+    pub fn disable_doorbell(&mut self) -> Result<(), QueueError> {
+        Ok(self.queue.disable_notification(&*self.memory)?)
+    }
+
+    /// Asks the driver to ring the doorbell again; true if it offered chains meanwhile.
+    ///
+    /// # Errors
+    /// The rings cannot be accessed.
+    pub fn enable_doorbell(&mut self) -> Result<bool, QueueError> {
+        Ok(self.queue.enable_notification(&*self.memory)?)
+    }
+
+    /// Rings the doorbell ourselves, to go on later and let other devices have their turn.
+    pub fn ring_doorbell(&self) {
+        if let Err(error) = self.doorbell.write(1) {
+            tracing::error!(%error, "cannot ring a doorbell");
+        }
+    }
+
+    /// Has the event loop report the doorbell with `data`.
+    ///
+    /// Edge-triggered: each ring is an edge whether or not the counter was read, which saves a system call per ring.
+    pub fn watch_doorbell(&self, ops: &mut EventOps, data: u32) -> Result<(), event_manager::Error> {
+        ops.add(Events::with_data(
+            &self.doorbell,
+            data,
+            EventSet::IN | EventSet::EDGE_TRIGGERED,
+        ))
+    }
+
+    /// Has the event loop report the doorbell no more.
+    pub fn ignore_doorbell(&self, ops: &mut EventOps) {
+        if let Err(error) = ops.remove(Events::empty(&self.doorbell)) {
+            tracing::error!(%error, "cannot take a doorbell off the event loop");
+        }
+    }
+
+    /// The queue, to be given back or served again later.
+    pub fn into_queue(self) -> Queue {
+        self.queue
+    }
+}
