@@ -32,7 +32,7 @@ use cutover_snapshot::spec::SerialSpec;
 use rustix::io::fcntl_dupfd_cloexec;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub use output::Output;
+pub use output::{Output, PENDING_MAX};
 pub use terminal::restore as restore_terminal;
 
 pub(crate) use escape::{Command, HELP};
@@ -148,12 +148,13 @@ impl Console {
 
 fn open_stdio() -> io::Result<(Input, Output)> {
     let output = Output::stdout()?;
-    if terminal::in_background() {
+    let stdin = rustix::stdio::stdin();
+    if terminal::in_background(stdin) {
         return Ok((Input::default(), output));
     }
-    let terminal = RawTerminal::enable()?;
+    let terminal = RawTerminal::enable(stdin)?;
     let input = Input {
-        stream: Some(fcntl_dupfd_cloexec(rustix::stdio::stdin(), FIRST_OWN_FD)?),
+        stream: Some(fcntl_dupfd_cloexec(stdin, FIRST_OWN_FD)?),
         escape: terminal.is_some().then(Escape::default),
         _terminal: terminal,
         ..Input::default()
@@ -229,5 +230,22 @@ impl Input {
     /// Lets go of what bytes came from.
     pub(crate) fn close(&mut self) {
         self.stream = None;
+    }
+}
+
+#[cfg(test)]
+impl Console {
+    /// A console with `input`, typed at a terminal or not, and `output`, for tests of the serial port.
+    pub(crate) fn of(input: OwnedFd, typed: bool, output: OwnedFd) -> Self {
+        let escape = typed.then(Escape::default);
+        Self {
+            input: Input {
+                stream: Some(input),
+                escape,
+                ..Input::default()
+            },
+            output: Output::new(output),
+            wake: EventFd::new(EFD_NONBLOCK).expect("an event descriptor"),
+        }
     }
 }

@@ -58,7 +58,7 @@ impl Output {
                 return Ok(Self::new(own));
             }
         }
-        let mut output = Self::new(rustix::io::fcntl_dupfd_cloexec(stdout, 3)?);
+        let mut output = Self::new(rustix::io::fcntl_dupfd_cloexec(stdout, super::FIRST_OWN_FD)?);
         if file_type != FileType::RegularFile {
             let before = fcntl_getfl(stdout)?;
             fcntl_setfl(stdout, before | OFlags::NONBLOCK)?;

@@ -34,3 +34,37 @@ pub fn open() -> io::Result<Pty> {
     fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
     Ok(Pty { master, slave, name })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions};
+    use std::io::{Read, Write};
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::*;
+
+    fn attach(name: &str) -> File {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOCTTY)
+            .open(name)
+            .expect(name)
+    }
+
+    #[test]
+    fn bytes_pass_unchanged_in_both_directions_for_one_who_attaches_after_another() {
+        let pty = open().expect("pseudo-terminal");
+        let mut master = File::from(pty.master);
+        for bytes in [*b"\x03\x04\r\n\x1a", *b"again"] {
+            let mut attached = attach(&pty.name);
+            let mut seen = [0; 5];
+            attached.write_all(&bytes).expect("room");
+            master.read_exact(&mut seen).expect("bytes are there");
+            assert_eq!(seen, bytes);
+            master.write_all(&bytes).expect("room");
+            attached.read_exact(&mut seen).expect("bytes are there");
+            assert_eq!(seen, bytes);
+        }
+    }
+}
