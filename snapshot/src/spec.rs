@@ -40,7 +40,7 @@ pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
-    /// Name in messages, logs and the process title, 1 to [`NAME_MAX`] bytes.
+    /// Name in logs, 1 to [`NAME_MAX`] bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Number of vCPUs, 1 to [`CPUS_MAX`].
