@@ -14,12 +14,16 @@ const CRASH_LOADED: u8 = 1 << 1;
 /// Takes the guest's report of a panic.
 pub struct Pvpanic {
     events: GuestEventSink,
+    crash_kernel_logged: bool,
 }
 
 impl Pvpanic {
     /// A port that reports to `events`.
     pub fn new(events: GuestEventSink) -> Self {
-        Self { events }
+        Self {
+            events,
+            crash_kernel_logged: false,
+        }
     }
 }
 
@@ -34,7 +38,9 @@ impl BusDevice for Pvpanic {
         };
         if reported & PANICKED != 0 {
             (self.events)(GuestEvent::Panic);
-        } else if reported & CRASH_LOADED != 0 {
+        } else if reported & CRASH_LOADED != 0 && !self.crash_kernel_logged {
+            // Once, since a guest could fill the log.
+            self.crash_kernel_logged = true;
             tracing::warn!("the guest's kernel panicked and starts its crash kernel");
         }
     }

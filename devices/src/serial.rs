@@ -11,7 +11,7 @@
 //! Input is left where it is while the guest does not empty the FIFO (back-pressure); the read that empties it wakes
 //! the loop.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -30,9 +30,9 @@ pub const PORTS: u16 = 8;
 struct Interrupt(EventFd);
 
 impl Trigger for Interrupt {
-    type E = std::io::Error;
+    type E = io::Error;
 
-    fn trigger(&self) -> std::io::Result<()> {
+    fn trigger(&self) -> io::Result<()> {
         self.0.write(1)
     }
 }
@@ -105,13 +105,9 @@ impl SerialPort {
                     self.obey(command);
                 }
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
-                ) => {}
+            Err(error) if is_transient(&error) => {}
             Err(error) => {
-                if error.kind() != std::io::ErrorKind::UnexpectedEof {
+                if error.kind() != io::ErrorKind::UnexpectedEof {
                     tracing::warn!(%error, "the console's input has ended");
                 }
                 self.hang_up(ops);
@@ -135,15 +131,23 @@ impl SerialPort {
             self.writable
                 .point_at(None, ops)
                 .unwrap_or_else(|error| log_watch_error(&error));
-            *self.uart.writer_mut() = Output::default();
+            std::mem::take(self.uart.writer_mut()).abandon();
         }
         self.input.close();
     }
 
-    fn welcome(&mut self) {
+    fn welcome(&mut self, ops: &mut EventOps) {
         match self.input.accept() {
             Ok(output) => *self.uart.writer_mut() = output,
-            Err(error) => tracing::warn!(%error, "a client of the console could not be accepted"),
+            Err(error) if is_transient(&error) => {}
+            Err(error) => {
+                // The client still waits: to go on watching would be to try for ever.
+                tracing::error!(%error, "no more clients of the console can be accepted");
+                self.clients
+                    .point_at(None, ops)
+                    .unwrap_or_else(|error| log_watch_error(&error));
+                self.input.stop_listening();
+            }
         }
     }
 
@@ -217,7 +221,7 @@ impl MutEventSubscriber for SerialPort {
                 self.receive(ops);
             }
         } else if self.clients.is_at(fd) {
-            self.welcome();
+            self.welcome(ops);
         } else if self.writable.is_at(fd) {
             self.uart.writer_mut().drain();
         } else if self.readable.is_at(fd) {
@@ -267,215 +271,15 @@ impl Watch {
     }
 }
 
+/// Whether trying again may do.
+fn is_transient(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+    matches!(error.kind(), ConnectionAborted | Interrupted | WouldBlock)
+}
+
 fn log_watch_error(error: &event_manager::Error) {
     tracing::error!(%error, "the event loop cannot watch the serial port's console");
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::io::{Read, Seek};
-    use std::os::unix::net::UnixStream;
-    use std::path::Path;
-    use std::sync::mpsc::{Receiver, channel};
-    use std::sync::{Arc, Mutex};
-
-    use cutover_snapshot::spec::SerialSpec;
-
-    use super::*;
-    use crate::console::PENDING_MAX;
-    use crate::event_loop::EventLoop;
-
-    const DATA: u64 = 0;
-    const INTERRUPT_ENABLE: u64 = 1;
-    const LINE_STATUS: u64 = 5;
-    const DATA_READY: u8 = 1;
-
-    /// A guest's driver of the port: interrupt-driven for input, as Linux is.
-    struct Guest {
-        port: Arc<Mutex<SerialPort>>,
-        interrupt: EventFd,
-        events: Receiver<GuestEvent>,
-        _event_loop: EventLoop,
-    }
-
-    impl Guest {
-        fn with(console: Console) -> Self {
-            let interrupt = EventFd::new(0).expect("an event descriptor");
-            let raised = interrupt.try_clone().expect("the same one");
-            let (sender, events) = channel();
-            let sender = Mutex::new(sender);
-            let sink: GuestEventSink = Arc::new(move |event| {
-                sender.lock().unwrap().send(event).expect("the test listens");
-            });
-            let port = Arc::new(Mutex::new(SerialPort::new(raised, console, sink)));
-            let event_loop = EventLoop::spawn("test", || {}).expect("a loop");
-            event_loop.handle().add(port.clone()).expect("the loop runs");
-            let guest = Self {
-                port,
-                interrupt,
-                events,
-                _event_loop: event_loop,
-            };
-            guest.port.lock().unwrap().write(INTERRUPT_ENABLE, &[1]);
-            guest
-        }
-
-        fn on_socket(path: &Path) -> Self {
-            Self::with(Console::open(&SerialSpec::Socket(path.to_owned())).expect("free path"))
-        }
-
-        fn print(&self, text: &[u8]) {
-            for byte in text {
-                self.port.lock().unwrap().write(DATA, &[*byte]);
-            }
-        }
-
-        /// Reads `count` bytes, waiting for the interrupt whenever there are none.
-        fn read(&self, count: usize) -> Vec<u8> {
-            let mut bytes = Vec::new();
-            while bytes.len() < count {
-                let mut status = [0];
-                self.port.lock().unwrap().read(LINE_STATUS, &mut status);
-                if status[0] & DATA_READY == 0 {
-                    self.interrupt.read().expect("an interrupt");
-                    continue;
-                }
-                let mut byte = [0];
-                self.port.lock().unwrap().read(DATA, &mut byte);
-                bytes.push(byte[0]);
-            }
-            bytes
-        }
-    }
-
-    /// Reads what a client gets until it has `count` bytes.
-    fn seen(client: &mut UnixStream, count: usize) -> Vec<u8> {
-        let mut bytes = vec![0; count];
-        client.read_exact(&mut bytes).expect("bytes are there");
-        bytes
-    }
-
-    #[test]
-    fn a_client_of_the_socket_talks_with_the_guest() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("console");
-        let guest = Guest::on_socket(&path);
-        guest.print(b"nobody hears this");
-        let mut client = UnixStream::connect(&path).expect("the port listens");
-        client.write_all(b"root\r").expect("room");
-        assert_eq!(guest.read(5), b"root\r");
-        guest.print(b"# ");
-        assert_eq!(seen(&mut client, 2), b"# ");
-    }
-
-    #[test]
-    fn the_next_client_is_served_when_one_leaves_and_gets_nothing_of_its_output() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("console");
-        let guest = Guest::on_socket(&path);
-        let mut first = UnixStream::connect(&path).expect("the port listens");
-        let mut second = UnixStream::connect(&path).expect("the port listens");
-        first.write_all(b"1").expect("room");
-        second.write_all(b"2").expect("room");
-        assert_eq!(guest.read(1), b"1");
-        guest.print(b"for the first");
-        assert_eq!(seen(&mut first, 13), b"for the first");
-        drop(first);
-        assert_eq!(guest.read(1), b"2");
-        guest.print(b"for the second");
-        assert_eq!(seen(&mut second, 14), b"for the second");
-    }
-
-    #[test]
-    fn a_client_that_left_unread_input_behind_makes_way_when_the_guest_prints() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("console");
-        let guest = Guest::on_socket(&path);
-        let mut first = UnixStream::connect(&path).expect("the port listens");
-        first.write_all(&[b'x'; 1000]).expect("room");
-        assert_eq!(guest.read(1), b"x");
-        drop(first);
-        let mut second = UnixStream::connect(&path).expect("the port listens");
-        let reading = std::thread::spawn(move || seen(&mut second, 1));
-        while !reading.is_finished() {
-            guest.print(b".");
-            std::thread::yield_now();
-        }
-        assert_eq!(reading.join().expect("no panic"), b".");
-    }
-
-    #[test]
-    fn input_far_beyond_the_fifo_arrives_complete_and_in_order() {
-        let (ours, mut theirs) = UnixStream::pair().expect("socket pair");
-        let output = File::options().write(true).open("/dev/null").expect("Linux has it");
-        let guest = Guest::with(Console::of(ours.into(), false, output.into()));
-        let sent: Vec<u8> = (0..=250).cycle().take(10_000).collect();
-        theirs.write_all(&sent).expect("a socket holds this much");
-        assert_eq!(guest.read(sent.len()), sent);
-    }
-
-    #[test]
-    fn a_file_as_input_reaches_the_guest_though_it_cannot_be_polled() {
-        let mut file = tempfile::tempfile().expect("temporary file");
-        let sent: Vec<u8> = (0..=250).cycle().take(1000).collect();
-        file.write_all(&sent).expect("room");
-        file.rewind().expect("a file");
-        let (ours, mut theirs) = UnixStream::pair().expect("socket pair");
-        let guest = Guest::with(Console::of(file.into(), false, ours.into()));
-        assert_eq!(guest.read(sent.len()), sent);
-        guest.print(b"still here");
-        assert_eq!(seen(&mut theirs, 10), b"still here");
-    }
-
-    #[test]
-    fn the_guest_lives_on_after_the_end_of_its_input() {
-        let (ours, theirs) = UnixStream::pair().expect("socket pair");
-        let (output, mut reader) = UnixStream::pair().expect("socket pair");
-        let guest = Guest::with(Console::of(ours.into(), false, output.into()));
-        drop(theirs);
-        guest.print(b"alive");
-        assert_eq!(seen(&mut reader, 5), b"alive");
-    }
-
-    #[test]
-    fn escapes_count_at_a_terminal_only() {
-        for typed in [true, false] {
-            let (ours, mut theirs) = UnixStream::pair().expect("socket pair");
-            let (output, mut reader) = UnixStream::pair().expect("socket pair");
-            let guest = Guest::with(Console::of(ours.into(), typed, output.into()));
-            theirs.write_all(b"\x01ha\x01xb").expect("room");
-            if typed {
-                assert_eq!(guest.events.recv(), Ok(GuestEvent::ConsoleQuit));
-                assert_eq!(guest.read(2), b"ab");
-                assert_eq!(seen(&mut reader, HELP.len()), HELP.as_bytes());
-            } else {
-                assert_eq!(guest.read(6), b"\x01ha\x01xb");
-                assert!(guest.events.try_recv().is_err());
-            }
-        }
-    }
-
-    #[test]
-    fn output_a_slow_reader_leaves_waiting_is_sent_by_the_event_loop() {
-        let (ours, theirs) = UnixStream::pair().expect("socket pair");
-        ours.set_nonblocking(true).expect("a socket can be non-blocking");
-        let input = File::open("/dev/null").expect("Linux has it");
-        let guest = Guest::with(Console::of(input.into(), false, ours.into()));
-        let sent: Vec<u8> = (0..=250).cycle().take(PENDING_MAX).collect();
-        guest.print(&sent);
-        let mut theirs = theirs;
-        assert_eq!(seen(&mut theirs, sent.len()), sent);
-    }
-
-    #[test]
-    fn accesses_beyond_the_registers_do_nothing() {
-        let (input, output) = UnixStream::pair().expect("socket pair");
-        let guest = Guest::with(Console::of(input.into(), false, output.into()));
-        let mut data = [7; 2];
-        guest.port.lock().unwrap().read(0x1_0000, &mut data);
-        assert_eq!(data, [7; 2]);
-        guest.port.lock().unwrap().write(u64::MAX, &[1]);
-        guest.port.lock().unwrap().write(DATA, &[]);
-    }
-}
+mod tests;

@@ -227,6 +227,11 @@ impl Input {
         Ok((bytes, commands))
     }
 
+    /// Lets go of where clients come from.
+    pub(crate) fn stop_listening(&mut self) {
+        self.listener = None;
+    }
+
     /// Lets go of what bytes came from.
     pub(crate) fn close(&mut self) {
         self.stream = None;

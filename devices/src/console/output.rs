@@ -101,6 +101,12 @@ impl Output {
         self.recover();
     }
 
+    /// Ends without waiting for a reader that has left.
+    pub fn abandon(mut self) {
+        self.pending.clear();
+        self.dropped = 0;
+    }
+
     fn write_through(&mut self, byte: u8) {
         let Some(stream) = &self.stream else {
             return;
