@@ -2,11 +2,14 @@
 //!
 //! `cargo xtask demo` and `cargo xtask test` are the two commands a newcomer needs; each does all of its set-up.
 
+mod demo;
 mod guest;
 mod host;
 mod initramfs;
+mod lint;
 mod process;
 mod setup;
+mod test;
 mod ui;
 mod workspace;
 
@@ -28,6 +31,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Boot a Debian guest, from nothing: interactive on a terminal, otherwise a scripted visit
+    Demo,
+    /// Run all tests, or those whose names contain FILTER, with real guests
+    Test {
+        /// Part of the names of the tests to run
+        filter: Option<String>,
+    },
+    /// Run the tests that repeat for long, or those whose names contain NAME
+    Soak {
+        /// Part of the names of the tests to run
+        name: Option<String>,
+    },
+    /// Check format, lints, documentation, dependency edges and, where cargo-deny is installed, dependencies
+    Lint,
     /// Build guest images from distribution packages, as far as they are not built yet
     Guest {
         /// Which one
@@ -46,6 +63,12 @@ enum Task {
         #[arg(last = true)]
         command: Vec<OsString>,
     },
+    /// The part of `test` and `soak` that happens where guests can run
+    #[command(name = test::guests::COMMAND, hide = true)]
+    RunGuestTests(test::guests::Arguments),
+    /// The part of `demo` that happens where guests can run
+    #[command(name = demo::COMMAND, hide = true)]
+    RunDemo(demo::Arguments),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -85,31 +108,42 @@ fn main() -> ExitCode {
 
 /// Does `task` and returns the exit code of the command it was to run, or 0.
 fn perform(task: Task) -> Result<i32> {
-    let workspace = Workspace::find()?;
     match task {
-        Task::Guest { image } => {
-            setup::ensure_packages()?;
-            if image != GuestImage::Debian {
-                guest::micro::build(&workspace)?;
-            }
-            if image != GuestImage::Micro {
-                guest::debian::build(&workspace)?;
-            }
-            Ok(0)
-        }
-        Task::Host { options, command } => {
-            let nested = options.hosts > 1 || options.icount;
-            let options = host::Options {
-                hosts: options.hosts,
-                memory_mib: options.memory,
-                cpus: options.cpus,
-                icount: options.icount,
-            };
-            if nested {
-                host::run_nested(&workspace, &options, &command)
-            } else {
-                host::run_where_guests_run(&workspace, &options, &command)
-            }
-        }
+        Task::Demo => demo::demo(&Workspace::find()?),
+        Task::Test { filter } => test::test(&Workspace::find()?, filter.as_deref()),
+        Task::Soak { name } => test::soak(&Workspace::find()?, name.as_deref()),
+        Task::Lint => lint::lint(&Workspace::find()?).map(|()| 0),
+        Task::Guest { image } => build_guests(image).map(|()| 0),
+        Task::Host { options, command } => run_on_host(&options, &command),
+        Task::RunGuestTests(arguments) => test::guests::run(&arguments),
+        Task::RunDemo(arguments) => demo::run(&arguments),
+    }
+}
+
+fn build_guests(image: GuestImage) -> Result<()> {
+    let workspace = Workspace::find()?;
+    setup::ensure_packages()?;
+    if image != GuestImage::Debian {
+        guest::micro::build(&workspace)?;
+    }
+    if image != GuestImage::Micro {
+        guest::debian::build(&workspace)?;
+    }
+    Ok(())
+}
+
+fn run_on_host(options: &HostOptions, command: &[OsString]) -> Result<i32> {
+    let workspace = Workspace::find()?;
+    let nested = options.hosts > 1 || options.icount;
+    let options = host::Options {
+        hosts: options.hosts,
+        memory_mib: options.memory,
+        cpus: options.cpus,
+        icount: options.icount,
+    };
+    if nested {
+        host::run_nested(&workspace, &options, command)
+    } else {
+        host::run_where_guests_run(&workspace, &options, command)
     }
 }

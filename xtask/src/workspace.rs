@@ -26,8 +26,6 @@ pub struct Workspace {
 pub struct Package {
     /// Its name in `Cargo.toml`.
     pub name: String,
-    /// Its manifest.
-    pub manifest_path: PathBuf,
     /// What it depends on, in and out of the workspace.
     pub dependencies: Vec<Dependency>,
 }

@@ -1,0 +1,70 @@
+//! The part of a test run that happens where guests can run: staging the images and running the test binaries.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use tempfile::TempDir;
+
+use super::libtest::{self, Tally};
+use crate::{process, ui};
+
+/// Name of the hidden task that does this.
+pub const COMMAND: &str = "run-guest-tests";
+
+/// A file system in memory, where disks, sockets and shared memory of guests work at full speed.
+const MEMORY_FILE_SYSTEM: &str = "/dev/shm";
+
+/// What to run, and with what.
+#[derive(Args)]
+pub struct Arguments {
+    /// The `cutover` program under test
+    #[arg(long)]
+    monitor: PathBuf,
+    /// The directory of guest images
+    #[arg(long)]
+    guests: PathBuf,
+    /// Run only the tests whose names contain this
+    #[arg(long)]
+    filter: Option<String>,
+    /// The test binaries
+    #[arg(required = true)]
+    binaries: Vec<PathBuf>,
+}
+
+/// Runs the tests and returns 0 if all passed, 1 if not.
+pub fn run(arguments: &Arguments) -> Result<i32> {
+    let scratch = TempDir::with_prefix_in("cutover-", MEMORY_FILE_SYSTEM)
+        .with_context(|| format!("cannot create a directory in {MEMORY_FILE_SYSTEM}"))?;
+    let guests = scratch.path().join("guests");
+    ui::step("copying the guest images to memory", || {
+        std::fs::create_dir(&guests)?;
+        for image in ["micro", "debian"] {
+            stage(&arguments.guests.join(image), &guests)?;
+        }
+        Ok(())
+    })?;
+    let mut total = Tally::default();
+    for binary in &arguments.binaries {
+        let tally = libtest::run(
+            Command::new(binary)
+                .args(&arguments.filter)
+                .env("CUTOVER_BIN", &arguments.monitor)
+                .env("CUTOVER_GUESTS", &guests)
+                .env("CUTOVER_SCRATCH", scratch.path()),
+        )?;
+        total.add(tally);
+    }
+    total.report();
+    Ok(if total.succeeded() { 0 } else { 1 })
+}
+
+/// Copies a file or directory into `directory`, without the holes in it.
+pub fn stage(from: &Path, directory: &Path) -> Result<()> {
+    process::run(
+        Command::new("cp")
+            .args(["--recursive", "--sparse=always", "--preserve=mode"])
+            .args([from, directory]),
+    )
+}
