@@ -79,7 +79,7 @@ impl GuestBuffers {
         let mut next = address;
         for slice in self.memory.get_slices(address, len) {
             let slice = slice.map_err(outside)?;
-            if self.segments.len() == SEGMENTS_MAX {
+            if self.iovecs().len() == SEGMENTS_MAX {
                 return Err(BuffersError::TooMany);
             }
             let iov_base = slice.ptr_guard_mut().as_ptr().cast();
@@ -97,7 +97,13 @@ impl GuestBuffers {
 
     /// Appends the buffers of `other`, which are of the same memory.
     pub fn extend(&mut self, other: &GuestBuffers) -> Result<(), BuffersError> {
-        if self.segments.len() + other.iovecs().len() > SEGMENTS_MAX {
+        // Used up segments are dropped when they are half of all, so that a segment is moved once on average.
+        if self.first * 2 >= self.segments.len() {
+            self.segments.drain(..self.first);
+            self.addresses.drain(..self.first);
+            self.first = 0;
+        }
+        if self.iovecs().len() + other.iovecs().len() > SEGMENTS_MAX {
             return Err(BuffersError::TooMany);
         }
         self.segments.extend_from_slice(other.iovecs());

@@ -60,8 +60,8 @@ pub enum DeviceError {
         /// From the system.
         source: io::Error,
     },
-    /// Longer than the kernel's limit, empty, or with a NUL byte.
-    #[error("'{0}' is not a name for a tap device: it takes 1 to 15 bytes")]
+    /// Against the kernel's rules.
+    #[error("'{0}' is not a name for a tap device: it takes 1 to 15 bytes without '/', ':' and spaces")]
     TapName(String),
     /// A tap device has one user, unless it is multi-queue.
     #[error("tap device '{0}' is busy: another process has it open")]
@@ -92,6 +92,14 @@ pub enum DeviceError {
         name: String,
         /// From the system.
         source: io::Error,
+    },
+    /// Too short for IP.
+    #[error("an MTU of {mtu} bytes is too small; the least is {min}")]
+    Mtu {
+        /// What was asked for.
+        mtu: u16,
+        /// The limit.
+        min: u16,
     },
     /// Something the device needs from the system is not to be had.
     #[error("cannot {action}: {source}")]

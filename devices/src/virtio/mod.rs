@@ -22,9 +22,11 @@ mod buffers;
 mod error;
 mod log_limit;
 pub mod mmio;
+pub mod net;
 mod notifier;
 mod queue;
 mod queue_setup;
+pub mod rng;
 
 /// Feature bits every device offers through the transport: modern interface, indirect descriptors, event index.
 pub const TRANSPORT_FEATURES: u64 =

@@ -1,15 +1,17 @@
 //! A virtqueue while a device serves it, and the descriptor chains taken from it.
 //!
-//! The ring itself is virtio-queue's. What is added: a chain is taken apart strictly (that crate ends a malformed chain
-//! silently), into buffers ready for I/O.
+//! The available ring is virtio-queue's. What is added: a chain is taken apart strictly (that crate ends a malformed one
+//! silently), into buffers ready for I/O; and used buffers are published several at a time (that crate does it one by
+//! one).
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use event_manager::{EventOps, Events};
-use virtio_bindings::virtio_ring::VRING_DESC_F_NEXT;
+use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_NEXT};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryError;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, Le64};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -17,13 +19,20 @@ use super::buffers::{BuffersError, GuestBuffers, SEGMENTS_MAX};
 use super::notifier::Notifier;
 use crate::GuestMemory;
 
+/// Offsets inside both rings (virtio 1.2 §2.7.6, §2.7.8). The rings lie inside guest memory: checked before service.
+const FLAGS_OFFSET: u64 = 0;
+const INDEX_OFFSET: u64 = 2;
+const AVAILABLE_RING_OFFSET: u64 = 4;
+const USED_RING_OFFSET: u64 = 4;
+const USED_ELEMENT_SIZE: u64 = 8;
+
 /// A queue in service.
 pub struct ServedQueue {
     queue: Queue,
     doorbell: EventFd,
     memory: Arc<GuestMemory>,
-    /// Whether buffers were used since the driver was last told.
-    used: bool,
+    /// The used index up to which the driver was told.
+    notified_used: u16,
 }
 
 /// What a driver may not do with a queue; the device stops over it.
@@ -128,11 +137,12 @@ impl Chain {
 
 impl ServedQueue {
     pub(super) fn new(queue: Queue, doorbell: EventFd, memory: Arc<GuestMemory>) -> Self {
+        let notified_used = queue.next_used();
         Self {
             queue,
             doorbell,
             memory,
-            used: false,
+            notified_used,
         }
     }
 
@@ -173,26 +183,70 @@ impl ServedQueue {
         self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(count));
     }
 
-    /// Gives chain `head` back, with `written` bytes of its device-writable part written.
+    /// Gives chain `head` back, with `written` bytes of its device-writable part written. The driver sees it with the
+    /// next [`publish`](Self::publish).
     ///
     /// # Errors
     /// There is no such descriptor.
     pub fn push_used(&mut self, head: u16, written: usize) -> Result<(), QueueError> {
-        let written = u32::try_from(written).unwrap_or(u32::MAX);
-        self.queue.add_used(&*self.memory, head, written)?;
-        self.used = true;
+        if head >= self.queue.size() {
+            return Err(virtio_queue::Error::InvalidDescriptorIndex.into());
+        }
+        let next = self.queue.next_used();
+        // `struct virtq_used_elem`: the index, then the length, 32 bits each.
+        let element = u64::from(head) | u64::from(u32::try_from(written).unwrap_or(u32::MAX)) << 32;
+        let offset = USED_RING_OFFSET + u64::from(next % self.queue.size()) * USED_ELEMENT_SIZE;
+        self.memory.write_obj(
+            Le64::from(element),
+            GuestAddress(self.queue.used_ring()).unchecked_add(offset),
+        )?;
+        self.queue.set_next_used(next.wrapping_add(1));
         Ok(())
     }
 
-    /// Interrupts the driver if buffers were used since the last call and it wants to know.
+    /// Shows the driver everything given back so far, in one step: it must not find half of a merged frame.
+    ///
+    /// # Errors
+    /// The rings cannot be accessed.
+    pub fn publish(&self) -> Result<(), QueueError> {
+        let index = GuestAddress(self.queue.used_ring()).unchecked_add(INDEX_OFFSET);
+        Ok(self
+            .memory
+            .store(self.queue.next_used().to_le(), index, Ordering::Release)?)
+    }
+
+    /// Publishes, and interrupts the driver if it wants to know of what was given back since the last call.
     ///
     /// # Errors
     /// The rings cannot be accessed.
     pub fn notify(&mut self, notifier: &Notifier) -> Result<(), QueueError> {
-        if std::mem::take(&mut self.used) && self.queue.needs_notification(&*self.memory)? {
-            notifier.used_buffers();
+        let (old, new) = (self.notified_used, self.queue.next_used());
+        if old != new {
+            self.publish()?;
+            self.notified_used = new;
+            if self.driver_wants_interrupt(old, new)? {
+                notifier.used_buffers();
+            }
         }
         Ok(())
+    }
+
+    /// Whether the driver asked to be told when the used index went from `old` to `new` (virtio 1.2 §2.7.7).
+    fn driver_wants_interrupt(&self, old: u16, new: u16) -> Result<bool, QueueError> {
+        // The driver writes its wish and then looks at the used index; we wrote the index and now look at the wish.
+        fence(Ordering::SeqCst);
+        let available = GuestAddress(self.queue.avail_ring());
+        let load = |offset| {
+            self.memory
+                .load(available.unchecked_add(offset), Ordering::Relaxed)
+                .map(u16::from_le)
+        };
+        if self.queue.event_idx_enabled() {
+            let wanted = load(AVAILABLE_RING_OFFSET + u64::from(self.queue.size()) * size_of::<u16>() as u64)?;
+            Ok(new.wrapping_sub(wanted).wrapping_sub(1) < new.wrapping_sub(old))
+        } else {
+            Ok(u32::from(load(FLAGS_OFFSET)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        }
     }
 
     /// Asks the driver not to ring the doorbell for a while.

@@ -1,0 +1,209 @@
+//! The network device (virtio 1.2 §5.1): an Ethernet interface whose other end is a tap device of the host.
+//!
+//! Frames go between guest memory and the tap without a copy in the monitor, each behind the 12-byte header that tap
+//! and virtio share. [`rx`] brings frames in; [`tx`] takes frames out, all of them through the [`gate`].
+
+use std::io;
+
+use cutover_snapshot::spec::{MacAddr, NetSpec};
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use rustix::rand::{GetRandomFlags, getrandom};
+use virtio_bindings::virtio_net::*;
+use virtio_queue::Queue;
+use vm_memory::ByteValued;
+use vmm_sys_util::epoll::EventSet;
+
+use self::gate::Gate;
+use self::rx::Receiver;
+pub use self::tap::Tap;
+use self::tx::Transmitter;
+use super::queue::QueueError;
+use super::{DeviceError, Notifier, StartedQueues, VirtioDevice, has_feature};
+
+mod gate;
+mod interface;
+mod rx;
+mod tap;
+mod tx;
+
+/// Descriptors of the receive and of the transmit queue.
+const QUEUE_SIZES: [u16; 2] = [256, 256];
+/// Bytes of `struct virtio_net_hdr_v1`, in front of each frame.
+const HEADER_LEN: usize = 12;
+/// Most bytes of a frame with its header: 64 KiB of IP, the largest a segmentation offload makes, behind Ethernet and
+/// VLAN headers.
+const FRAME_LEN_MAX: usize = HEADER_LEN + 14 + 4 + (64 << 10);
+/// Frames moved in one direction before the event loop's other work gets its turn.
+const FRAMES_PER_TURN: u16 = 64;
+/// Least MTU of IPv4, and of the specification (virtio 1.2 §5.1.4).
+const MTU_MIN: u16 = 68;
+
+const RX_DOORBELL: u32 = 0;
+const TX_DOORBELL: u32 = 1;
+const TAP: u32 = 2;
+
+/// A virtio network interface.
+pub struct Net {
+    tap: Tap,
+    gate: Gate,
+    features: u64,
+    config: Vec<u8>,
+    service: Option<Service>,
+}
+
+/// What there is between start and stop.
+struct Service {
+    notifier: Notifier,
+    rx: Receiver,
+    tx: Transmitter,
+}
+
+/// Why the device stops serving.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    #[error("the tap device failed: {0}")]
+    Tap(#[from] io::Error),
+}
+
+/// [`virtio_net_config`] as the bytes a driver reads (virtio 1.2 §5.1.4).
+#[derive(Clone, Copy, Default)]
+#[repr(transparent)]
+struct Config(virtio_net_config);
+
+// SAFETY: the structure is packed integers, any bytes of which are valid.
+unsafe impl ByteValued for Config {}
+
+impl Net {
+    /// Opens or creates the tap device that `spec` describes.
+    ///
+    /// # Errors
+    /// It cannot be had, or is not a tap device.
+    pub fn open(spec: &NetSpec) -> Result<Self, DeviceError> {
+        Self::over(Tap::open(spec)?, spec)
+    }
+
+    /// A network device whose other end is `tap`.
+    fn over(tap: Tap, spec: &NetSpec) -> Result<Self, DeviceError> {
+        if let Some(mtu) = spec.mtu
+            && mtu < MTU_MIN
+        {
+            return Err(DeviceError::Mtu { mtu, min: MTU_MIN });
+        }
+        let mac = match spec.mac {
+            Some(mac) => mac,
+            None => random_mac().map_err(DeviceError::system("make up a MAC address"))?,
+        };
+        let config = Config(virtio_net_config {
+            mac: mac.0,
+            status: u16::try_from(VIRTIO_NET_S_LINK_UP).expect("one bit").to_le(),
+            mtu: spec.mtu.unwrap_or_default().to_le(),
+            ..Default::default()
+        });
+        let mut features = 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF;
+        if spec.mtu.is_some() {
+            features |= 1 << VIRTIO_NET_F_MTU;
+        }
+        let gate = tap.gate()?;
+        Ok(Self {
+            features: features | tap.features(),
+            tap,
+            gate,
+            config: config.as_slice().to_vec(),
+            service: None,
+        })
+    }
+}
+
+impl Service {
+    fn serve(&mut self, tap: &Tap, gate: &mut Gate, events: Events) -> Result<(), Failure> {
+        let writable = events.event_set().contains(EventSet::OUT);
+        match events.data() {
+            RX_DOORBELL => self.rx.serve(tap, &self.notifier),
+            TX_DOORBELL => self.tx.serve(gate, &self.notifier),
+            _ => {
+                if writable && self.tx.holds_frame() {
+                    self.tx.serve(gate, &self.notifier)?;
+                }
+                self.rx.serve(tap, &self.notifier)
+            }
+        }
+    }
+}
+
+impl VirtioDevice for Net {
+    fn device_type(&self) -> u32 {
+        virtio_bindings::virtio_ids::VIRTIO_ID_NET
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn start(&mut self, mut started: StartedQueues) -> Result<(), DeviceError> {
+        self.tap.accept_features(started.features)?;
+        let [rx, tx] = started.take_queues();
+        let mergeable = has_feature(started.features, VIRTIO_NET_F_MRG_RXBUF);
+        let (rx, tx) = (Receiver::new(rx, mergeable), Transmitter::new(tx));
+        self.service = Some(Service {
+            notifier: started.notifier,
+            rx,
+            tx,
+        });
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Vec<Queue> {
+        match self.service.take() {
+            Some(service) => vec![service.rx.into_queue(), service.tx.into_queue()],
+            None => Vec::new(),
+        }
+    }
+}
+
+impl MutEventSubscriber for Net {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let Some(service) = &mut self.service else {
+            return;
+        };
+        if let Err(failure) = service.serve(&self.tap, &mut self.gate, events) {
+            service.notifier.fail(failure);
+            service.rx.queue().ignore_doorbell(ops);
+            service.tx.queue().ignore_doorbell(ops);
+            self.tap.ignore(ops);
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        let Some(service) = &self.service else {
+            return;
+        };
+        let watched = service
+            .rx
+            .queue()
+            .watch_doorbell(ops, RX_DOORBELL)
+            .and_then(|()| service.tx.queue().watch_doorbell(ops, TX_DOORBELL))
+            .and_then(|()| self.tap.watch(ops, TAP));
+        if let Err(error) = watched {
+            service.notifier.fail(error);
+        }
+    }
+}
+
+/// A unicast address marked as made up by an administrator rather than a manufacturer.
+fn random_mac() -> Result<MacAddr, rustix::io::Errno> {
+    let mut bytes = [0; 6];
+    // So few bytes come in one piece (getrandom(2)).
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    bytes[0] = bytes[0] & !1 | 2;
+    Ok(MacAddr(bytes))
+}
