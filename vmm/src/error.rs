@@ -10,6 +10,8 @@ use cutover_devices::virtio::DeviceError;
 use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::SpecError;
 
+use crate::host::KVM_API_VERSION;
+
 /// Everything that can go wrong in the monitor; texts name the file, device or limit, and what to do where that is known.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -23,7 +25,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The kernel's KVM speaks another API.
-    #[error("/dev/kvm speaks API version {found}, 12 is needed")]
+    #[error("/dev/kvm speaks API version {found}, {KVM_API_VERSION} is needed")]
     KvmVersion {
         /// What `KVM_GET_API_VERSION` answered.
         found: i32,

@@ -7,20 +7,8 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::Error;
+use crate::host::{KVM_API_VERSION, NEEDED_CAPABILITIES};
 use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS};
-
-/// What every VM needs of KVM, with the names to report.
-pub const NEEDED_CAPABILITIES: [(Cap, &str); 9] = [
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-    (Cap::Pit2, "KVM_CAP_PIT2"),
-    (Cap::Irqfd, "KVM_CAP_IRQFD"),
-    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
-    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-    (Cap::MpState, "KVM_CAP_MP_STATE"),
-    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-];
 
 /// A VM as KVM knows it, without vCPUs.
 pub struct KvmVm {
@@ -44,7 +32,7 @@ impl KvmVm {
     pub fn create(memory: &GuestMemory) -> Result<Self, Error> {
         let kvm = open()?;
         for (capability, name) in NEEDED_CAPABILITIES {
-            if !kvm.check_extension(capability) {
+            if !kvm.check_extension(*capability) {
                 return Err(Error::KvmCapability { capability: name });
             }
         }
@@ -113,13 +101,10 @@ fn map_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), Error> {
 }
 
 /// Opens `/dev/kvm` and checks its version.
-///
-/// # Errors
-/// It is missing, not permitted, or of another version.
-pub fn open() -> Result<Kvm, Error> {
+fn open() -> Result<Kvm, Error> {
     let kvm = Kvm::new().map_err(|error| Error::OpenKvm { source: error.into() })?;
     match kvm.get_api_version() {
-        12 => Ok(kvm),
+        KVM_API_VERSION => Ok(kvm),
         found => Err(Error::KvmVersion { found }),
     }
 }

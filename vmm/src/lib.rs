@@ -13,6 +13,7 @@ mod cpu;
 mod device_manager;
 mod driver;
 mod error;
+pub mod host;
 mod kvm;
 mod layout;
 pub mod lifecycle;
