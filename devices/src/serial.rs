@@ -9,13 +9,14 @@
 //! ```
 //!
 //! Input is left where it is while the guest does not empty the FIFO (back-pressure); the read that empties it wakes
-//! the loop.
+//! the loop. Only a terminal is read all the same, for the escape to work when the guest hangs.
+
+mod watch;
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use rustix::io::Errno;
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
@@ -23,6 +24,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::BusDevice;
 use crate::console::{Command, Console, HELP, Input, Output};
 use crate::guest_event::{GuestEvent, GuestEventSink};
+use watch::Watch;
 
 /// Ports of a 16550.
 pub const PORTS: u16 = 8;
@@ -72,7 +74,8 @@ impl SerialPort {
     /// Whether the event loop must look at the port again, after the guest used it.
     fn needs_the_loop(&self) -> bool {
         let output = self.uart.writer();
-        let room_again = self.readable.is_off() && self.input.stream().is_some() && self.fifo_is_empty();
+        let input_waits = self.readable.is_off() && self.input.stream().is_some() || self.input.has_typed_ahead();
+        let room_again = input_waits && self.fifo_is_empty();
         let blocked = self.writable.is_off() && output.blocked_on().is_some();
         let client_gone = output.is_broken() && self.input.has_client();
         room_again || blocked || client_gone
@@ -92,15 +95,9 @@ impl SerialPort {
 
     /// Moves what the input has, and the FIFO has room for, to the guest.
     fn receive(&mut self, ops: &mut EventOps) {
-        let room = self.uart.fifo_capacity();
-        if room == 0 || self.input.stream().is_none() {
-            return;
-        }
-        match self.input.read(room) {
+        match self.input.read(self.uart.fifo_capacity()) {
             Ok((bytes, commands)) => {
-                if let Err(error) = self.uart.enqueue_raw_bytes(&bytes) {
-                    tracing::error!(%error, "cannot interrupt the guest for the serial port");
-                }
+                self.enqueue(&bytes);
                 for command in commands {
                     self.obey(command);
                 }
@@ -115,6 +112,15 @@ impl SerialPort {
         }
     }
 
+    /// Gives the guest bytes for which the FIFO has room.
+    fn enqueue(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty()
+            && let Err(error) = self.uart.enqueue_raw_bytes(bytes)
+        {
+            tracing::error!(%error, "cannot interrupt the guest for the serial port");
+        }
+    }
+
     fn obey(&mut self, command: Command) {
         match command {
             Command::Quit => (self.events)(GuestEvent::ConsoleQuit),
@@ -124,13 +130,9 @@ impl SerialPort {
 
     /// Ends the input; a client's output too, for the next client not to get it.
     fn hang_up(&mut self, ops: &mut EventOps) {
-        self.readable
-            .point_at(None, ops)
-            .unwrap_or_else(|error| log_watch_error(&error));
+        self.readable.point_at(None, ops);
         if self.input.has_client() {
-            self.writable
-                .point_at(None, ops)
-                .unwrap_or_else(|error| log_watch_error(&error));
+            self.writable.point_at(None, ops);
             std::mem::take(self.uart.writer_mut()).abandon();
         }
         self.input.close();
@@ -143,9 +145,7 @@ impl SerialPort {
             Err(error) => {
                 // The client still waits: to go on watching would be to try for ever.
                 tracing::error!(%error, "no more clients of the console can be accepted");
-                self.clients
-                    .point_at(None, ops)
-                    .unwrap_or_else(|error| log_watch_error(&error));
+                self.clients.point_at(None, ops);
                 self.input.stop_listening();
             }
         }
@@ -153,24 +153,13 @@ impl SerialPort {
 
     /// Brings what the loop watches in line with what the port waits for.
     fn update_watches(&mut self, ops: &mut EventOps) {
-        let input = self
-            .input
-            .stream()
-            .filter(|_| self.uart.fifo_capacity() > 0 && !self.input_always_ready);
-        match self.readable.point_at(input, ops) {
-            Err(event_manager::Error::Epoll(error)) if error.errno() == Errno::PERM.raw_os_error() => {
-                self.input_always_ready = true;
-                self.receive(ops);
-            }
-            result => result.unwrap_or_else(|error| log_watch_error(&error)),
+        let wanted = self.input.is_wanted(self.uart.fifo_capacity()) && !self.input_always_ready;
+        if !self.readable.point_at(self.input.stream().filter(|_| wanted), ops) {
+            self.input_always_ready = true;
+            self.receive(ops);
         }
-        let blocked_on = self.uart.writer().blocked_on();
-        for result in [
-            self.writable.point_at(blocked_on, ops),
-            self.clients.point_at(self.input.vacant_listener(), ops),
-        ] {
-            result.unwrap_or_else(|error| log_watch_error(&error));
-        }
+        self.writable.point_at(self.uart.writer().blocked_on(), ops);
+        self.clients.point_at(self.input.vacant_listener(), ops);
     }
 }
 
@@ -204,7 +193,7 @@ impl MutEventSubscriber for SerialPort {
             watch.forget();
         }
         if let Err(error) = ops.add(Events::new(&self.wake, EventSet::IN)) {
-            log_watch_error(&error);
+            tracing::error!(%error, "the event loop cannot watch the serial port");
         }
         self.update_watches(ops);
     }
@@ -217,6 +206,8 @@ impl MutEventSubscriber for SerialPort {
             if self.uart.writer().is_broken() && self.input.has_client() {
                 self.hang_up(ops);
             }
+            let ahead = self.input.take_typed_ahead(self.uart.fifo_capacity());
+            self.enqueue(&ahead);
             if self.input_always_ready && self.fifo_is_empty() {
                 self.receive(ops);
             }
@@ -231,54 +222,10 @@ impl MutEventSubscriber for SerialPort {
     }
 }
 
-/// A descriptor the event loop watches at times.
-struct Watch {
-    interest: EventSet,
-    at: Option<RawFd>,
-}
-
-impl Watch {
-    fn for_events(interest: EventSet) -> Self {
-        Self { interest, at: None }
-    }
-
-    fn is_off(&self) -> bool {
-        self.at.is_none()
-    }
-
-    fn is_at(&self, fd: RawFd) -> bool {
-        self.at == Some(fd)
-    }
-
-    /// Starts afresh on a loop that watches nothing yet.
-    fn forget(&mut self) {
-        self.at = None;
-    }
-
-    /// Watches `fd` from now on, or nothing. A descriptor must not be closed while it is watched.
-    fn point_at(&mut self, fd: Option<RawFd>, ops: &mut EventOps) -> event_manager::Result<()> {
-        if self.at == fd {
-            return Ok(());
-        }
-        if let Some(before) = self.at.take() {
-            ops.remove(Events::empty_raw(before))?;
-        }
-        if let Some(fd) = fd {
-            ops.add(Events::new_raw(fd, self.interest))?;
-            self.at = Some(fd);
-        }
-        Ok(())
-    }
-}
-
 /// Whether trying again may do.
 fn is_transient(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
     matches!(error.kind(), ConnectionAborted | Interrupted | WouldBlock)
-}
-
-fn log_watch_error(error: &event_manager::Error) {
-    tracing::error!(%error, "the event loop cannot watch the serial port's console");
 }
 
 #[cfg(test)]

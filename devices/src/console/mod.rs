@@ -22,6 +22,7 @@ mod pty;
 mod socket;
 mod terminal;
 
+use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -43,6 +44,11 @@ use terminal::RawTerminal;
 
 /// First descriptor number for duplicates: the standard three stay what they are.
 const FIRST_OWN_FD: RawFd = 3;
+
+/// Most bytes typed at a terminal that wait for the guest to read; more are lost, as on a real line.
+const TYPED_AHEAD_MAX: usize = 4096;
+/// Most bytes read from a terminal at once.
+const TYPED_CHUNK: usize = 256;
 
 /// Why a console cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +109,8 @@ pub(crate) struct Input {
     listener: Option<Listener>,
     /// Escapes are a terminal's privilege.
     escape: Option<Escape>,
+    /// What was typed for the guest while it did not read; always empty without escapes.
+    ahead: VecDeque<u8>,
     _terminal: Option<RawTerminal>,
     _pty_slave: Option<OwnedFd>,
 }
@@ -206,25 +214,42 @@ impl Input {
         Ok(output)
     }
 
-    /// Reads at most `room` bytes, and what the person at the terminal wants of the monitor.
+    /// Whether to read now, if the guest has room for `room` bytes: a terminal always, since an escape may come.
+    pub(crate) fn is_wanted(&self, room: usize) -> bool {
+        self.stream.is_some() && (room > 0 || self.escape.is_some())
+    }
+
+    /// Reads at most `room` bytes for the guest, and what the person at the terminal wants of the monitor.
     ///
     /// # Errors
     /// The other end failed; `UnexpectedEof` if it is over, `WouldBlock` if there is nothing yet.
     pub(crate) fn read(&mut self, room: usize) -> io::Result<(Vec<u8>, Vec<Command>)> {
-        let Some(stream) = &self.stream else {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        let Some(stream) = self.stream.as_ref().filter(|_| self.is_wanted(room)) else {
+            return Ok((Vec::new(), Vec::new()));
         };
-        let mut bytes = vec![0; room];
+        let mut bytes = vec![0; if self.escape.is_some() { TYPED_CHUNK } else { room }];
         let length = rustix::io::read(stream.as_fd(), &mut bytes[..])?;
         if length == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         bytes.truncate(length);
-        let commands = self
-            .escape
-            .as_mut()
-            .map_or_else(Vec::new, |escape| escape.filter(&mut bytes));
-        Ok((bytes, commands))
+        let Some(escape) = &mut self.escape else {
+            return Ok((bytes, Vec::new()));
+        };
+        let commands = escape.filter(&mut bytes);
+        bytes.truncate(TYPED_AHEAD_MAX - self.ahead.len());
+        self.ahead.extend(bytes);
+        Ok((self.take_typed_ahead(room), commands))
+    }
+
+    /// Whether something typed waits for the guest.
+    pub(crate) fn has_typed_ahead(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// At most `room` bytes of what was typed while the guest did not read.
+    pub(crate) fn take_typed_ahead(&mut self, room: usize) -> Vec<u8> {
+        self.ahead.drain(..room.min(self.ahead.len())).collect()
     }
 
     /// Lets go of where clients come from.

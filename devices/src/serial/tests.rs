@@ -185,6 +185,18 @@ fn escapes_count_at_a_terminal_only() {
 }
 
 #[test]
+fn the_escape_works_while_the_guest_does_not_read_and_nothing_typed_before_is_lost() {
+    let (ours, mut theirs) = UnixStream::pair().expect("socket pair");
+    let output = File::options().write(true).open("/dev/null").expect("Linux has it");
+    let guest = Guest::with(Console::of(ours.into(), true, output.into()));
+    let typed = b"x".repeat(4000);
+    theirs.write_all(&typed).expect("a socket holds this much");
+    theirs.write_all(b"\x01x").expect("a socket holds this much");
+    assert_eq!(guest.events.recv(), Ok(GuestEvent::ConsoleQuit));
+    assert_eq!(guest.read(typed.len()), typed);
+}
+
+#[test]
 fn output_a_slow_reader_leaves_waiting_is_sent_by_the_event_loop() {
     let (ours, theirs) = UnixStream::pair().expect("socket pair");
     ours.set_nonblocking(true).expect("a socket can be non-blocking");
