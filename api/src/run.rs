@@ -58,7 +58,7 @@ fn run_vm(spec: &VmSpec, options: &Options) -> Result<Exit, RunError> {
     }
     let signals = Blocked::block().map_err(RunError::Signals)?;
     let vmm = Vmm::build(spec, options)?;
-    signals.serve(vmm.controller()).map_err(RunError::Signals)?;
+    signals.serve(vmm.controller(), options).map_err(RunError::Signals)?;
     tracing::info!(name = spec.name, cpus = spec.cpus, memory = %spec.memory.size, "the VM runs");
     Ok(vmm.run()?)
 }

@@ -8,7 +8,8 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::thread;
 
-use cutover_vmm::Controller;
+use cutover_vmm::seccomp::{self, ThreadKind};
+use cutover_vmm::{Controller, Options};
 
 const SIGNALS: [libc::c_int; 2] = [libc::SIGTERM, libc::SIGINT];
 
@@ -43,8 +44,12 @@ impl Blocked {
     ///
     /// # Errors
     /// No thread can be had.
-    pub fn serve(self, vm: Controller) -> io::Result<()> {
+    pub fn serve(self, vm: Controller, options: &Options) -> io::Result<()> {
+        let confine = options.seccomp;
         thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            if confine {
+                seccomp::confine_or_abort(ThreadKind::Signals);
+            }
             self.wait();
             tracing::warn!("told to end: pressing the guest's power button (once more ends the VM now)");
             if let Err(refusal) = vm.press_power_button() {

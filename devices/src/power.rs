@@ -14,6 +14,8 @@ pub const SLEEP_TYPE_S5: u8 = 5;
 pub const POWER_OFF_VALUE: u8 = SLEEP_ENABLE | SLEEP_TYPE_S5 << 2;
 
 const SLEEP_ENABLE: u8 = 1 << 5;
+/// `WAK_STS` of the sleep status register, which the guest clears by writing it before it sleeps.
+const WAKE_STATUS: u8 = 1 << 7;
 
 /// Takes the guest's requests to reset and to power off.
 pub struct PowerControl {
@@ -37,6 +39,7 @@ impl BusDevice for PowerControl {
         match data.first() {
             Some(&RESET_VALUE) => (self.events)(GuestEvent::Reset),
             Some(&POWER_OFF_VALUE) => (self.events)(GuestEvent::Shutdown),
+            Some(&WAKE_STATUS) => {}
             _ => tracing::debug!(?data, "value without meaning written to the power control port"),
         }
     }

@@ -16,6 +16,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use cutover_devices::GuestMemory;
+use cutover_devices::power::{RESET_VALUE, SLEEP_TYPE_S5};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::Error;
@@ -37,10 +38,6 @@ const OEM: [u8; 6] = *b"CUTOVR";
 const OEM_TABLE: [u8; 8] = *b"CUTOVER ";
 const OEM_REVISION: u32 = 1;
 
-/// What is written to the reset register to reset (`devices::power`).
-const RESET_VALUE: u8 = 1;
-/// Sleep type of S5, soft off.
-const SLEEP_TYPE_S5: u8 = 5;
 /// FADT boot architecture flags: there is neither VGA, nor a CMOS clock, nor (bit 1 clear) a keyboard controller.
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_CLOCK: u16 = 1 << 5;

@@ -193,7 +193,7 @@ impl Vmm {
     /// The monitor, not the guest, could not go on.
     pub fn run(mut self) -> Result<Exit, Error> {
         if self.options.seccomp {
-            seccomp::install(ThreadKind::StateDriver, &seccomp::compile(ThreadKind::StateDriver)?)?;
+            seccomp::confine(ThreadKind::StateDriver)?;
         }
         self.enter(State::Running, Request::Resume);
         let exit = self.drive();
@@ -263,13 +263,10 @@ fn guest_events(sender: &EventSender) -> GuestEventSink {
 }
 
 fn spawn_event_loop(options: &Options) -> Result<EventLoop, Error> {
-    let filter = options
-        .seccomp
-        .then(|| seccomp::compile(ThreadKind::Devices))
-        .transpose()?;
+    let confine = options.seccomp;
     Ok(EventLoop::spawn("devices", move || {
-        if let Some(filter) = filter {
-            seccomp::install_or_abort(ThreadKind::Devices, &filter);
+        if confine {
+            seccomp::confine_or_abort(ThreadKind::Devices);
         }
     })?)
 }

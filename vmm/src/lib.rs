@@ -18,7 +18,7 @@ mod kvm;
 mod layout;
 pub mod lifecycle;
 mod memory;
-mod seccomp;
+pub mod seccomp;
 
 pub use driver::{Controller, Exit, Options, Vmm};
 pub use error::Error;

@@ -103,12 +103,11 @@ impl Vcpu {
     pub fn spawn(self, buses: Buses, events: EventSender, confine: bool) -> Result<VcpuHandle, Error> {
         let (commands, received) = channel();
         let (cpu, immediate_exit) = (self.cpu, self.immediate_exit.clone());
-        let filter = confine.then(|| seccomp::compile(ThreadKind::Vcpu)).transpose()?;
         let thread = std::thread::Builder::new()
             .name(format!("vcpu-{cpu}"))
             .spawn(move || {
-                if let Some(filter) = filter {
-                    seccomp::install_or_abort(ThreadKind::Vcpu, &filter);
+                if confine {
+                    seccomp::confine_or_abort(ThreadKind::Vcpu);
                 }
                 VcpuThread {
                     vcpu: self,

@@ -38,64 +38,66 @@ const RUNTIME: &[c_long] = &[
     libc::SYS_writev,
 ];
 
-/// What serving queues takes: waiting, disk images, taps, consoles.
-const DEVICES: &[c_long] = &[
+/// What a request on a disk image takes.
+const DISK: &[c_long] = &[
+    libc::SYS_fallocate,
+    libc::SYS_fdatasync,
+    libc::SYS_fsync,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+];
+
+/// What the console's output takes, which a vCPU writes through: on sockets and terminals, it must not wait.
+const CONSOLE_OUTPUT: &[c_long] = &[libc::SYS_poll, libc::SYS_ppoll, libc::SYS_sendto];
+
+/// What serving queues and the console takes besides: waiting, io_uring, taps, the console's clients.
+const EVENT_LOOP: &[c_long] = &[
     libc::SYS_accept4,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_wait,
-    libc::SYS_fallocate,
     libc::SYS_fcntl,
-    libc::SYS_fdatasync,
-    libc::SYS_fsync,
     libc::SYS_io_uring_enter,
-    libc::SYS_poll,
-    libc::SYS_preadv,
-    libc::SYS_pread64,
-    libc::SYS_pwritev,
-    libc::SYS_pwrite64,
+    libc::SYS_lseek,
     libc::SYS_readv,
     libc::SYS_recvfrom,
-    libc::SYS_sendto,
     libc::SYS_shutdown,
 ];
 
-/// `ioctl` requests by kind of thread; no thread may make any other.
+/// What cleaning up takes: a console's socket is removed.
+const CLEAN_UP: &[c_long] = &[libc::SYS_unlink, libc::SYS_unlinkat];
+
+/// `ioctl` requests; no thread may make any but those of its kind.
 const KVM_RUN: u64 = 0xae80;
 const KVM_GET_REGS: u64 = 0x8090_ae81;
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 const BLKDISCARD: u64 = 0x1277;
 const BLKZEROOUT: u64 = 0x127f;
-/// Restoring the terminal on the way out.
-const TCSETS: u64 = 0x5402;
-const TCSETSW: u64 = 0x5403;
-const TCSETSF: u64 = 0x5404;
+/// The terminal is put back as it was from wherever the monitor ends.
+const TERMINAL: [u64; 4] = [libc::TCGETS, libc::TCSETS, libc::TCSETSW, libc::TCSETSF];
 
 /// The calls a kind of thread may make: an empty list of rules allows all arguments.
 pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
     let (calls, ioctls): (&[&[c_long]], &[u64]) = match kind {
-        // Waits for events, ends the others, takes devices off the event loop, cleans up files.
-        ThreadKind::StateDriver => (
-            &[RUNTIME, DEVICES, &[libc::SYS_unlink, libc::SYS_unlinkat]],
-            &[TCSETS, TCSETSW, TCSETSF, TUNSETOFFLOAD],
-        ),
-        // Runs the guest; its accesses reach devices: the console's output, starting and stopping queues.
-        ThreadKind::Vcpu => (&[RUNTIME, DEVICES], &[KVM_RUN, KVM_GET_REGS, TUNSETOFFLOAD]),
+        ThreadKind::StateDriver => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP], &[]),
+        ThreadKind::Vcpu => (&[CONSOLE_OUTPUT], &[KVM_RUN, KVM_GET_REGS]),
         ThreadKind::Devices => (
-            &[RUNTIME, DEVICES],
-            &[TUNSETOFFLOAD, BLKDISCARD, BLKZEROOUT, TCSETS, TCSETSW, TCSETSF],
+            &[DISK, CONSOLE_OUTPUT, EVENT_LOOP],
+            &[TUNSETOFFLOAD, BLKDISCARD, BLKZEROOUT],
         ),
+        ThreadKind::Disk => (&[DISK], &[BLKDISCARD, BLKZEROOUT]),
+        ThreadKind::Signals => (&[&[libc::SYS_rt_sigtimedwait]], &[]),
     };
-    let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = calls
+    let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = [RUNTIME]
         .iter()
+        .chain(calls)
         .copied()
         .flatten()
         .map(|&call| (call, Vec::new()))
         .collect();
-    let ioctls = ioctls
-        .iter()
-        .map(|&request| ioctl(request))
-        .collect::<Result<Vec<_>, _>>()?;
+    let ioctls = ioctls.iter().chain(&TERMINAL);
+    let ioctls = ioctls.map(|&request| ioctl(request)).collect::<Result<Vec<_>, _>>()?;
     rules.insert(libc::SYS_ioctl, ioctls);
     Ok(rules)
 }

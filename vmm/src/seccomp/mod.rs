@@ -20,25 +20,31 @@ pub enum ThreadKind {
     StateDriver,
     /// A vCPU.
     Vcpu,
-    /// The device event loop, and workers that devices start.
+    /// The device event loop.
     Devices,
+    /// A worker of a disk without io_uring.
+    Disk,
+    /// The thread that waits for signals.
+    Signals,
 }
 
 impl ThreadKind {
+    #[cfg(test)]
+    const ALL: [Self; 5] = [Self::StateDriver, Self::Vcpu, Self::Devices, Self::Disk, Self::Signals];
+
     fn name(self) -> &'static str {
         match self {
             Self::StateDriver => "state driver",
             Self::Vcpu => "vCPU",
             Self::Devices => "device",
+            Self::Disk => "disk",
+            Self::Signals => "signal",
         }
     }
 }
 
 /// Makes the filter program of a kind of thread.
-///
-/// # Errors
-/// The lists do not make a program: a fault of the lists.
-pub fn compile(kind: ThreadKind) -> Result<BpfProgram, Error> {
+fn compile(kind: ThreadKind) -> Result<BpfProgram, Error> {
     let failed = |error: seccompiler::BackendError| Error::Seccomp {
         thread: kind.name(),
         reason: error.to_string(),
@@ -53,16 +59,16 @@ pub fn compile(kind: ThreadKind) -> Result<BpfProgram, Error> {
 ///
 /// # Errors
 /// The kernel refused.
-pub fn install(kind: ThreadKind, program: &BpfProgram) -> Result<(), Error> {
-    seccompiler::apply_filter(program).map_err(|error| Error::Seccomp {
+pub fn confine(kind: ThreadKind) -> Result<(), Error> {
+    seccompiler::apply_filter(&compile(kind)?).map_err(|error| Error::Seccomp {
         thread: kind.name(),
         reason: error.to_string(),
     })
 }
 
-/// As [`install`], where no error can be returned: a thread that cannot be confined must not run at all.
-pub fn install_or_abort(kind: ThreadKind, program: &BpfProgram) {
-    if let Err(error) = install(kind, program) {
+/// As [`confine`], where no error can be returned: a thread that cannot be confined must not run at all.
+pub fn confine_or_abort(kind: ThreadKind) {
+    if let Err(error) = confine(kind) {
         tracing::error!(%error, "cannot go on unconfined");
         std::process::abort();
     }
@@ -104,7 +110,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_thread_has_a_filter() {
-        for kind in [ThreadKind::StateDriver, ThreadKind::Vcpu, ThreadKind::Devices] {
+        for kind in ThreadKind::ALL {
             assert!(!compile(kind).expect("the lists make a program").is_empty());
         }
     }
@@ -113,7 +119,7 @@ mod tests {
     fn a_forbidden_call_ends_the_process_and_is_named() {
         if std::env::var_os("CUTOVER_TEST_VIOLATION").is_some() {
             install_violation_handler().expect("handler");
-            install(ThreadKind::Vcpu, &compile(ThreadKind::Vcpu).expect("program")).expect("filter");
+            confine(ThreadKind::Vcpu).expect("filter");
             // SAFETY: does nothing but fail.
             unsafe { libc::ptrace(libc::PTRACE_ATTACH, 0, 0, 0) };
             unreachable!("the filter lets a vCPU thread call ptrace");
