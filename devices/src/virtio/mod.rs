@@ -20,13 +20,16 @@ pub use queue::ServedQueue;
 pub mod block;
 mod buffers;
 mod error;
+#[cfg(test)]
+mod hostile_rings;
 mod log_limit;
 pub mod mmio;
 pub mod net;
 mod notifier;
 mod queue;
-mod queue_setup;
 pub mod rng;
+#[cfg(test)]
+mod testing;
 
 /// Feature bits every device offers through the transport: modern interface, indirect descriptors, event index.
 pub const TRANSPORT_FEATURES: u64 =

@@ -88,6 +88,11 @@ pub struct Chain {
     pub writable: GuestBuffers,
 }
 
+/// A stretch of taking chains; see [`ServedQueue::begin_turn`].
+pub struct Turn {
+    budget: u16,
+}
+
 impl Chain {
     /// An empty chain for [`ServedQueue::pop`] to fill, over and over.
     fn new(memory: &Arc<GuestMemory>) -> Self {
@@ -166,16 +171,36 @@ impl ServedQueue {
         &self.memory
     }
 
-    /// Takes the next chain the driver offers into `chain`; false if there is none.
+    /// Begins to take chains, at most about `budget` of them before others get their turn. Until it has taken all, the
+    /// driver need not ring the doorbell.
+    ///
+    /// # Errors
+    /// The rings cannot be accessed.
+    pub fn begin_turn(&mut self, budget: u16) -> Result<Turn, QueueError> {
+        self.queue.disable_notification(&*self.memory)?;
+        Ok(Turn { budget })
+    }
+
+    /// Takes the next chain the driver offers into `chain`; false ends the turn. Then either there is no chain, and the
+    /// driver will ring the doorbell for the next; or the budget is used up, and the doorbell is rung already.
     ///
     /// # Errors
     /// The driver broke the rules.
-    pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
-        let Some(descriptors) = self.queue.iter(&*self.memory)?.next() else {
-            return Ok(false);
-        };
-        chain.fill(descriptors.head_index(), descriptors)?;
-        Ok(true)
+    pub fn pop(&mut self, turn: &mut Turn, chain: &mut Chain) -> Result<bool, QueueError> {
+        while turn.budget > 0 {
+            // Looking again costs too: a driver that moves its index to and fro must not keep us here.
+            turn.budget -= 1;
+            if let Some(descriptors) = self.queue.iter(&*self.memory)?.next() {
+                chain.fill(descriptors.head_index(), descriptors)?;
+                return Ok(true);
+            }
+            if !self.queue.enable_notification(&*self.memory)? {
+                return Ok(false);
+            }
+            self.queue.disable_notification(&*self.memory)?;
+        }
+        self.ring_doorbell();
+        Ok(false)
     }
 
     /// Un-takes the last `count` chains taken, none of which was touched.
@@ -247,22 +272,6 @@ impl ServedQueue {
         } else {
             Ok(u32::from(load(FLAGS_OFFSET)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
         }
-    }
-
-    /// Asks the driver not to ring the doorbell for a while.
-    ///
-    /// # Errors
-    /// The rings cannot be accessed.
-    pub fn disable_doorbell(&mut self) -> Result<(), QueueError> {
-        Ok(self.queue.disable_notification(&*self.memory)?)
-    }
-
-    /// Asks the driver to ring the doorbell again; true if it offered chains meanwhile.
-    ///
-    /// # Errors
-    /// The rings cannot be accessed.
-    pub fn enable_doorbell(&mut self) -> Result<bool, QueueError> {
-        Ok(self.queue.enable_notification(&*self.memory)?)
     }
 
     /// Rings the doorbell ourselves, to go on later and let other devices have their turn.

@@ -45,21 +45,10 @@ impl Rng {
 impl Service {
     /// Answers every request there is, up to a queue full.
     fn serve(&mut self) -> Result<(), Failure> {
-        let mut budget = self.queue.size();
-        loop {
-            self.queue.disable_doorbell()?;
-            while budget > 0 && self.queue.pop(&mut self.chain)? {
-                let written = self.fill_chain()?;
-                self.queue.push_used(self.chain.head, written)?;
-                budget -= 1;
-            }
-            if budget == 0 {
-                self.queue.ring_doorbell();
-                break;
-            }
-            if !self.queue.enable_doorbell()? {
-                break;
-            }
+        let mut turn = self.queue.begin_turn(self.queue.size())?;
+        while self.queue.pop(&mut turn, &mut self.chain)? {
+            let written = self.fill_chain()?;
+            self.queue.push_used(self.chain.head, written)?;
         }
         Ok(self.queue.notify(&self.notifier)?)
     }

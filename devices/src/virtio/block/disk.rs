@@ -86,7 +86,8 @@ fn open_image(spec: &DiskSpec) -> Result<File, DeviceError> {
         .map_err(|source| open_error(spec, source))
 }
 
-fn open_error(spec: &DiskSpec, source: io::Error) -> DeviceError {
+/// The refusal for what the system said, with what to do about it.
+pub fn open_error(spec: &DiskSpec, source: io::Error) -> DeviceError {
     let access = if spec.readonly {
         "reading"
     } else {

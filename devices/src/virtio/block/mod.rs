@@ -17,7 +17,7 @@ use self::engine::{Completion, Engine};
 use self::in_flight::{InFlight, Step};
 use self::request::Request;
 use super::log_limit::LogLimit;
-use super::queue::{Chain, QueueError};
+use super::queue::{Chain, QueueError, Turn};
 use super::{DeviceError, Notifier, ServedQueue, StartedQueues, VirtioDevice, has_feature};
 
 mod config;
@@ -25,6 +25,8 @@ mod disk;
 mod engine;
 mod in_flight;
 mod request;
+#[cfg(test)]
+mod tests;
 
 /// Descriptors of the queue; also the most requests in flight, as each begins with another descriptor.
 const QUEUE_SIZE: u16 = 256;
@@ -110,29 +112,24 @@ impl Block {
 impl Service {
     /// Takes every request there is, up to a queue full, and submits them to the engine together.
     fn take_requests(&mut self, disk: &Disk, engine: &mut Engine) -> Result<(), Failure> {
-        let mut budget = self.queue.size();
-        loop {
-            self.queue.disable_doorbell()?;
-            while budget > 0 && self.take_request(disk, engine)? {
-                budget -= 1;
-            }
-            if budget == 0 {
-                self.queue.ring_doorbell();
-                break;
-            }
-            if !self.queue.enable_doorbell()? {
-                break;
-            }
+        let mut turn = self.queue.begin_turn(self.queue.size())?;
+        while let Some(chain) = self.next_chain(&mut turn)? {
+            self.begin_request(chain, disk, engine)?;
         }
         Ok(engine.submit()?)
     }
 
-    fn take_request(&mut self, disk: &Disk, engine: &mut Engine) -> Result<bool, Failure> {
+    fn next_chain(&mut self, turn: &mut Turn) -> Result<Option<Chain>, QueueError> {
         let mut chain = self.spare.pop().unwrap_or_else(|| self.queue.new_chain());
-        if !self.queue.pop(&mut chain)? {
+        if self.queue.pop(turn, &mut chain)? {
+            Ok(Some(chain))
+        } else {
             self.spare.push(chain);
-            return Ok(false);
+            Ok(None)
         }
+    }
+
+    fn begin_request(&mut self, mut chain: Chain, disk: &Disk, engine: &mut Engine) -> Result<(), Failure> {
         let head = chain.head;
         let slot = self
             .in_flight
@@ -143,9 +140,8 @@ impl Service {
         }
         let status = chain.writable.pop_byte().ok_or(QueueError::NoAnswer { head })?;
         let request = Request::parse(&mut chain, disk);
-        let begun = InFlight::begin(chain, status, request, disk, self.writes_are_durable)?;
-        self.proceed(begun, engine)?;
-        Ok(true)
+        let step = InFlight::begin(chain, status, request, disk, self.writes_are_durable)?;
+        self.proceed(step, engine)
     }
 
     /// Collects what the engine has done and takes each request one step further.

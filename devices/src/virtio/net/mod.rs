@@ -24,6 +24,8 @@ mod gate;
 mod interface;
 mod rx;
 mod tap;
+#[cfg(test)]
+mod tests;
 mod tx;
 
 /// Descriptors of the receive and of the transmit queue.

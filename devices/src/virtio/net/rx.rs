@@ -13,7 +13,7 @@ use super::tap::Tap;
 use super::{FRAME_LEN_MAX, FRAMES_PER_TURN, Failure, HEADER_LEN};
 use crate::virtio::buffers::GuestBuffers;
 use crate::virtio::log_limit::LogLimit;
-use crate::virtio::queue::{Chain, QueueError};
+use crate::virtio::queue::{Chain, QueueError, Turn};
 use crate::virtio::{Notifier, ServedQueue};
 
 /// Offset of `num_buffers` in the header; the tap leaves it to us.
@@ -53,10 +53,11 @@ impl Receiver {
 
     /// Moves frames until there are none, or no buffers, or others have to get their turn.
     pub fn serve(&mut self, tap: &Tap, notifier: &Notifier) -> Result<(), Failure> {
-        for turn in 0..=FRAMES_PER_TURN {
-            if turn == FRAMES_PER_TURN {
+        let mut turn = self.queue.begin_turn(self.queue.size())?;
+        for frames in 0..=FRAMES_PER_TURN {
+            if frames == FRAMES_PER_TURN {
                 self.queue.ring_doorbell();
-            } else if !self.post_buffers()? || !self.receive(tap, notifier)? {
+            } else if !self.post_buffers(&mut turn)? || !self.receive(tap, notifier)? {
                 break;
             }
         }
@@ -90,14 +91,10 @@ impl Receiver {
     }
 
     /// Whether a frame can be read, after taking more buffers if there are too few.
-    fn post_buffers(&mut self) -> Result<bool, QueueError> {
+    fn post_buffers(&mut self, turn: &mut Turn) -> Result<bool, QueueError> {
         while !self.has_room() {
-            if !self.post_buffer()? {
-                self.queue.publish()?;
-                if !self.queue.enable_doorbell()? {
-                    return Ok(false);
-                }
-                self.queue.disable_doorbell()?;
+            if !self.post_buffer(turn)? {
+                return Ok(false);
             }
         }
         Ok(true)
@@ -113,9 +110,9 @@ impl Receiver {
         }
     }
 
-    fn post_buffer(&mut self) -> Result<bool, QueueError> {
+    fn post_buffer(&mut self, turn: &mut Turn) -> Result<bool, QueueError> {
         let mut chain = self.spare.pop().unwrap_or_else(|| self.queue.new_chain());
-        if !self.queue.pop(&mut chain)? {
+        if !self.queue.pop(turn, &mut chain)? {
             self.spare.push(chain);
             return Ok(false);
         }

@@ -64,6 +64,16 @@ impl Tap {
         Ok(tap)
     }
 
+    /// A socket that keeps message boundaries, in place of a tap device.
+    #[cfg(test)]
+    pub fn over_socket(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            name: "socket".to_owned(),
+            offloads: false,
+        }
+    }
+
     /// Feature bits it makes possible.
     pub fn features(&self) -> u64 {
         let guest = GUEST_OFFLOADS.map(|(feature, _)| feature);

@@ -7,7 +7,7 @@ use virtio_queue::Queue;
 use super::gate::Gate;
 use super::{FRAME_LEN_MAX, FRAMES_PER_TURN, Failure, HEADER_LEN};
 use crate::virtio::log_limit::LogLimit;
-use crate::virtio::queue::{Chain, QueueError};
+use crate::virtio::queue::{Chain, QueueError, Turn};
 use crate::virtio::{Notifier, ServedQueue};
 
 /// The transmit queue in service.
@@ -42,20 +42,8 @@ impl Transmitter {
 
     /// Moves frames until there are none, or no room, or others have to get their turn.
     pub fn serve(&mut self, gate: &mut Gate, notifier: &Notifier) -> Result<(), Failure> {
-        let mut budget = FRAMES_PER_TURN;
-        loop {
-            self.queue.disable_doorbell()?;
-            while budget > 0 && self.next_frame()? && self.send(gate, notifier)? {
-                budget -= 1;
-            }
-            if budget == 0 {
-                self.queue.ring_doorbell();
-                break;
-            }
-            if self.held || !self.queue.enable_doorbell()? {
-                break;
-            }
-        }
+        let mut turn = self.queue.begin_turn(FRAMES_PER_TURN)?;
+        while self.next_frame(&mut turn)? && self.send(gate, notifier)? {}
         Ok(self.queue.notify(notifier)?)
     }
 
@@ -66,9 +54,9 @@ impl Transmitter {
     }
 
     /// Has a frame in `chain`, if there is one.
-    fn next_frame(&mut self) -> Result<bool, QueueError> {
+    fn next_frame(&mut self, turn: &mut Turn) -> Result<bool, QueueError> {
         if !self.held {
-            self.held = self.queue.pop(&mut self.chain)?;
+            self.held = self.queue.pop(turn, &mut self.chain)?;
         }
         Ok(self.held)
     }

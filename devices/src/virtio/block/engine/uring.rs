@@ -8,13 +8,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode};
 
 use super::{Completion, Operation};
 
-/// The image's place in the ring's table of registered files.
-const IMAGE: Fixed = Fixed(0);
 /// What the kernel must know; the newest of them came with 5.6, as did the way to ask.
 const OPCODES: [u8; 4] = [
     opcode::Readv::CODE,
@@ -26,8 +24,9 @@ const OPCODES: [u8; 4] = [
 /// See the module.
 pub struct Uring {
     ring: IoUring,
-    /// What the registered file refers to.
-    _image: Arc<File>,
+    /// Not registered with the ring: the kernel takes a closed ring apart some time later, and until then the image
+    /// would stay open, and locked, after the VM's end.
+    image: Arc<File>,
 }
 
 impl Uring {
@@ -42,22 +41,22 @@ impl Uring {
                 "the kernel's io_uring is older than Linux 5.6",
             ));
         }
-        ring.submitter().register_files(&[image.as_raw_fd()])?;
-        Ok(Self { ring, _image: image })
+        Ok(Self { ring, image })
     }
 
     /// # Safety
     /// As [`Engine::prepare`](super::Engine::prepare).
     pub unsafe fn prepare(&mut self, token: u16, operation: Operation, iovecs: &[libc::iovec]) -> io::Result<()> {
         let count = u32::try_from(iovecs.len()).map_err(io::Error::other)?;
+        let image = Fd(self.image.as_raw_fd());
         let entry = match operation {
-            Operation::Read { offset } => opcode::Readv::new(IMAGE, iovecs.as_ptr(), count).offset(offset).build(),
-            Operation::Write { offset, durable } => opcode::Writev::new(IMAGE, iovecs.as_ptr(), count)
+            Operation::Read { offset } => opcode::Readv::new(image, iovecs.as_ptr(), count).offset(offset).build(),
+            Operation::Write { offset, durable } => opcode::Writev::new(image, iovecs.as_ptr(), count)
                 .offset(offset)
                 .rw_flags(if durable { libc::RWF_DSYNC } else { 0 })
                 .build(),
-            Operation::Sync => opcode::Fsync::new(IMAGE).flags(FsyncFlags::DATASYNC).build(),
-            Operation::Allocate { mode, offset, len } => opcode::Fallocate::new(IMAGE, len)
+            Operation::Sync => opcode::Fsync::new(image).flags(FsyncFlags::DATASYNC).build(),
+            Operation::Allocate { mode, offset, len } => opcode::Fallocate::new(image, len)
                 .offset(offset)
                 .mode(mode.bits().cast_signed())
                 .build(),
@@ -66,7 +65,7 @@ impl Uring {
         if self.ring.submission().is_full() {
             self.submit()?;
         }
-        // SAFETY: the caller keeps the vector and its memory in place; the image is registered.
+        // SAFETY: the caller keeps the vector and its memory in place, and `self.image` the image open.
         unsafe { self.ring.submission().push(&entry) }.map_err(io::Error::other)
     }
 

@@ -17,12 +17,16 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::queue_setup::QueueSetup;
+use self::queue_setup::QueueSetup;
 use super::{DeviceError, Notifier, ServedQueue, StartedQueues, TRANSPORT_FEATURES, VirtioDevice, has_feature};
 use crate::GuestMemory;
 use crate::bus::BusDevice;
 use crate::event_loop::{EventLoopHandle, Subscriber};
 use crate::guest_event::GuestEventSink;
+
+mod queue_setup;
+#[cfg(test)]
+mod tests;
 
 /// Offset of the register a driver writes a queue's index to; a hypervisor turns such writes into doorbell events.
 pub const QUEUE_NOTIFY_OFFSET: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
@@ -345,6 +349,12 @@ impl MmioTransport {
                 None
             }
         }
+    }
+}
+
+impl Drop for MmioTransport {
+    fn drop(&mut self) {
+        self.stop_service();
     }
 }
 
