@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use cutover_snapshot::size::ByteSize;
-use cutover_snapshot::spec::{DiskSpec, NetSpec, SerialSpec};
+use cutover_snapshot::spec::{BootProtocol, DiskSpec, NetSpec, SerialSpec};
 
 use crate::options;
 
@@ -45,6 +45,10 @@ pub struct RunArgs {
     /// Initial RAM disk
     #[arg(long, value_name = "FILE", help_heading = "Boot")]
     pub initrd: Option<PathBuf>,
+
+    /// How the kernel is entered: PVH where an ELF kernel has that entry (auto), or by force one of the two
+    #[arg(long, value_name = "PROTOCOL", help_heading = "Boot")]
+    pub boot_protocol: Option<Protocol>,
 
     /// Kernel command line [default: console=ttyS0 panic=-1]
     #[arg(long, value_name = "TEXT", help_heading = "Boot")]
@@ -121,6 +125,27 @@ pub struct CheckArgs {
     /// Print the findings as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// How a kernel is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    /// PVH where there is that entry, else Linux.
+    Auto,
+    /// The Linux 64-bit boot protocol.
+    Linux,
+    /// PVH.
+    Pvh,
+}
+
+impl From<Protocol> for BootProtocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Auto => Self::Auto,
+            Protocol::Linux => Self::Linux,
+            Protocol::Pvh => Self::Pvh,
+        }
+    }
 }
 
 /// How much is logged.

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use cutover_snapshot::size::ByteSize;
-use cutover_snapshot::spec::{BootSpec, DEFAULT_CMDLINE, MemorySpec, SerialSpec, SpecError, VmSpec};
+use cutover_snapshot::spec::{BootProtocol, BootSpec, DEFAULT_CMDLINE, MemorySpec, SerialSpec, SpecError, VmSpec};
 
 use crate::cli::RunArgs;
 
@@ -79,6 +79,7 @@ fn default_vm(kernel: &Path) -> VmSpec {
         boot: BootSpec {
             kernel: kernel.to_owned(),
             initrd: None,
+            protocol: BootProtocol::Auto,
             cmdline: DEFAULT_CMDLINE.to_owned(),
         },
         disks: Vec::new(),
@@ -96,6 +97,10 @@ fn apply(args: &RunArgs, spec: &mut VmSpec) {
         }
     }
     replace(&mut spec.boot.kernel, args.kernel.as_ref());
+    replace(
+        &mut spec.boot.protocol,
+        args.boot_protocol.map(BootProtocol::from).as_ref(),
+    );
     replace(&mut spec.boot.cmdline, args.cmdline.as_ref());
     replace(&mut spec.cpus, args.cpus.as_ref());
     replace(&mut spec.memory.size, args.memory.as_ref());
@@ -121,6 +126,7 @@ mod tests {
     use tempfile::NamedTempFile;
 
     use super::*;
+    use crate::cli::Protocol;
     use crate::options;
 
     const CONFIG: &str = r#"{
@@ -171,6 +177,7 @@ mod tests {
         let args = RunArgs {
             kernel: Some("kernel".into()),
             initrd: Some("initrd".into()),
+            boot_protocol: Some(Protocol::Linux),
             cmdline: Some("quiet".to_owned()),
             cpus: Some(8),
             memory: Some(ByteSize::from_mib(1024)),
@@ -196,6 +203,7 @@ mod tests {
         let boot = BootSpec {
             kernel: "kernel".into(),
             initrd: Some("initrd".into()),
+            protocol: BootProtocol::Linux,
             cmdline: "quiet".to_owned(),
         };
         assert_eq!(spec.boot, boot);

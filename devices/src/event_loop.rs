@@ -27,7 +27,7 @@ pub enum EventLoopError {
 pub struct EventLoop {
     endpoint: RemoteEndpoint<Subscriber>,
     stopping: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<EventManager<Subscriber>>>,
 }
 
 /// A way to the loop's thread and subscribers, from any thread but the loop's own.
@@ -53,6 +53,7 @@ impl EventLoop {
                     tracing::error!(%error, "device event loop");
                 }
             }
+            manager
         })?;
         Ok(Self {
             endpoint,
@@ -75,8 +76,9 @@ impl Drop for EventLoop {
         if self.endpoint.kick().is_ok()
             && let Some(thread) = self.thread.take()
         {
-            // A panic of the loop was reported by the panic hook when it happened.
-            let _ = thread.join();
+            // The last subscribers clean up here, where more is allowed than on the loop's thread. A panic of the loop
+            // was reported by the panic hook when it happened.
+            drop(thread.join());
         }
     }
 }

@@ -86,9 +86,25 @@ pub struct BootSpec {
     /// Initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<PathBuf>,
+    /// How the kernel is entered.
+    #[serde(default)]
+    pub protocol: BootProtocol,
     /// Kernel command line, at most [`CMDLINE_MAX`] bytes.
     #[serde(default = "default_cmdline")]
     pub cmdline: String,
+}
+
+/// How a kernel is entered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BootProtocol {
+    /// PVH where an ELF kernel has that entry, else Linux.
+    #[default]
+    Auto,
+    /// The Linux 64-bit boot protocol.
+    Linux,
+    /// PVH or an error.
+    Pvh,
 }
 
 /// One virtio-blk disk.

@@ -2,7 +2,8 @@
 
 use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::{
-    BootSpec, DEFAULT_CMDLINE, DiskIo, DiskSpec, MacAddr, MemorySpec, NetSpec, SerialSpec, TapSpec, VmSpec,
+    BootProtocol, BootSpec, DEFAULT_CMDLINE, DiskIo, DiskSpec, MacAddr, MemorySpec, NetSpec, SerialSpec, TapSpec,
+    VmSpec,
 };
 
 const MINIMAL: &str = include_str!("../../resources/examples/minimal.json");
@@ -25,6 +26,7 @@ fn the_minimal_example_takes_every_default() {
         boot: BootSpec {
             kernel: "/boot/vmlinuz".into(),
             initrd: None,
+            protocol: BootProtocol::Auto,
             cmdline: DEFAULT_CMDLINE.to_owned(),
         },
         disks: Vec::new(),
@@ -54,6 +56,7 @@ fn the_full_example_sets_every_field() {
         boot: BootSpec {
             kernel: "/srv/vms/web-1/vmlinuz".into(),
             initrd: Some("/srv/vms/web-1/initrd.img".into()),
+            protocol: BootProtocol::Linux,
             cmdline: "console=ttyS0 panic=-1 root=/dev/vda ro".to_owned(),
         },
         disks: vec![

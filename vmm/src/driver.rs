@@ -134,6 +134,9 @@ impl Vmm {
     /// The spec is wrong, a file is missing or of the wrong kind, or the host lacks something. Nothing is left behind.
     pub fn build(spec: &VmSpec, options: &Options) -> Result<Self, Error> {
         spec.check()?;
+        if options.seccomp {
+            seccomp::install_violation_handler()?;
+        }
         let memory = memory::map(&spec.memory)?;
         let vm = KvmVm::create(&memory)?;
         if usize::from(spec.cpus) > vm.cpus_max {
@@ -157,9 +160,6 @@ impl Vmm {
         let entry = boot::load(&spec.boot, &memory)?;
         acpi::write_tables(&memory, spec.cpus, devices.virtio_nodes())?;
         cpu::install_kick_handler()?;
-        if options.seccomp {
-            seccomp::install_violation_handler()?;
-        }
         let vcpus = (0..spec.cpus)
             .map(|cpu| Vcpu::create(&vm, cpu, spec.cpus))
             .collect::<Result<Vec<_>, _>>()?;
@@ -214,9 +214,8 @@ impl Vmm {
                 Event::Guest(GuestEvent::Reset) => return Ok(Exit::Reboot),
                 Event::Guest(GuestEvent::Panic) => return Ok(Exit::Panic),
                 Event::Guest(GuestEvent::ConsoleQuit) => return Ok(Exit::Ended),
-                Event::Guest(GuestEvent::DeviceFailed { device, reason }) => {
-                    tracing::error!(%device, %reason, "device stopped; the guest goes on without it");
-                }
+                // The device has logged why; the guest goes on without it.
+                Event::Guest(GuestEvent::DeviceFailed { .. }) => {}
                 Event::TripleFault { cpu } => {
                     tracing::error!(cpu, "triple fault");
                     return Ok(Exit::Panic);

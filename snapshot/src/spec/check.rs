@@ -124,7 +124,7 @@ fn no_tap_taken_twice(nets: &[NetSpec]) -> Result<(), SpecError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DEFAULT_CMDLINE, DiskIo, SerialSpec};
+    use super::super::{BootProtocol, DEFAULT_CMDLINE, DiskIo, SerialSpec};
     use super::*;
 
     fn spec() -> VmSpec {
@@ -139,6 +139,7 @@ mod tests {
             boot: BootSpec {
                 kernel: "vmlinuz".into(),
                 initrd: None,
+                protocol: BootProtocol::Auto,
                 cmdline: DEFAULT_CMDLINE.to_owned(),
             },
             disks: Vec::new(),

@@ -1,7 +1,7 @@
 //! Getting a kernel, its initial RAM disk and its command line into guest memory.
 //!
-//! The file's own contents decide the protocol: a bzImage is started by the Linux 64-bit boot protocol, an ELF image by
-//! PVH where it has that entry (as distribution kernels have), else by the Linux protocol.
+//! Unless the spec says otherwise, the file's own contents decide the protocol: a bzImage is started by the Linux 64-bit
+//! boot protocol, an ELF image by PVH where it has that entry (as distribution kernels have), else by the Linux protocol.
 
 mod linux;
 mod pvh;
@@ -12,7 +12,7 @@ use std::path::Path;
 
 use cutover_devices::GuestMemory;
 use cutover_snapshot::size::ByteSize;
-use cutover_snapshot::spec::BootSpec;
+use cutover_snapshot::spec::{BootProtocol, BootSpec};
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
@@ -73,12 +73,17 @@ pub fn load(spec: &BootSpec, memory: &GuestMemory) -> Result<Entry, Error> {
     };
     write_cmdline(&spec.cmdline, memory)?;
     let map = memory_map(memory);
-    match (kernel.setup_header, kernel.pvh_boot_cap) {
-        (None, PvhBootCapability::PvhEntryPresent(entry)) => {
+    match (kernel.pvh_boot_cap, spec.protocol) {
+        (PvhBootCapability::PvhEntryPresent(entry), BootProtocol::Auto | BootProtocol::Pvh) => {
             pvh::write_start_info(memory, initrd, &map)?;
             Ok(Entry::Pvh { address: entry.0 })
         }
-        (header, _) => {
+        (_, BootProtocol::Pvh) => Err(Error::NotAKernel {
+            path: spec.kernel.clone(),
+            reason: "it has no PVH entry, which only an ELF kernel with CONFIG_PVH has".to_owned(),
+        }),
+        (_, BootProtocol::Auto | BootProtocol::Linux) => {
+            let header = kernel.setup_header;
             let length = u32::try_from(spec.cmdline.len()).unwrap_or(u32::MAX);
             linux::write_boot_params(memory, header, initrd, length, &map)?;
             // A bzImage has its 64-bit entry 0x200 bytes behind its start (boot.rst, "64-bit BOOT PROTOCOL").
@@ -259,10 +264,20 @@ mod tests {
     }
 
     fn boot(kernel: &[u8], initrd: Option<&[u8]>, memory: &GuestMemory) -> Result<Entry, Error> {
+        boot_by(BootProtocol::Auto, kernel, initrd, memory)
+    }
+
+    fn boot_by(
+        protocol: BootProtocol,
+        kernel: &[u8],
+        initrd: Option<&[u8]>,
+        memory: &GuestMemory,
+    ) -> Result<Entry, Error> {
         let (kernel, initrd) = (file(kernel), initrd.map(file));
         let spec = BootSpec {
             kernel: kernel.path().to_owned(),
             initrd: initrd.as_ref().map(|file| file.path().to_owned()),
+            protocol,
             cmdline: "console=ttyS0".to_owned(),
         };
         load(&spec, memory)
@@ -321,6 +336,19 @@ mod tests {
             boot(&elf(false), None, &memory(64)).expect("boots"),
             Entry::Linux64 { address: ENTRY }
         );
+    }
+
+    #[test]
+    fn the_protocol_can_be_chosen_where_the_kernel_has_both() {
+        let by = |protocol, kernel: &[u8]| boot_by(protocol, kernel, None, &memory(64));
+        assert_eq!(
+            by(BootProtocol::Linux, &elf(true)).expect("boots"),
+            Entry::Linux64 { address: ENTRY }
+        );
+        for kernel in [elf(false), bz_image()] {
+            let error = by(BootProtocol::Pvh, &kernel).expect_err("no PVH entry").to_string();
+            assert!(error.contains("no PVH entry"), "{error}");
+        }
     }
 
     #[test]

@@ -74,8 +74,8 @@ const KVM_GET_REGS: u64 = 0x8090_ae81;
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 const BLKDISCARD: u64 = 0x1277;
 const BLKZEROOUT: u64 = 0x127f;
-/// The terminal is put back as it was from wherever the monitor ends.
-const TERMINAL: [u64; 4] = [libc::TCGETS, libc::TCSETS, libc::TCSETSW, libc::TCSETSF];
+/// The terminal is put back as it was from wherever the monitor ends, in a panic too.
+const TERMINAL: [u64; 4] = [libc::TCGETS, libc::TCGETS2, libc::TCSETS, libc::TCSETS2];
 
 /// The calls a kind of thread may make: an empty list of rules allows all arguments.
 pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
