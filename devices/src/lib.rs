@@ -13,5 +13,8 @@ pub mod pvpanic;
 pub mod serial;
 pub mod virtio;
 
+/// Called first on every thread that a device starts, to confine it.
+pub type OnThread = std::sync::Arc<dyn Fn() + Send + Sync>;
+
 /// Guest memory as the devices see it: every write through it marks the region's dirty bitmap.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;

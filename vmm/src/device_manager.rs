@@ -4,7 +4,6 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cutover_devices::GuestMemory;
 use cutover_devices::bus::BusDevice;
 use cutover_devices::console::Console;
 use cutover_devices::event_loop::EventLoopHandle;
@@ -18,6 +17,7 @@ use cutover_devices::virtio::block::Block;
 use cutover_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET};
 use cutover_devices::virtio::net::Net;
 use cutover_devices::virtio::rng::Rng;
+use cutover_devices::{GuestMemory, OnThread};
 use cutover_snapshot::spec::{SerialSpec, VmSpec};
 use vm_allocator::{AddressAllocator, AllocPolicy, IdAllocator};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -39,7 +39,8 @@ pub struct DeviceManager {
 }
 
 impl DeviceManager {
-    /// Makes the devices of `spec`, puts them on `buses` and connects them to `vm`.
+    /// Makes the devices of `spec`, puts them on `buses` and connects them to `vm`. Disk workers call `on_disk_thread`
+    /// first.
     ///
     /// # Errors
     /// A file, tap or console of a device cannot be had, or KVM refused a connection.
@@ -50,6 +51,7 @@ impl DeviceManager {
         buses: &mut Buses,
         event_loop: &EventLoopHandle,
         events: &GuestEventSink,
+        on_disk_thread: &OnThread,
     ) -> Result<Self, Error> {
         let power_button = new_interrupt()?;
         vm.connect_interrupt(&power_button, EVENT_DEVICE_GSI)?;
@@ -57,7 +59,7 @@ impl DeviceManager {
         add_serial_port(&spec.serial, vm, buses, event_loop, events)?;
         let mut builder = VirtioBuilder::new(vm, memory, buses, event_loop, events)?;
         for (index, disk) in spec.disks.iter().enumerate() {
-            builder.add(format!("virtio-blk{index}"), Block::open(disk)?)?;
+            builder.add(format!("virtio-blk{index}"), Block::open(disk, on_disk_thread)?)?;
         }
         for (index, net) in spec.nets.iter().enumerate() {
             builder.add(format!("virtio-net{index}"), Net::open(net)?)?;

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use cutover_devices::OnThread;
 use cutover_devices::event_loop::EventLoop;
 use cutover_devices::guest_event::{GuestEvent, GuestEventSink};
 use cutover_snapshot::spec::VmSpec;
@@ -147,7 +148,8 @@ impl Vmm {
         }
         let (sender, events) = channel();
         let sender = EventSender(sender);
-        let event_loop = spawn_event_loop(options)?;
+        let on_loop_thread = confined(options, ThreadKind::Devices);
+        let event_loop = EventLoop::spawn("devices", move || on_loop_thread())?;
         let mut buses = Buses::default();
         let devices = DeviceManager::create(
             spec,
@@ -156,6 +158,7 @@ impl Vmm {
             &mut buses,
             &event_loop.handle(),
             &guest_events(&sender),
+            &confined(options, ThreadKind::Disk),
         )?;
         let entry = boot::load(&spec.boot, &memory)?;
         acpi::write_tables(&memory, spec.cpus, devices.virtio_nodes())?;
@@ -166,7 +169,7 @@ impl Vmm {
         vcpus[0].set_boot_state(&memory, entry)?;
         let vcpus = vcpus
             .into_iter()
-            .map(|vcpu| vcpu.spawn(buses.clone(), sender.clone(), options.seccomp))
+            .map(|vcpu| vcpu.spawn(buses.clone(), sender.clone(), confined(options, ThreadKind::Vcpu)))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             vcpus,
@@ -261,11 +264,12 @@ fn guest_events(sender: &EventSender) -> GuestEventSink {
     Arc::new(move |event| sender.send(Event::Guest(event)))
 }
 
-fn spawn_event_loop(options: &Options) -> Result<EventLoop, Error> {
+/// What a thread of this kind calls first.
+fn confined(options: &Options, kind: ThreadKind) -> OnThread {
     let confine = options.seccomp;
-    Ok(EventLoop::spawn("devices", move || {
+    Arc::new(move || {
         if confine {
-            seccomp::confine_or_abort(ThreadKind::Devices);
+            seccomp::confine_or_abort(kind);
         }
-    })?)
+    })
 }

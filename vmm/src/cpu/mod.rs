@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use cutover_devices::GuestMemory;
 use cutover_devices::bus::Bus;
+use cutover_devices::{GuestMemory, OnThread};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::Killable;
 
@@ -27,7 +27,6 @@ use crate::Error;
 use crate::boot::Entry;
 use crate::driver::{Event, EventSender};
 use crate::kvm::KvmVm;
-use crate::seccomp::{self, ThreadKind};
 
 pub use self::kick::install_handler as install_kick_handler;
 
@@ -96,19 +95,17 @@ impl Vcpu {
         registers::set_boot_state(&self.fd, memory, entry)
     }
 
-    /// Moves the vCPU to a thread of its own, paused.
+    /// Moves the vCPU to a thread of its own, which calls `on_thread` first and is paused.
     ///
     /// # Errors
     /// The thread could not be created.
-    pub fn spawn(self, buses: Buses, events: EventSender, confine: bool) -> Result<VcpuHandle, Error> {
+    pub fn spawn(self, buses: Buses, events: EventSender, on_thread: OnThread) -> Result<VcpuHandle, Error> {
         let (commands, received) = channel();
         let (cpu, immediate_exit) = (self.cpu, self.immediate_exit.clone());
         let thread = std::thread::Builder::new()
             .name(format!("vcpu-{cpu}"))
             .spawn(move || {
-                if confine {
-                    seccomp::confine_or_abort(ThreadKind::Vcpu);
-                }
+                on_thread();
                 VcpuThread {
                     vcpu: self,
                     buses,

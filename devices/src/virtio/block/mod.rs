@@ -19,6 +19,7 @@ use self::request::Request;
 use super::log_limit::LogLimit;
 use super::queue::{Chain, QueueError, Turn};
 use super::{DeviceError, Notifier, ServedQueue, StartedQueues, VirtioDevice, has_feature};
+use crate::OnThread;
 
 mod config;
 mod disk;
@@ -68,13 +69,14 @@ enum Failure {
 }
 
 impl Block {
-    /// Opens the disk that `spec` describes, and locks it against other users of the same image.
+    /// Opens the disk that `spec` describes, and locks it against other users of the same image. Threads it needs call
+    /// `on_thread` first.
     ///
     /// # Errors
     /// It cannot be opened or is in use, is not whole sectors, or has too long a serial number.
-    pub fn open(spec: &DiskSpec) -> Result<Self, DeviceError> {
+    pub fn open(spec: &DiskSpec, on_thread: &OnThread) -> Result<Self, DeviceError> {
         let disk = Disk::open(spec)?;
-        let engine = Engine::new(&disk, spec, QUEUE_SIZE)?;
+        let engine = Engine::new(&disk, spec, QUEUE_SIZE, on_thread)?;
         let mut features = 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_BLK_SIZE
             | 1 << VIRTIO_BLK_F_TOPOLOGY

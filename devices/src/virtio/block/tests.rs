@@ -16,6 +16,10 @@ use crate::guest_event::GuestEvent;
 use crate::virtio::hostile_rings::survives_hostile_rings;
 use crate::virtio::testing::{DATA, Guest, HIGH_START, Piece, QUEUE_SIZE};
 
+fn unconfined() -> OnThread {
+    std::sync::Arc::new(|| {})
+}
+
 const ENGINES: [DiskIo; 2] = [DiskIo::IoUring, DiskIo::Threads];
 const SECTORS: u64 = 256;
 const SIZE: usize = 512 * 256;
@@ -74,7 +78,7 @@ fn contents(offset: usize, len: usize) -> Vec<u8> {
 }
 
 fn guest(spec: &DiskSpec) -> Guest {
-    Guest::started(Block::open(spec).unwrap(), FLUSH)
+    Guest::started(Block::open(spec, &unconfined()).unwrap(), FLUSH)
 }
 
 fn header(kind: u32, sector: u64) -> Vec<u8> {
@@ -132,7 +136,7 @@ fn what_is_written_is_in_the_image_and_is_read_back() {
 fn writes_reach_the_image_when_the_driver_does_not_flush() {
     for io in ENGINES {
         let image = Image::new();
-        let mut guest = Guest::started(Block::open(&image.spec(io)).unwrap(), 0);
+        let mut guest = Guest::started(Block::open(&image.spec(io), &unconfined()).unwrap(), 0);
         guest.write(BUFFER, &[0x77; 512]);
         assert_eq!(
             request(&mut guest, VIRTIO_BLK_T_OUT, 3, &[Piece::Out(BUFFER, 512)]),
@@ -345,11 +349,11 @@ fn malformed_discards_are_refused() {
 fn a_readonly_disk_offers_and_takes_no_writes() {
     for io in ENGINES {
         let image = Image::new();
-        let block = Block::open(&DiskSpec {
+        let readonly = DiskSpec {
             readonly: true,
             ..image.spec(io)
-        })
-        .unwrap();
+        };
+        let block = Block::open(&readonly, &unconfined()).unwrap();
         let writing = 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
         assert_eq!(
             block.features() & (1 << VIRTIO_BLK_F_RO | writing),
@@ -483,7 +487,7 @@ fn a_request_without_room_for_its_status_stops_the_device() {
 fn hostile_rings_do_no_harm() {
     for io in ENGINES {
         let image = Image::new();
-        let block = Block::open(&image.spec(io)).unwrap();
+        let block = Block::open(&image.spec(io), &unconfined()).unwrap();
         survives_hostile_rings(
             Guest::with(block),
             1,
@@ -504,7 +508,7 @@ fn hostile_rings_do_no_harm() {
 
 /// The message with which a disk is refused.
 fn refusal(spec: &DiskSpec) -> String {
-    Block::open(spec).map(drop).unwrap_err().to_string()
+    Block::open(spec, &unconfined()).map(drop).unwrap_err().to_string()
 }
 
 #[test]
@@ -578,12 +582,12 @@ fn an_image_in_use_is_refused_unless_all_users_only_read() {
         readonly: true,
         ..writer.clone()
     };
-    let open = Block::open(&writer).unwrap();
+    let open = Block::open(&writer, &unconfined()).unwrap();
     assert!(refusal(&writer).contains("disk.raw' is in use by another process"));
     assert!(refusal(&reader).contains("is in use"));
     drop(open);
-    let _first = Block::open(&reader).unwrap();
-    let _second = Block::open(&reader).unwrap();
+    let _first = Block::open(&reader, &unconfined()).unwrap();
+    let _second = Block::open(&reader, &unconfined()).unwrap();
     assert!(refusal(&writer).contains("is in use"));
 }
 
@@ -595,11 +599,11 @@ fn a_serial_number_has_at_most_20_bytes() {
         ..image.spec(DiskIo::Auto)
     };
     assert!(refusal(&long).contains("has 21 bytes; the limit is 20"));
-    Block::open(&DiskSpec {
+    let fits = DiskSpec {
         serial: Some("x".repeat(20)),
         ..long
-    })
-    .unwrap();
+    };
+    Block::open(&fits, &unconfined()).unwrap();
 }
 
 #[test]

@@ -15,6 +15,7 @@ use self::threads::Threads;
 use self::uring::Uring;
 use super::DeviceError;
 use super::disk::Disk;
+use crate::OnThread;
 
 mod threads;
 mod uring;
@@ -67,8 +68,9 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// An engine for `disk`, of the kind `spec` wants, that holds up to `depth` operations.
-    pub fn new(disk: &Disk, spec: &DiskSpec, depth: u16) -> Result<Self, DeviceError> {
+    /// An engine for `disk`, of the kind `spec` wants, that holds up to `depth` operations. Threads it starts call
+    /// `on_thread` first.
+    pub fn new(disk: &Disk, spec: &DiskSpec, depth: u16, on_thread: &OnThread) -> Result<Self, DeviceError> {
         let uring = match spec.io {
             DiskIo::Threads => None,
             DiskIo::Auto => Uring::new(disk.file().clone(), depth)
@@ -83,7 +85,7 @@ impl Engine {
         };
         match uring {
             Some(uring) => Ok(Self::Uring(Box::new(uring))),
-            None => Threads::new(disk.file().clone())
+            None => Threads::new(disk.file().clone(), on_thread)
                 .map(Self::Threads)
                 .map_err(DeviceError::system("start the disk's I/O threads")),
         }

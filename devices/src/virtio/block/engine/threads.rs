@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Completion, Operation};
+use crate::OnThread;
 
 /// Threads of one disk: the most operations its host sees at once.
 const THREADS: usize = 4;
@@ -48,8 +49,8 @@ struct Job {
 unsafe impl Send for Job {}
 
 impl Threads {
-    /// Threads that work on `image`.
-    pub fn new(image: Arc<File>) -> io::Result<Self> {
+    /// Threads that work on `image`, each of which calls `on_thread` first.
+    pub fn new(image: Arc<File>, on_thread: &OnThread) -> io::Result<Self> {
         let completed = EventFd::new(EFD_NONBLOCK)?;
         let shared = Arc::new(Shared {
             image,
@@ -63,10 +64,13 @@ impl Threads {
             prepared: Vec::new(),
         };
         for index in 0..THREADS {
-            let shared = threads.shared.clone();
+            let (shared, on_thread) = (threads.shared.clone(), on_thread.clone());
             let worker = std::thread::Builder::new()
                 .name(format!("disk-io-{index}"))
-                .spawn(move || shared.run())?;
+                .spawn(move || {
+                    on_thread();
+                    shared.run();
+                })?;
             threads.workers.push(worker);
         }
         Ok(threads)
