@@ -51,6 +51,13 @@ impl Interface {
         })
     }
 
+    /// Whether there is such an interface.
+    pub fn exists(&self) -> bool {
+        let mut request = request_for(&self.name);
+        // SAFETY: the kernel reads and writes no more than an `ifreq`.
+        check(unsafe { ioctl_with_mut_ref(&self.socket, libc::SIOCGIFINDEX, &mut request) }).is_ok()
+    }
+
     /// Gives it an address, and the network that goes with it.
     pub fn set_address(&self, address: HostAddress) -> io::Result<()> {
         let netmask = u32::MAX.checked_shl(32 - u32::from(address.prefix)).unwrap_or(0);

@@ -25,6 +25,8 @@ mod interface;
 mod rx;
 mod tap;
 #[cfg(test)]
+mod tap_tests;
+#[cfg(test)]
 mod tests;
 mod tx;
 

@@ -6,7 +6,6 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
 use cutover_snapshot::spec::{NetSpec, TapSpec};
 use event_manager::{EventOps, Events};
@@ -55,8 +54,9 @@ impl Tap {
             TapSpec::Create => (Self::attach(NAME_PATTERN)?, true),
             TapSpec::Name(name) => {
                 check_name(name)?;
-                let existed = Path::new("/sys/class/net").join(name).exists();
-                (Self::attach(name)?, !existed)
+                let interface = Interface::new(name).map_err(DeviceError::system("open a socket"))?;
+                let created = !interface.exists();
+                (Self::attach(name)?, created)
             }
             TapSpec::Fd(fd) => (Self::inherit(*fd)?, false),
         };
@@ -221,6 +221,13 @@ impl Tap {
             name,
             source: source.into(),
         }
+    }
+}
+
+#[cfg(test)]
+impl std::os::fd::AsRawFd for Tap {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 }
 
