@@ -220,3 +220,119 @@ impl GuestBuffers {
 fn count_of(iovecs: &[libc::iovec]) -> libc::c_int {
     libc::c_int::try_from(iovecs.len()).expect("SEGMENTS_MAX fits")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = 4096;
+
+    fn memory() -> Arc<GuestMemory> {
+        Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 0x10_0000), (GuestAddress(0x10_0000), 0x1000)]).unwrap())
+    }
+
+    fn buffers(memory: &Arc<GuestMemory>, ranges: &[(u64, usize)]) -> GuestBuffers {
+        let mut buffers = GuestBuffers::new(memory.clone());
+        for &(address, len) in ranges {
+            buffers.push(GuestAddress(address), len).unwrap();
+        }
+        buffers
+    }
+
+    /// The guest ranges left, and that the I/O vector says the same.
+    fn ranges(buffers: &GuestBuffers) -> Vec<(u64, usize)> {
+        let ranges: Vec<_> = buffers.ranges(0, usize::MAX).collect();
+        let hosts = ranges
+            .iter()
+            .map(|&(address, len)| (buffers.memory.get_host_address(address).unwrap(), len));
+        let iovecs = buffers.iovecs().iter().filter(|iovec| iovec.iov_len > 0);
+        assert!(hosts.eq(iovecs.map(|iovec| (iovec.iov_base.cast(), iovec.iov_len))));
+        assert_eq!(ranges.iter().map(|&(_, len)| len).sum::<usize>(), buffers.len());
+        ranges.into_iter().map(|(address, len)| (address.0, len)).collect()
+    }
+
+    #[test]
+    fn a_range_across_two_regions_makes_two_segments() {
+        let buffers = buffers(&memory(), &[(0x10_0000 - 10, 30)]);
+        assert_eq!(ranges(&buffers), [(0x10_0000 - 10, 10), (0x10_0000, 20)]);
+    }
+
+    #[test]
+    fn a_range_outside_memory_is_refused() {
+        let mut buffers = GuestBuffers::new(memory());
+        for (address, len) in [(0x10_1000 - 1, 2), (u64::MAX, 1), (u64::MAX, 2), (0, usize::MAX)] {
+            assert!(matches!(
+                buffers.push(GuestAddress(address), len),
+                Err(BuffersError::Outside { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn more_segments_than_the_kernel_takes_are_refused() {
+        let mut all = GuestBuffers::new(memory());
+        for _ in 0..SEGMENTS_MAX {
+            all.push(GuestAddress(0), 1).unwrap();
+        }
+        assert!(matches!(all.push(GuestAddress(0), 1), Err(BuffersError::TooMany)));
+        let one = buffers(&memory(), &[(0, 1)]);
+        assert!(matches!(all.extend(&one), Err(BuffersError::TooMany)));
+        all.advance(1);
+        all.extend(&one).unwrap();
+    }
+
+    #[test]
+    fn bytes_are_used_up_from_both_ends() {
+        let memory = memory();
+        let mut buffers = buffers(&memory, &[(0, 10), (100, 10), (200, 1)]);
+        assert_eq!(buffers.pop_byte(), Some(GuestAddress(200)));
+        assert_eq!(buffers.pop_byte(), Some(GuestAddress(109)));
+        buffers.advance(0);
+        buffers.advance(3);
+        assert_eq!(ranges(&buffers), [(3, 7), (100, 9)]);
+        buffers.advance(7);
+        assert_eq!(ranges(&buffers), [(100, 9)]);
+        buffers.advance(8);
+        assert_eq!(buffers.pop_byte(), Some(GuestAddress(108)));
+        assert_eq!((buffers.pop_byte(), buffers.len()), (None, 0));
+        buffers.advance(5);
+        buffers.push(GuestAddress(7), 2).unwrap();
+        assert_eq!(ranges(&buffers), [(7, 2)]);
+    }
+
+    #[test]
+    fn what_is_appended_follows_what_is_left() {
+        let memory = memory();
+        let mut buffers = buffers(&memory, &[(0, 10), (100, 10)]);
+        for round in 0..100 {
+            let mut other = super::tests::buffers(&memory, &[(1000, 5), (1000 + round, 10)]);
+            other.advance(5);
+            buffers.advance(10);
+            buffers.extend(&other).unwrap();
+            let last = if round == 0 { (100, 10) } else { (1000 + round - 1, 10) };
+            assert_eq!(ranges(&buffers), [last, (1000 + round, 10)]);
+        }
+        assert!(buffers.segments.len() <= 4);
+    }
+
+    #[test]
+    fn copies_stop_where_the_buffers_end() {
+        let memory = memory();
+        let buffers = buffers(&memory, &[(0, 2), (100, 3)]);
+        assert_eq!(buffers.copy_from(1, b"abcdefgh").unwrap(), 4);
+        let mut data = [0; 8];
+        assert_eq!(buffers.copy_to(&mut data).unwrap(), 5);
+        assert_eq!(data, *b"\0abcd\0\0\0");
+        assert_eq!(buffers.copy_from(5, b"x").unwrap(), 0);
+    }
+
+    #[test]
+    fn only_the_pages_of_the_bytes_written_are_marked() {
+        let memory = memory();
+        let buffers = buffers(&memory, &[(PAGE - 1, 2), (5 * PAGE, 100), (7 * PAGE, 100)]);
+        buffers.mark_written(3);
+        let region = memory.iter().next().unwrap();
+        let dirty: Vec<_> = (0..10).filter(|page| region.bitmap().dirty_at(page * 4096)).collect();
+        assert_eq!(dirty, [0, 1, 5]);
+    }
+}

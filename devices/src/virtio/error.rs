@@ -3,7 +3,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::queue::QueueError;
 use crate::event_loop::EventLoopError;
 
 /// Why a virtio device cannot be made or started.
@@ -117,9 +116,6 @@ pub enum DeviceError {
         /// What is wrong.
         reason: String,
     },
-    /// The driver broke the rules of a queue.
-    #[error(transparent)]
-    Queue(#[from] QueueError),
     /// The event loop is gone.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),

@@ -9,6 +9,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use super::rng::Rng;
 use super::testing::{DATA, Guest, HIGH_START, LOW_SIZE, Piece, QUEUE_SIZE};
+use crate::bus::BusDevice;
 
 const CASES: u32 = 400;
 /// Descriptors of the garbage indirect table at [`DATA`].
@@ -154,6 +155,38 @@ pub fn survives_hostile_rings(
         guest.start(device_features);
         serve(guest);
         guest.events.take();
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn no_sequence_of_register_accesses_does_harm() {
+    let register = prop_oneof![4 => (0..0x44_u64).prop_map(|word| word * 4), 1 => any::<u64>()];
+    let value = prop_oneof![
+        4 => prop::sample::select(vec![0, 1, 3, 11, 15, 143]),
+        2 => 0..0x4000_u32,
+        1 => any::<u32>(),
+    ];
+    let len = prop_oneof![8 => Just(4_usize), 1 => 0..16_usize];
+    let accesses = prop::collection::vec((register, value, len), 0..64);
+    let guest = RefCell::new(Guest::with(Rng::new()));
+    TestRunner::new(Config {
+        cases: CASES,
+        failure_persistence: None,
+        ..Config::default()
+    })
+    .run(&accesses, |accesses| {
+        let guest = &mut *guest.borrow_mut();
+        for (register, value, len) in accesses {
+            let mut data = [0; 16];
+            guest.transport.read(register, &mut data[..len]);
+            data[..4].copy_from_slice(&value.to_le_bytes());
+            guest.transport.write(register, &data[..len]);
+        }
+        guest.assert_fences_hold();
+        guest.start(0);
+        prop_assert_eq!(guest.request(0, &[Piece::In(DATA, 32)]), 32);
         Ok(())
     })
     .unwrap();

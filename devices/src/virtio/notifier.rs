@@ -3,12 +3,13 @@
 //! Shared between the transport, whose registers show it, and the device, which raises it from the event loop's thread.
 
 use std::fmt::Display;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::log_limit::LogLimit;
 use crate::guest_event::{GuestEvent, GuestEventSink};
 
 /// Raises a device's interrupt. Cheap to clone, usable from any thread.
@@ -23,19 +24,22 @@ struct Shared {
     interrupt_status: AtomicU32,
     failed: AtomicBool,
     events: GuestEventSink,
+    /// A guest can make its device fail and reset it over and over.
+    reports: Mutex<LogLimit>,
 }
 
 impl Notifier {
     pub(super) fn new(name: String, interrupt: EventFd, events: GuestEventSink) -> Self {
-        let (interrupt_status, failed) = (AtomicU32::new(0), AtomicBool::new(false));
+        let shared = Shared {
+            name,
+            interrupt,
+            interrupt_status: AtomicU32::new(0),
+            failed: AtomicBool::new(false),
+            events,
+            reports: Mutex::default(),
+        };
         Self {
-            shared: Arc::new(Shared {
-                name,
-                interrupt,
-                interrupt_status,
-                failed,
-                events,
-            }),
+            shared: Arc::new(shared),
         }
     }
 
@@ -49,15 +53,27 @@ impl Notifier {
         self.raise(VIRTIO_MMIO_INT_VRING);
     }
 
-    /// Tells the driver and the monitor that the device serves no longer, until the driver resets it.
+    /// Tells the driver that the device serves no longer, until it is reset; and the monitor, at most every now and then.
     pub fn fail(&self, reason: impl Display) {
         if self.shared.failed.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (device, reason) = (self.shared.name.clone(), reason.to_string());
+        if self
+            .shared
+            .reports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .allows()
+        {
+            self.report(reason.to_string());
+        }
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    fn report(&self, reason: String) {
+        let device = self.shared.name.clone();
         tracing::error!(device, reason, "device stopped; it needs a reset by its driver");
         (self.shared.events)(GuestEvent::DeviceFailed { device, reason });
-        self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
     pub(super) fn interrupt(&self) -> &EventFd {

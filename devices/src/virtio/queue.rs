@@ -29,7 +29,7 @@ const USED_ELEMENT_SIZE: u64 = 8;
 /// A queue in service.
 pub struct ServedQueue {
     queue: Queue,
-    doorbell: EventFd,
+    doorbell: Arc<EventFd>,
     memory: Arc<GuestMemory>,
     /// The used index up to which the driver was told.
     notified_used: u16,
@@ -141,7 +141,7 @@ impl Chain {
 }
 
 impl ServedQueue {
-    pub(super) fn new(queue: Queue, doorbell: EventFd, memory: Arc<GuestMemory>) -> Self {
+    pub(super) fn new(queue: Queue, doorbell: Arc<EventFd>, memory: Arc<GuestMemory>) -> Self {
         let notified_used = queue.next_used();
         Self {
             queue,
@@ -286,7 +286,7 @@ impl ServedQueue {
     /// Edge-triggered: each ring is an edge whether or not the counter was read, which saves a system call per ring.
     pub fn watch_doorbell(&self, ops: &mut EventOps, data: u32) -> Result<(), event_manager::Error> {
         ops.add(Events::with_data(
-            &self.doorbell,
+            &*self.doorbell,
             data,
             EventSet::IN | EventSet::EDGE_TRIGGERED,
         ))
@@ -294,7 +294,7 @@ impl ServedQueue {
 
     /// Has the event loop report the doorbell no more.
     pub fn ignore_doorbell(&self, ops: &mut EventOps) {
-        if let Err(error) = ops.remove(Events::empty(&self.doorbell)) {
+        if let Err(error) = ops.remove(Events::empty(&*self.doorbell)) {
             tracing::error!(%error, "cannot take a doorbell off the event loop");
         }
     }

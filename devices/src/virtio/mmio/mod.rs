@@ -21,7 +21,7 @@ use self::queue_setup::QueueSetup;
 use super::{DeviceError, Notifier, ServedQueue, StartedQueues, TRANSPORT_FEATURES, VirtioDevice, has_feature};
 use crate::GuestMemory;
 use crate::bus::BusDevice;
-use crate::event_loop::{EventLoopHandle, Subscriber};
+use crate::event_loop::{EventLoopError, EventLoopHandle, Subscriber};
 use crate::guest_event::GuestEventSink;
 
 mod queue_setup;
@@ -59,7 +59,7 @@ pub struct MmioTransport {
     memory: Arc<GuestMemory>,
     event_loop: EventLoopHandle,
     notifier: Notifier,
-    doorbells: Vec<EventFd>,
+    doorbells: Vec<Arc<EventFd>>,
     service: Service,
     /// Bits the driver wrote, always a rung of the ladder, perhaps with FAILED.
     status: u32,
@@ -104,7 +104,10 @@ impl MmioTransport {
                 queues,
             )
         };
-        let doorbells = queues.iter().map(|_| new_event()).collect::<Result<_, _>>()?;
+        let doorbells = queues
+            .iter()
+            .map(|_| new_event().map(Arc::new))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             subscriber: device.clone(),
             device,
@@ -131,7 +134,7 @@ impl MmioTransport {
     }
 
     /// One for each queue, to be written to when the driver writes the queue's index at [`QUEUE_NOTIFY_OFFSET`].
-    pub fn doorbells(&self) -> &[EventFd] {
+    pub fn doorbells(&self) -> &[Arc<EventFd>] {
         &self.doorbells
     }
 
@@ -145,6 +148,8 @@ impl MmioTransport {
     /// Goes on where [`pause`](Self::pause) stopped.
     pub fn resume(&mut self) {
         match std::mem::replace(&mut self.service, Service::Idle) {
+            // It had given up before: only a reset helps.
+            Service::Paused(_) if self.notifier.has_failed() => {}
             Service::Paused(queues) => self.start_service(queues),
             other => self.service = other,
         }
@@ -239,7 +244,7 @@ impl MmioTransport {
         let rung = value & !(VIRTIO_CONFIG_S_FAILED | VIRTIO_CONFIG_S_NEEDS_RESET);
         match (self.status, rung) {
             _ if failed != 0 => {
-                tracing::warn!(device = self.notifier.name(), "the driver gave the device up");
+                tracing::debug!(device = self.notifier.name(), "the driver gave the device up");
                 self.stop_service();
                 self.status |= VIRTIO_CONFIG_S_FAILED;
             }
@@ -251,7 +256,7 @@ impl MmioTransport {
                 self.begin_service();
             }
             (old, _) if old != rung => {
-                tracing::warn!(device = self.notifier.name(), old, new = value, "status change refused");
+                tracing::debug!(device = self.notifier.name(), old, new = value, "status change refused");
             }
             _ => {}
         }
@@ -265,7 +270,6 @@ impl MmioTransport {
     /// never answers therefore keeps the resetting vCPU waiting; its memory could not be given back safely.
     fn reset(&mut self) {
         self.stop_service();
-        self.service = Service::Idle;
         self.notifier.reset();
         self.status = 0;
         self.accepted_features = 0;
@@ -303,21 +307,14 @@ impl MmioTransport {
     }
 
     fn try_start(&self, queues: Vec<Queue>) -> Result<SubscriberId, DeviceError> {
-        let serve = |(queue, doorbell): (Queue, &EventFd)| {
-            let doorbell = doorbell
-                .try_clone()
-                .map_err(DeviceError::system("duplicate an eventfd"))?;
-            let queue = ServedQueue::new(queue, doorbell, self.memory.clone());
+        let serve = |(queue, doorbell): (Queue, &Arc<EventFd>)| {
+            let queue = ServedQueue::new(queue, doorbell.clone(), self.memory.clone());
             // What the driver offered before, or while nobody served, was announced to nobody.
             queue.ring_doorbell();
-            Ok(queue)
+            queue
         };
         let started = StartedQueues {
-            queues: queues
-                .into_iter()
-                .zip(&self.doorbells)
-                .map(serve)
-                .collect::<Result<_, DeviceError>>()?,
+            queues: queues.into_iter().zip(&self.doorbells).map(serve).collect(),
             features: self.accepted_features,
             notifier: self.notifier.clone(),
         };
@@ -328,27 +325,27 @@ impl MmioTransport {
         })?
     }
 
-    /// Takes the queues back from the device, if it has them.
+    /// Takes the queues back from whoever has them.
     fn stop_service(&mut self) -> Option<Vec<Queue>> {
-        let Service::Running(id) = self.service else {
-            return None;
-        };
-        self.service = Service::Idle;
-        let device = self.device.clone();
-        let stopped = self
-            .event_loop
-            .call(move |subscribers| subscribers.remove_subscriber(id).map(|_| lock(&device).stop()));
-        match stopped {
-            Ok(Ok(queues)) => Some(queues),
-            Ok(Err(error)) => {
-                self.notifier.fail(error);
-                None
-            }
-            Err(error) => {
-                self.notifier.fail(error);
-                None
-            }
+        match std::mem::replace(&mut self.service, Service::Idle) {
+            Service::Idle => None,
+            Service::Paused(queues) => Some(queues),
+            Service::Running(id) => match self.try_stop(id) {
+                Ok(queues) => Some(queues),
+                Err(error) => {
+                    self.notifier.fail(error);
+                    None
+                }
+            },
         }
+    }
+
+    fn try_stop(&self, id: SubscriberId) -> Result<Vec<Queue>, EventLoopError> {
+        let device = self.device.clone();
+        self.event_loop.call(move |subscribers| {
+            subscribers.remove_subscriber(id)?;
+            Ok(lock(&device).stop())
+        })?
     }
 }
 

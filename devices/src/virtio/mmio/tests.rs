@@ -239,6 +239,20 @@ fn what_is_offered_while_paused_is_served_after_resume() {
 }
 
 #[test]
+fn a_device_that_gave_up_serves_nobody_after_a_pause() {
+    let mut guest = Guest::started(Rng::new(), 0);
+    guest.offer_head(0, QUEUE_SIZE);
+    guest.kick(0);
+    guest.wait_for_failure();
+    guest.transport.pause();
+    guest.transport.resume();
+    assert!(guest.needs_reset());
+    assert!(matches!(guest.transport.service, Service::Idle));
+    guest.start(0);
+    assert_eq!(guest.request(0, &[Piece::In(DATA, 8)]), 8);
+}
+
+#[test]
 fn a_paused_device_can_be_reset() {
     let mut guest = Guest::started(Rng::new(), 0);
     guest.transport.pause();
