@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use tempfile::TempDir;
 
-use crate::test::guests::stage;
+use crate::test::guests::copy;
 use crate::workspace::Workspace;
 use crate::{guest, host, setup, test, ui};
 
@@ -69,7 +69,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         TempDir::with_prefix_in("cutover-demo-", "/dev/shm").context("cannot create a directory in /dev/shm")?;
     let disk = scratch.path().join("root.ext4");
     ui::step("copying the guest's disk to memory", || {
-        stage(&arguments.guest.join("root.ext4"), scratch.path())
+        copy(&arguments.guest.join("root.ext4"), scratch.path())
     })?;
     let mut monitor = Command::new(&arguments.monitor);
     monitor

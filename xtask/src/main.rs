@@ -100,7 +100,7 @@ fn main() -> ExitCode {
     match perform(Cli::parse().task) {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
         Err(error) => {
-            eprintln!("xtask: error: {error:?}");
+            eprintln!("xtask: error: {error:#}");
             ExitCode::FAILURE
         }
     }

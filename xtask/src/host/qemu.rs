@@ -96,7 +96,7 @@ pub fn arguments(image: &Image, options: &Options, host: &Host) -> Vec<OsString>
 
 fn kernel_command_line(image: &Image, host: &Host) -> String {
     let mut line = format!(
-        "console=ttyS0 quiet panic=-1 host.share={} host.run={} host.number={} host.release={}",
+        "console=ttyS0 loglevel=3 panic=-1 host.share={} host.run={} host.number={} host.release={}",
         host.share.display(),
         host.run.display(),
         host.number,
