@@ -31,6 +31,8 @@ mod tests;
 
 /// Descriptors of the queue; also the most requests in flight, as each begins with another descriptor.
 const QUEUE_SIZE: u16 = 256;
+/// Requests taken before the event loop's other work gets its turn. What the host has cached is copied during the turn.
+const REQUESTS_PER_TURN: u16 = 32;
 
 const DOORBELL: u32 = 0;
 const COMPLETION: u32 = 1;
@@ -112,9 +114,9 @@ impl Block {
 }
 
 impl Service {
-    /// Takes every request there is, up to a queue full, and submits them to the engine together.
+    /// Takes the requests there are and submits them to the engine together.
     fn take_requests(&mut self, disk: &Disk, engine: &mut Engine) -> Result<(), Failure> {
-        let mut turn = self.queue.begin_turn(self.queue.size())?;
+        let mut turn = self.queue.begin_turn(REQUESTS_PER_TURN)?;
         while let Some(chain) = self.next_chain(&mut turn)? {
             self.begin_request(chain, disk, engine)?;
         }

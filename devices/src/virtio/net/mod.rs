@@ -3,8 +3,6 @@
 //! Frames go between guest memory and the tap without a copy in the monitor, each behind the 12-byte header that tap
 //! and virtio share. [`rx`] brings frames in; [`tx`] takes frames out, all of them through the [`gate`].
 
-use std::io;
-
 use cutover_snapshot::spec::{MacAddr, NetSpec};
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -67,8 +65,8 @@ struct Service {
 enum Failure {
     #[error(transparent)]
     Queue(#[from] QueueError),
-    #[error("the tap device failed: {0}")]
-    Tap(#[from] io::Error),
+    #[error("the event loop refused the tap device: {0}")]
+    EventLoop(#[from] event_manager::Error),
 }
 
 /// [`virtio_net_config`] as the bytes a driver reads (virtio 1.2 §5.1.4).
@@ -121,7 +119,7 @@ impl Net {
 }
 
 impl Service {
-    fn serve(&mut self, tap: &Tap, gate: &mut Gate, events: Events) -> Result<(), Failure> {
+    fn serve(&mut self, tap: &Tap, gate: &mut Gate, events: Events) -> Result<(), QueueError> {
         let writable = events.event_set().contains(EventSet::OUT);
         match events.data() {
             RX_DOORBELL => self.rx.serve(tap, &self.notifier),
@@ -179,7 +177,11 @@ impl MutEventSubscriber for Net {
         let Some(service) = &mut self.service else {
             return;
         };
-        if let Err(failure) = service.serve(&self.tap, &mut self.gate, events) {
+        let mut served = service.serve(&self.tap, &mut self.gate, events).map_err(Failure::from);
+        if service.tx.holds_frame() {
+            served = served.and(self.tap.watch_again(ops, TAP).map_err(Failure::from));
+        }
+        if let Err(failure) = served {
             service.notifier.fail(failure);
             service.rx.queue().ignore_doorbell(ops);
             service.tx.queue().ignore_doorbell(ops);

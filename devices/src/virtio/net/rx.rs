@@ -10,7 +10,7 @@ use std::io;
 use virtio_queue::Queue;
 
 use super::tap::Tap;
-use super::{FRAME_LEN_MAX, FRAMES_PER_TURN, Failure, HEADER_LEN};
+use super::{FRAME_LEN_MAX, FRAMES_PER_TURN, HEADER_LEN};
 use crate::virtio::buffers::GuestBuffers;
 use crate::virtio::log_limit::LogLimit;
 use crate::virtio::queue::{Chain, QueueError, Turn};
@@ -52,7 +52,7 @@ impl Receiver {
     }
 
     /// Moves frames until there are none, or no buffers, or others have to get their turn.
-    pub fn serve(&mut self, tap: &Tap, notifier: &Notifier) -> Result<(), Failure> {
+    pub fn serve(&mut self, tap: &Tap, notifier: &Notifier) -> Result<(), QueueError> {
         let mut turn = self.queue.begin_turn(self.queue.size())?;
         for frames in 0..=FRAMES_PER_TURN {
             if frames == FRAMES_PER_TURN {
@@ -61,7 +61,7 @@ impl Receiver {
                 break;
             }
         }
-        Ok(self.queue.notify(notifier)?)
+        self.queue.notify(notifier)
     }
 
     /// The queue, as if the buffers still posted had never been taken.
@@ -72,7 +72,7 @@ impl Receiver {
     }
 
     /// Takes one frame in; false if there is none.
-    fn receive(&mut self, tap: &Tap, notifier: &Notifier) -> Result<bool, Failure> {
+    fn receive(&mut self, tap: &Tap, notifier: &Notifier) -> Result<bool, QueueError> {
         match tap.receive(&self.space) {
             Ok(len) if len < HEADER_LEN => Ok(false),
             Ok(len) => {

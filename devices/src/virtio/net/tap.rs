@@ -114,11 +114,19 @@ impl Tap {
     ///
     /// Edge-triggered: nothing has to be switched off while the guest has no buffers or nothing to send.
     pub fn watch(&self, ops: &mut EventOps, data: u32) -> Result<(), event_manager::Error> {
-        ops.add(Events::with_data(
-            &self.fd,
-            data,
-            EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED,
-        ))
+        ops.add(self.events(data))
+    }
+
+    /// Has the event loop report room even if there is some by now.
+    ///
+    /// Needed after a frame was refused: the kernel's driver announces room only to those who asked for it since there
+    /// was none, which a refused write does not do.
+    pub fn watch_again(&self, ops: &mut EventOps, data: u32) -> Result<(), event_manager::Error> {
+        ops.modify(self.events(data))
+    }
+
+    fn events(&self, data: u32) -> Events {
+        Events::with_data(&self.fd, data, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED)
     }
 
     /// Has the event loop report nothing more.

@@ -5,7 +5,7 @@ use std::io;
 use virtio_queue::Queue;
 
 use super::gate::Gate;
-use super::{FRAME_LEN_MAX, FRAMES_PER_TURN, Failure, HEADER_LEN};
+use super::{FRAME_LEN_MAX, FRAMES_PER_TURN, HEADER_LEN};
 use crate::virtio::log_limit::LogLimit;
 use crate::virtio::queue::{Chain, QueueError, Turn};
 use crate::virtio::{Notifier, ServedQueue};
@@ -41,10 +41,10 @@ impl Transmitter {
     }
 
     /// Moves frames until there are none, or no room, or others have to get their turn.
-    pub fn serve(&mut self, gate: &mut Gate, notifier: &Notifier) -> Result<(), Failure> {
+    pub fn serve(&mut self, gate: &mut Gate, notifier: &Notifier) -> Result<(), QueueError> {
         let mut turn = self.queue.begin_turn(FRAMES_PER_TURN)?;
         while self.next_frame(&mut turn)? && self.send(gate, notifier)? {}
-        Ok(self.queue.notify(notifier)?)
+        self.queue.notify(notifier)
     }
 
     /// The queue, as if a frame still held had never been taken.
