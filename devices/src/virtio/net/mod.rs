@@ -23,8 +23,6 @@ mod interface;
 mod rx;
 mod tap;
 #[cfg(test)]
-mod tap_tests;
-#[cfg(test)]
 mod tests;
 mod tx;
 

@@ -232,13 +232,6 @@ impl Tap {
     }
 }
 
-#[cfg(test)]
-impl std::os::fd::AsRawFd for Tap {
-    fn as_raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
-    }
-}
-
 fn open_tun() -> io::Result<File> {
     OpenOptions::new()
         .read(true)
