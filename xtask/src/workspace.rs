@@ -46,6 +46,8 @@ pub struct Executable {
     pub name: String,
     /// Where it is.
     pub path: PathBuf,
+    /// Whether it runs tests, rather than being what a crate provides.
+    pub is_test: bool,
 }
 
 impl Workspace {
@@ -92,10 +94,15 @@ fn executables(messages: &str) -> Result<Vec<Executable>> {
     struct Message {
         target: Option<Target>,
         executable: Option<PathBuf>,
+        profile: Option<Profile>,
     }
     #[derive(Deserialize)]
     struct Target {
         name: String,
+    }
+    #[derive(Deserialize)]
+    struct Profile {
+        test: bool,
     }
     let mut found = Vec::new();
     for line in messages.lines().filter(|line| line.starts_with('{')) {
@@ -104,6 +111,7 @@ fn executables(messages: &str) -> Result<Vec<Executable>> {
             found.push(Executable {
                 name: target.name,
                 path,
+                is_test: message.profile.is_some_and(|profile| profile.test),
             });
         }
     }
@@ -123,11 +131,18 @@ mod tests {
     #[test]
     fn only_artifacts_with_an_executable_are_picked_from_cargos_messages() {
         let messages = r#"{"reason":"compiler-artifact","target":{"name":"library"},"executable":null}
-{"reason":"compiler-artifact","target":{"name":"guest-init"},"executable":"/t/guest-init"}
+{"reason":"compiler-artifact","target":{"name":"guest-init"},"profile":{"test":false},"executable":"/t/guest-init"}
+{"reason":"compiler-artifact","target":{"name":"boots"},"profile":{"test":true},"executable":"/t/boots"}
 {"reason":"build-finished","success":true}"#;
         let found = executables(messages).unwrap();
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].name, "guest-init");
-        assert_eq!(found[0].path, Path::new("/t/guest-init"));
+        let found: Vec<_> = found
+            .iter()
+            .map(|program| (program.name.as_str(), program.path.as_path(), program.is_test))
+            .collect();
+        let expected = [
+            ("guest-init", Path::new("/t/guest-init"), false),
+            ("boots", Path::new("/t/boots"), true),
+        ];
+        assert_eq!(found, expected);
     }
 }

@@ -62,7 +62,9 @@ pub fn build_monitor(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 fn guest_test_binaries(workspace: &Workspace) -> Result<Vec<Executable>> {
-    workspace.build(cargo().args(["test", "--release", "--no-run", "--package", GUEST_TESTS]))
+    let mut built = workspace.build(cargo().args(["test", "--release", "--no-run", "--package", GUEST_TESTS]))?;
+    built.retain(|executable| executable.is_test);
+    Ok(built)
 }
 
 fn run_guest_tests(

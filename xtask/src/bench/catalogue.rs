@@ -1,0 +1,106 @@
+//! What there is to measure: the benches, their metrics, and the bars these must clear.
+
+/// One bench, that is one run of the bench binary.
+pub struct Bench {
+    /// Its name on the command line, here and of the bench binary.
+    pub name: &'static str,
+    /// What it compares, in a few words.
+    pub title: &'static str,
+    /// What it measures, in the order of the report.
+    pub metrics: &'static [Metric],
+}
+
+/// One quantity that is measured of every contestant.
+pub struct Metric {
+    /// Its name in the samples.
+    pub id: &'static str,
+    /// Its name in reports.
+    pub title: &'static str,
+    /// Unit of its values.
+    pub unit: &'static str,
+    /// Whether it is a time, which depends on the clock.
+    pub goal: Goal,
+    /// Which contestant is measured by what.
+    pub bar: Option<Bar>,
+}
+
+/// Which values are better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Small ones.
+    Less,
+    /// Large ones.
+    More,
+    /// None: the metric explains others.
+    Neither,
+}
+
+/// What Cutover must achieve in a metric.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bar {
+    /// A median of at most this.
+    Median {
+        /// In the metric's unit.
+        most: f64,
+    },
+    /// A ratio of Cutover's median to that of a contestant of at most this.
+    Ratio {
+        /// The other contestant.
+        to: &'static str,
+        /// Cutover's share.
+        most: f64,
+    },
+}
+
+/// All benches. The names of contestants and metrics are those that the bench binary writes.
+pub const BENCHES: [Bench; 3] = [
+    Bench {
+        name: "boot",
+        title: "exec to the guest's user space; ELF kernel, 1 vCPU, 128 MiB",
+        metrics: &[
+            Metric {
+                id: "user_space_ms",
+                title: "time to user space",
+                unit: "ms",
+                goal: Goal::Less,
+                bar: Some(Bar::Ratio { to: "Firecracker", most: 1.0 }),
+            },
+            Metric {
+                id: "overhead_mib",
+                title: "resident beyond the guest's memory",
+                unit: "MiB",
+                goal: Goal::Less,
+                bar: Some(Bar::Median { most: 4.5 }),
+            },
+            Metric {
+                id: "guest_resident_mib",
+                title: "resident of the guest's memory",
+                unit: "MiB",
+                goal: Goal::Neither,
+                bar: None,
+            },
+        ],
+    },
+    Bench {
+        name: "block",
+        title: "fio in the guest, direct, 16 in flight, on a raw image in the host's memory",
+        metrics: &[
+            throughput("random_read_4k_iops", "random read, 4 KiB", "IOPS"),
+            throughput("random_write_4k_iops", "random write, 4 KiB", "IOPS"),
+            throughput("sequential_read_1m_mib_s", "sequential read, 1 MiB", "MiB/s"),
+            throughput("sequential_write_1m_mib_s", "sequential write, 1 MiB", "MiB/s"),
+        ],
+    },
+    Bench {
+        name: "net",
+        title: "iperf3 between the guest and its host, TCP over a tap",
+        metrics: &[
+            throughput("guest_to_host_mib_s", "guest to host", "MiB/s"),
+            throughput("host_to_guest_mib_s", "host to guest", "MiB/s"),
+        ],
+    },
+];
+
+const fn throughput(id: &'static str, title: &'static str, unit: &'static str) -> Metric {
+    Metric { id, title, unit, goal: Goal::More, bar: None }
+}
