@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0x0000_0000  RAM: boot structures, see below
-//!  0x0009_fc00  reserved to 1 MiB; ACPI tables from 0xe_0000
+//!  0x0009_fc00  reserved to 1 MiB; ACPI tables from 0xe_0000, reset vector at 0xf_fff0
 //!  0x0010_0000  RAM: kernel, initrd at the upper end
 //!  0xc000_0000  MMIO gap: virtio-mmio devices, then KVM's own pages, IOAPIC and local APICs
 //!  0x1_0000_0000  RAM beyond 3 GiB
@@ -25,7 +25,9 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables, RSDP first; the kernel is told the address and does not search.
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// End of the room for ACPI tables.
-pub const ACPI_TABLES_END: u64 = 0x10_0000;
+pub const ACPI_TABLES_END: u64 = RESET_VECTOR;
+/// Where a processor in real mode starts after a reset, or jumps to for one (F000:FFF0).
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where RAM for the kernel starts.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 

@@ -5,6 +5,7 @@
 
 mod linux;
 mod pvh;
+mod reset_vector;
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -72,6 +73,7 @@ pub fn load(spec: &BootSpec, memory: &GuestMemory) -> Result<Entry, Error> {
         None => None,
     };
     write_cmdline(&spec.cmdline, memory)?;
+    reset_vector::write(memory)?;
     let map = memory_map(memory);
     match (kernel.pvh_boot_cap, spec.protocol) {
         (PvhBootCapability::PvhEntryPresent(entry), BootProtocol::Auto | BootProtocol::Pvh) => {
