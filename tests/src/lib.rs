@@ -16,6 +16,7 @@
 //! As many guests run in parallel as there are test threads.
 
 mod agent;
+pub mod bench;
 pub mod cli;
 mod console;
 mod disk;

@@ -1,7 +1,8 @@
-//! Developer tasks of Cutover: guest images, nested hosts, tests, demo, lint.
+//! Developer tasks of Cutover: guest images, nested hosts, tests, benches, demo, lint.
 //!
 //! `cargo xtask demo` and `cargo xtask test` are the two commands a newcomer needs; each does all of its set-up.
 
+mod bench;
 mod demo;
 mod guest;
 mod host;
@@ -43,6 +44,8 @@ enum Task {
         /// Part of the names of the tests to run
         name: Option<String>,
     },
+    /// Measure Cutover beside other monitors: all benches, or those named
+    Bench(bench::Arguments),
     /// Check format, lints, documentation, dependency edges and, where cargo-deny is installed, dependencies
     Lint,
     /// Build guest images from distribution packages, as far as they are not built yet
@@ -112,6 +115,7 @@ fn perform(task: Task) -> Result<i32> {
         Task::Demo => demo::demo(&Workspace::find()?),
         Task::Test { filter } => test::test(&Workspace::find()?, filter.as_deref()),
         Task::Soak { name } => test::soak(&Workspace::find()?, name.as_deref()),
+        Task::Bench(arguments) => bench::bench(&Workspace::find()?, &arguments).map(|()| 0),
         Task::Lint => lint::lint(&Workspace::find()?).map(|()| 0),
         Task::Guest { image } => build_guests(image).map(|()| 0),
         Task::Host { options, command } => run_on_host(&options, &command),

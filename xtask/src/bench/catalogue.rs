@@ -18,9 +18,9 @@ pub struct Metric {
     pub title: &'static str,
     /// Unit of its values.
     pub unit: &'static str,
-    /// Whether it is a time, which depends on the clock.
+    /// Which values are better.
     pub goal: Goal,
-    /// Which contestant is measured by what.
+    /// What Cutover must achieve.
     pub bar: Option<Bar>,
 }
 
@@ -63,7 +63,10 @@ pub const BENCHES: [Bench; 3] = [
                 title: "time to user space",
                 unit: "ms",
                 goal: Goal::Less,
-                bar: Some(Bar::Ratio { to: "Firecracker", most: 1.0 }),
+                bar: Some(Bar::Ratio {
+                    to: "Firecracker",
+                    most: 1.0,
+                }),
             },
             Metric {
                 id: "overhead_mib",
@@ -102,5 +105,11 @@ pub const BENCHES: [Bench; 3] = [
 ];
 
 const fn throughput(id: &'static str, title: &'static str, unit: &'static str) -> Metric {
-    Metric { id, title, unit, goal: Goal::More, bar: None }
+    Metric {
+        id,
+        title,
+        unit,
+        goal: Goal::More,
+        bar: None,
+    }
 }

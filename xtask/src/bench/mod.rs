@@ -56,7 +56,10 @@ pub struct Arguments {
 /// Measures, prints and draws.
 pub fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     setup::ensure_packages()?;
-    let plots = arguments.plots.clone().unwrap_or_else(|| workspace.target.join("bench"));
+    let plots = arguments
+        .plots
+        .clone()
+        .unwrap_or_else(|| workspace.target.join("bench"));
     fs::create_dir_all(&plots).with_context(|| format!("cannot create {}", plots.display()))?;
     let setting = Setting::prepare(workspace, arguments)?;
     let chosen = BENCHES
@@ -96,14 +99,21 @@ impl<'a> Setting<'a> {
             path.context("cannot find the Firecracker program")
         });
         let monitor = test::build_monitor(workspace)?;
-        let built =
-            workspace.build(cargo().args(["build", "--release", "--package=cutover-tests", "--bin=bench"]))?;
-        let bench_binary = built.into_iter().next().context("cargo built no program called bench")?.path;
+        let built = workspace.build(cargo().args(["build", "--release", "--package=cutover-tests", "--bin=bench"]))?;
+        let bench_binary = built
+            .into_iter()
+            .next()
+            .context("cargo built no program called bench")?
+            .path;
         guest::micro::build(workspace)?;
         guest::debian::build(workspace)?;
         Ok(Self {
             workspace,
-            clock: if host::machine_runs_guests().is_ok() { Clock::Wall } else { Clock::Instructions },
+            clock: if host::machine_runs_guests().is_ok() {
+                Clock::Wall
+            } else {
+                Clock::Instructions
+            },
             monitor,
             bench_binary,
             runs: arguments.runs,

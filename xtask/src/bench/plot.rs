@@ -7,64 +7,136 @@ use anyhow::{Context, Result, anyhow};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use super::report::{MetricReport, Report, figure};
+use super::report::{MetricReport, Report, Series, figure};
 
-const WIDTH: u32 = 760;
-const HEADING_HEIGHT: u32 = 34;
-const PANEL_HEADING_HEIGHT: u32 = 26;
-const BAR_HEIGHT: u32 = 24;
-const PANEL_GAP: u32 = 30;
-/// Room for the contestants' names.
-const NAMES_WIDTH: u32 = 130;
-/// Room right of the longest bar for its value, as a share of its length.
-const VALUE_ROOM: f64 = 1.25;
+// All in pixels.
+const WIDTH: i32 = 760;
+const MARGIN: i32 = 12;
+const HEADING_HEIGHT: i32 = 44;
+const TITLE_HEIGHT: i32 = 22;
+const ROW_HEIGHT: i32 = 24;
+const BAR_HEIGHT: i32 = 16;
+const PANEL_GAP: i32 = 16;
+/// Where bars begin, right of the contestants' names.
+const BARS_START: i32 = 160;
+/// Length of the longest bar or range; right of it is room for its value.
+const BAR_LENGTH_MAX: i32 = 470;
 
 const OURS: RGBColor = RGBColor(0x1f, 0x6f, 0xb4);
 const PEERS: RGBColor = RGBColor(0xa8, 0xb0, 0xb8);
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 /// Writes `report` as an SVG file.
 pub fn draw(report: &Report, path: &Path) -> Result<()> {
-    let mut svg = String::new();
-    // The library's error type borrows from the drawing, so only its message can leave.
-    draw_panels(report, &mut svg).map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))?;
+    // The library's errors cannot be sent between threads, as anyhow's must; their message can.
+    let svg = render(report).map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))?;
     fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn draw_panels(report: &Report, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
-    let heights: Vec<u32> = report.metrics.iter().map(panel_height).collect();
-    let height = HEADING_HEIGHT + heights.iter().sum::<u32>();
-    let root = SVGBackend::with_string(svg, (WIDTH, height)).into_drawing_area();
+fn render(report: &Report) -> Result<String, Box<dyn std::error::Error>> {
+    let height = HEADING_HEIGHT + report.metrics.iter().map(panel_height).sum::<i32>();
+    let mut svg = String::new();
+    let root = SVGBackend::with_string(&mut svg, (WIDTH.cast_unsigned(), height.cast_unsigned())).into_drawing_area();
     root.fill(&WHITE)?;
     let heading = format!("{}: {}", report.bench, report.title);
-    root.draw(&Text::new(heading, (10, 10), ("sans-serif", 16)))?;
-    let (_, mut rest) = root.split_vertically(HEADING_HEIGHT);
-    for (metric, height) in report.metrics.iter().zip(heights) {
-        let (panel, below) = rest.split_vertically(height);
-        draw_panel(metric, &panel)?;
-        rest = below;
+    text(&root, &heading, (MARGIN, MARGIN), 16)?;
+    let mut top = HEADING_HEIGHT;
+    for metric in &report.metrics {
+        draw_panel(&root, metric, top)?;
+        top += panel_height(metric);
     }
     root.present()?;
+    drop(root);
+    Ok(svg)
+}
+
+fn panel_height(metric: &MetricReport) -> i32 {
+    metric.series.iter().map(|_| ROW_HEIGHT).sum::<i32>() + TITLE_HEIGHT + PANEL_GAP
+}
+
+fn draw_panel(area: &Area, metric: &MetricReport, top: i32) -> Drawn {
+    text(area, &format!("{} ({})", metric.title, metric.unit), (MARGIN, top), 14)?;
+    let longest = metric.series.iter().map(Series::max).fold(f64::MIN_POSITIVE, f64::max);
+    let mut row = top + TITLE_HEIGHT;
+    for series in &metric.series {
+        draw_row(area, series, longest, row)?;
+        row += ROW_HEIGHT;
+    }
     Ok(())
 }
 
-fn panel_height(metric: &MetricReport) -> u32 {
-    let bars = u32::try_from(metric.series.len()).unwrap_or(u32::MAX);
-    PANEL_HEADING_HEIGHT + BAR_HEIGHT.saturating_mul(bars) + PANEL_GAP
+fn draw_row(area: &Area, series: &Series, longest: f64, top: i32) -> Drawn {
+    let x = |value: f64| BARS_START + pixels(value / longest);
+    let (bottom, middle) = (top + BAR_HEIGHT, top + BAR_HEIGHT / 2);
+    text(area, &series.contestant, (MARGIN, top), 13)?;
+    let color = if series.is_ours() { OURS } else { PEERS };
+    area.draw(&Rectangle::new(
+        [(BARS_START, top), (x(series.median), bottom)],
+        color.filled(),
+    ))?;
+    let (least, most) = (x(series.min()), x(series.max()));
+    area.draw(&PathElement::new([(least, middle), (most, middle)], BLACK))?;
+    for end in [least, most] {
+        area.draw(&PathElement::new([(end, middle - 4), (end, middle + 4)], BLACK))?;
+    }
+    text(area, &figure(series.median), (x(series.median).max(most) + 6, top), 13)
 }
 
-fn draw_panel(metric: &MetricReport, panel: &Area) -> Result<(), Box<dyn std::error::Error>> {
-    let count = i32::try_from(metric.series.len())?;
-    let longest = metric.series.iter().map(|series| series.median).fold(f64::MIN_POSITIVE, f64::max);
-    let mut chart = ChartBuilder::on(panel)
-        .caption(format!("{} ({})", metric.title, metric.unit), ("sans-serif", 14))
-        .margin_left(10)
-        .margin_right(10)
-        .x_label_area_size(PANEL_GAP)
-        .y_label_area_size(NAMES_WIDTH)
-        // Downwards, in the order of the table.
-        .build_cartesian_2d(0.0..longest * VALUE_ROOM, (count..0).into_segmented())?;
-    let _ = &mut chart;
+/// The length of a bar that is `share`, at most 1, of the longest.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a picture's coordinates are small, and pixels have no fractions"
+)]
+fn pixels(share: f64) -> i32 {
+    (share * f64::from(BAR_LENGTH_MAX)).round() as i32
+}
+
+fn text(area: &Area, text: &str, position: (i32, i32), size: i32) -> Drawn {
+    area.draw(&Text::new(text.to_owned(), position, ("sans-serif", size)))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::Clock;
+    use super::*;
+
+    #[test]
+    fn a_plot_names_the_metric_and_each_contestant_with_its_median() {
+        let series = |contestant: &str, values: [f64; 2], median| Series {
+            contestant: contestant.to_owned(),
+            values: values.to_vec(),
+            median,
+            ratio: None,
+        };
+        let metric = MetricReport {
+            title: "time",
+            unit: "ms",
+            series: vec![
+                series("Cutover", [1.0, 2.0], 1.5),
+                series("Peer <1>", [200.0, 400.0], 300.0),
+            ],
+            verdict: None,
+        };
+        let svg = render(&Report {
+            bench: "boot",
+            title: "start",
+            clock: Clock::Wall,
+            metrics: vec![metric],
+        })
+        .unwrap();
+        for text in ["boot: start", "time (ms)", "Cutover", "1.50", "Peer &lt;1&gt;", "300"] {
+            assert!(svg.contains(text), "{text} is missing in {svg}");
+        }
+    }
+
+    #[test]
+    fn bars_are_proportional_and_the_longest_has_the_full_length() {
+        assert_eq!(
+            (pixels(0.0), pixels(0.5), pixels(1.0)),
+            (0, BAR_LENGTH_MAX / 2, BAR_LENGTH_MAX)
+        );
+    }
 }

@@ -99,8 +99,17 @@ pub struct Verdict {
 impl Report {
     /// Sums `samples` up.
     pub fn new(bench: &Bench, clock: Clock, samples: Vec<Sample>) -> Self {
-        let metrics = bench.metrics.iter().map(|metric| MetricReport::new(metric, &samples)).collect();
-        Self { bench: bench.name, title: bench.title, clock, metrics }
+        let metrics = bench
+            .metrics
+            .iter()
+            .map(|metric| MetricReport::new(metric, &samples))
+            .collect();
+        Self {
+            bench: bench.name,
+            title: bench.title,
+            clock,
+            metrics,
+        }
     }
 }
 
@@ -120,13 +129,23 @@ impl MetricReport {
             compare(&mut series);
         }
         let verdict = metric.bar.and_then(|bar| judge(bar, metric.unit, &series));
-        Self { title: metric.title, unit: metric.unit, series, verdict }
+        Self {
+            title: metric.title,
+            unit: metric.unit,
+            series,
+            verdict,
+        }
     }
 }
 
 impl Series {
     fn starting_with(sample: &Sample) -> Self {
-        Self { contestant: sample.contestant.clone(), values: vec![sample.value], median: sample.value, ratio: None }
+        Self {
+            contestant: sample.contestant.clone(),
+            values: vec![sample.value],
+            median: sample.value,
+            ratio: None,
+        }
     }
 
     /// Smallest value.
@@ -186,7 +205,11 @@ fn judge(bar: Bar, unit: &str, series: &[Series]) -> Option<Verdict> {
             (format!("{OURS} ÷ {to} ≤ {most:.2}"), most, peer.ratio?)
         }
     };
-    Some(Verdict { bar, achieved, met: achieved <= most })
+    Some(Verdict {
+        bar,
+        achieved,
+        met: achieved <= most,
+    })
 }
 
 /// A table in Markdown, which terminals show well enough.
@@ -206,7 +229,10 @@ impl fmt::Display for Report {
                 let ratio = series.ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
                 let median = figure(series.median);
                 let name = &series.contestant;
-                writeln!(out, "| {title:<42} | {name:<17} | {median:>10} | {range:>21} | {ratio:>7} |")?;
+                writeln!(
+                    out,
+                    "| {title:<42} | {name:<17} | {median:>10} | {range:>21} | {ratio:>7} |"
+                )?;
                 title.clear();
             }
         }
@@ -221,7 +247,11 @@ impl fmt::Display for Report {
 
 /// Three significant digits or more, and no more than anybody reads.
 pub fn figure(value: f64) -> String {
-    if value.abs() < 100.0 { format!("{value:.2}") } else { format!("{value:.0}") }
+    if value.abs() < 100.0 {
+        format!("{value:.2}")
+    } else {
+        format!("{value:.0}")
+    }
 }
 
 #[cfg(test)]
