@@ -52,12 +52,6 @@ impl Ssh {
     /// Runs a shell command that must succeed, and returns what it printed.
     #[track_caller]
     pub fn check(&self, command: &str) -> String {
-        let output = self.run(command);
-        assert_eq!(
-            output.exit_code, 0,
-            "'{command}' failed: {}{}",
-            output.stdout, output.stderr
-        );
-        output.stdout
+        self.run(command).success(command)
     }
 }

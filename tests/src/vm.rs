@@ -32,8 +32,9 @@ pub struct Output {
 }
 
 impl Vm {
+    /// Starts a monitor by a command put together by hand; [`Guest`](crate::Guest) does it for most tests.
     #[track_caller]
-    pub(crate) fn start(command: std::process::Command) -> Self {
+    pub fn start(command: std::process::Command) -> Self {
         let monitor = Monitor::start(command);
         let (output, input) = monitor.take_pipes().expect("a monitor is started with pipes");
         Self {
@@ -84,13 +85,7 @@ impl Vm {
     /// Runs a shell command that must succeed, and returns what it printed.
     #[track_caller]
     pub fn check(&self, command: &str) -> String {
-        let output = self.run(command);
-        assert_eq!(
-            output.exit_code, 0,
-            "'{command}' failed: {}{}",
-            output.stdout, output.stderr
-        );
-        output.stdout
+        self.run(command).success(command)
     }
 
     /// Has the guest run a shell command that it does not live to answer.
@@ -139,6 +134,20 @@ impl Vm {
     /// What the monitor reported.
     pub fn log(&self) -> String {
         self.monitor.log()
+    }
+}
+
+impl Output {
+    /// What was printed by a command that must have succeeded.
+    #[track_caller]
+    pub(crate) fn success(self, command: &str) -> String {
+        let Self {
+            exit_code,
+            stdout,
+            stderr,
+        } = self;
+        assert!(exit_code == 0, "'{command}' ended with {exit_code}: {stdout}{stderr}");
+        stdout
     }
 }
 

@@ -10,14 +10,14 @@ fn writes_last(io: &str) {
     let guest = Guest::micro().disk_with(&disk, &format!("io={io}"));
 
     let vm = guest.boot();
-    vm.check("head -c 8M /dev/urandom > /tmp/data && dd if=/tmp/data of=/dev/vda bs=1M conv=fsync");
+    vm.check("head -c 8m /dev/urandom > /tmp/data && dd if=/tmp/data of=/dev/vda bs=1M conv=fsync");
     let written = vm.check("sha256sum < /tmp/data");
     assert_eq!(written, format!("{}  -\n", disk.sha256(8 * MIB)));
     vm.run_to_the_end("reboot -f");
     assert_eq!(vm.wait(), Exit::Reboot);
 
     let vm = guest.boot();
-    assert_eq!(vm.check("head -c 8M /dev/vda | sha256sum"), written);
+    assert_eq!(vm.check("head -c 8m /dev/vda | sha256sum"), written);
 }
 
 #[test]
@@ -36,16 +36,16 @@ fn a_file_system_made_in_the_guest_survives_a_power_off() {
     let guest = Guest::micro().cpus(2).disk(&disk);
 
     let vm = guest.boot();
-    vm.check("mke2fs /dev/vda && mkdir /mnt && mount -t ext4 /dev/vda /mnt");
+    vm.check("mke2fs /dev/vda && mkdir -p /mnt && mount -t ext4 /dev/vda /mnt");
     // Two writers at once, so that several requests are in flight.
-    vm.check("for i in 1 2; do head -c 3M /dev/urandom > /mnt/$i & done; wait");
+    vm.check("for i in 1 2; do head -c 3m /dev/urandom > /mnt/$i & done; wait");
     let sums = vm.check("cd /mnt && sha256sum 1 2");
     vm.check("umount /mnt");
     vm.power_off();
     assert_eq!(vm.wait(), Exit::Shutdown);
 
     let vm = guest.boot();
-    vm.check("mkdir /mnt && mount -t ext4 /dev/vda /mnt");
+    vm.check("mkdir -p /mnt && mount -t ext4 /dev/vda /mnt");
     assert_eq!(vm.check("cd /mnt && sha256sum 1 2"), sums);
 }
 

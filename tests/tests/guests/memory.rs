@@ -55,7 +55,7 @@ fn a_guest_that_ends_below_the_mmio_gap_sees_its_memory() {
 fn a_guest_larger_than_the_mmio_gap_uses_memory_above_it_and_the_host_allocates_only_what_is_touched() {
     let vm = boot_and_check(5120);
     // Linux takes from the zone above 4 GiB first.
-    vm.check("head -c 64M /dev/urandom > /tmp/a && cp /tmp/a /tmp/b && cmp /tmp/a /tmp/b");
+    vm.check("head -c 64m /dev/urandom > /tmp/a && cp /tmp/a /tmp/b && cmp /tmp/a /tmp/b");
     let above: u64 = vm
         .check("awk '/zone *Normal/ { normal = 1 } normal && /present/ { print $2; exit }' /proc/zoneinfo")
         .trim()

@@ -15,7 +15,7 @@ fn a_disk_whose_driver_is_unbound_under_load_works_when_it_is_bound_again() {
                 "cd /sys/bus/virtio/drivers/virtio_blk && echo {device} > unbind && echo {device} > bind"
             ));
         }
-        vm.check("kill $(cat /tmp/load); head -c 4M /dev/urandom > /tmp/data");
+        vm.check("kill $(cat /tmp/load); head -c 4m /dev/urandom > /tmp/data");
         vm.check("until dd if=/tmp/data of=/dev/vda bs=1M conv=fsync; do killall dd; done");
         assert_eq!(
             vm.check("sha256sum < /tmp/data"),
