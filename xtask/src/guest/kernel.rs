@@ -15,6 +15,9 @@ use crate::setup::{self, Distribution};
 use crate::workspace::{Workspace, text};
 use crate::{process, ui};
 
+/// What the names of kernel packages begin with; the kernel's release follows.
+const IMAGE_PREFIX: &str = "linux-image-";
+
 /// What a kernel is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
@@ -37,13 +40,20 @@ pub struct Kernel {
 impl Kernel {
     /// The newest kernel the machine's package sources have; it may not have been fetched yet.
     pub fn newest(workspace: &Workspace, purpose: Use) -> Result<Self> {
-        let image = newest_image(Distribution::detect()?, purpose)?;
-        let package = format!("{image}_{}", package_version(&image)?);
-        let release = image
-            .strip_prefix("linux-image-")
-            .with_context(|| format!("{image} is not the name of a kernel package"))?;
+        let metapackage = match (Distribution::detect()?, purpose) {
+            (Distribution::Debian, Use::Guest) => "linux-image-cloud-amd64",
+            (Distribution::Debian, Use::NestedHost) => "linux-image-amd64",
+            (Distribution::Ubuntu, Use::Guest) => "linux-image-virtual",
+            (Distribution::Ubuntu, Use::NestedHost) => "linux-image-generic",
+        };
+        let record = setup::with_package_lists(|| {
+            process::read(Command::new("apt-cache").args(["show", "--no-all-versions", metapackage]))
+        })?;
+        let (image, version) =
+            image_and_version(&record).with_context(|| format!("{metapackage} depends on no kernel package"))?;
+        let package = format!("{image}_{version}");
         Ok(Self {
-            release: release.to_owned(),
+            release: image.trim_start_matches(IMAGE_PREFIX).to_owned(),
             tree: workspace.cache().join(&package),
             package,
         })
@@ -141,33 +151,13 @@ impl Kernel {
     }
 }
 
-/// The package behind the distribution's "always the newest" package.
-fn newest_image(distribution: Distribution, purpose: Use) -> Result<String> {
-    let newest = match (distribution, purpose) {
-        (Distribution::Debian, Use::Guest) => "linux-image-cloud-amd64",
-        (Distribution::Debian, Use::NestedHost) => "linux-image-amd64",
-        (Distribution::Ubuntu, Use::Guest) => "linux-image-virtual",
-        (Distribution::Ubuntu, Use::NestedHost) => "linux-image-generic",
-    };
-    let depends = setup::with_package_lists(|| process::read(Command::new("apt-cache").args(["depends", newest])))?;
-    first_image(&depends).with_context(|| format!("{newest} depends on no kernel package"))
-}
-
-fn first_image(depends: &str) -> Option<String> {
-    depends
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("Depends: "))
-        .find(|package| package.starts_with("linux-image-"))
-        .map(str::to_owned)
-}
-
-fn package_version(package: &str) -> Result<String> {
-    let record = process::read(Command::new("apt-cache").args(["show", "--no-all-versions", package]))?;
-    record
-        .lines()
-        .find_map(|line| line.strip_prefix("Version: "))
-        .map(str::to_owned)
-        .with_context(|| format!("apt knows no version of {package}"))
+/// The name of the kernel's package, and the version, in apt's record of the package that depends on the newest one.
+fn image_and_version(record: &str) -> Option<(&str, &str)> {
+    let field = |name: &str| record.lines().find_map(|line| line.strip_prefix(name));
+    let image = field("Depends: ")?
+        .split([' ', ','])
+        .find(|word| word.starts_with(IMAGE_PREFIX))?;
+    Some((image, field("Version: ")?))
 }
 
 /// The files in the output of `modprobe --show-depends`.
@@ -317,8 +307,13 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_package_is_the_first_image_the_metapackage_depends_on() {
-        let depends = "linux-image-amd64\n  Depends: linux-base\n  Depends: linux-image-6.1.0-56-amd64\n";
-        assert_eq!(first_image(depends).as_deref(), Some("linux-image-6.1.0-56-amd64"));
+    fn the_kernel_package_is_the_image_the_metapackage_depends_on() {
+        let record = "Package: linux-image-amd64\nVersion: 6.1.192-2\n\
+                      Depends: linux-base (>= 4), linux-image-6.1.0-56-amd64 (= 6.1.192-2)\n";
+        assert_eq!(
+            image_and_version(record),
+            Some(("linux-image-6.1.0-56-amd64", "6.1.192-2"))
+        );
+        assert_eq!(image_and_version("Package: other\nVersion: 1\nDepends: libc6\n"), None);
     }
 }
