@@ -1,6 +1,7 @@
 //! Disk images for guests, on tmpfs.
 
 use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -57,8 +58,10 @@ impl Disk {
     /// The first `length` bytes.
     #[track_caller]
     pub fn beginning(&self, length: usize) -> Vec<u8> {
-        let mut contents = self.contents();
-        contents.truncate(length);
+        let mut contents = vec![0; length];
+        File::open(&self.path)
+            .and_then(|file| file.read_exact_at(&mut contents, 0))
+            .unwrap_or_else(|error| panic!("cannot read {}: {error}", self.path.display()));
         contents
     }
 
@@ -72,14 +75,9 @@ impl Disk {
     /// Bytes of the host's storage the image takes.
     #[track_caller]
     pub fn allocated(&self) -> u64 {
-        use std::os::unix::fs::MetadataExt;
         /// Unit of `st_blocks`.
         const BLOCK: u64 = 512;
         fs::metadata(&self.path).expect("the image is there").blocks() * BLOCK
-    }
-
-    fn contents(&self) -> Vec<u8> {
-        fs::read(&self.path).unwrap_or_else(|error| panic!("cannot read {}: {error}", self.path.display()))
     }
 
     fn nothing_yet() -> Self {

@@ -8,6 +8,9 @@ use crate::Monitor;
 /// Name of the memfd that holds shared guest memory.
 const MEMFD: &str = "/memfd:cutover-guest-memory";
 
+/// Bytes of a guest's page.
+pub const PAGE_SIZE: usize = 4096;
+
 /// A copy of a guest's memory. Two copies of one VM can be compared.
 #[derive(PartialEq, Eq)]
 pub struct GuestMemory {
@@ -65,12 +68,9 @@ impl GuestMemory {
         self.bytes.len()
     }
 
-    /// How often `pattern` occurs.
-    pub fn count(&self, pattern: &[u8]) -> usize {
-        self.bytes
-            .windows(pattern.len())
-            .filter(|&bytes| bytes == pattern)
-            .count()
+    /// How many pages have exactly these contents.
+    pub fn count_pages(&self, contents: &[u8; PAGE_SIZE]) -> usize {
+        self.bytes.chunks(PAGE_SIZE).filter(|page| page == contents).count()
     }
 }
 

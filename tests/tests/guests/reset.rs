@@ -5,18 +5,24 @@ use cutover_tests::{Disk, Guest, Network};
 #[test]
 fn a_disk_whose_driver_is_unbound_under_load_works_when_it_is_bound_again() {
     for io in ["threads", "io-uring"] {
-        let disk = Disk::blank(16 << 20);
+        let disk = Disk::blank(1 << 30);
         let vm = Guest::micro().cpus(2).disk_with(&disk, &format!("io={io}")).boot();
         let device = vm.check("basename $(readlink -f /sys/block/vda/device)");
         let device = device.trim();
-        vm.check("while true; do dd if=/dev/urandom of=/dev/vda bs=64k oflag=direct; done >/dev/null 2>&1 & echo $! > /tmp/load");
         for _ in 0..3 {
+            // Once the writer has written something it goes on until its disk is taken away.
             vm.check(&format!(
-                "cd /sys/bus/virtio/drivers/virtio_blk && echo {device} > unbind && echo {device} > bind"
+                "dd if=/dev/urandom of=/dev/vda bs=64k oflag=direct 2> /tmp/writer &
+                 until [ $(awk '{{ print $7 }}' /sys/block/vda/stat) -gt 0 ]; do :; done
+                 cd /sys/bus/virtio/drivers/virtio_blk && echo {device} > unbind; wait; echo {device} > bind"
             ));
+            let writer = vm.check("cat /tmp/writer");
+            assert!(
+                writer.contains("Input/output error") || writer.contains("No such device"),
+                "{writer}"
+            );
         }
-        vm.check("kill $(cat /tmp/load); head -c 4m /dev/urandom > /tmp/data");
-        vm.check("until dd if=/tmp/data of=/dev/vda bs=1M conv=fsync; do killall dd; done");
+        vm.check("head -c 4m /dev/urandom > /tmp/data && dd if=/tmp/data of=/dev/vda bs=1M conv=fsync");
         assert_eq!(
             vm.check("sha256sum < /tmp/data"),
             format!("{}  -\n", disk.sha256(4 << 20))
