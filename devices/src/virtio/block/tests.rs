@@ -467,6 +467,39 @@ fn requests_are_done_or_untouched_after_pause_and_all_done_after_resume() {
 }
 
 #[test]
+fn nothing_of_the_requests_before_a_reset_under_load_comes_after_it() {
+    const READ: u64 = DATA + 0x2_0000;
+    for io in ENGINES {
+        let image = Image::new();
+        let mut guest = guest(&image.spec(io));
+        for round in 0..50_u8 {
+            for index in 0..4_u64 {
+                let at = DATA + 0x1_0000 + 0x1000 * index;
+                let (kind, data) = match index % 2 {
+                    0 => (VIRTIO_BLK_T_OUT, Piece::Out(at + 0x200, 1024)),
+                    _ => (VIRTIO_BLK_T_IN, Piece::In(READ + 0x1000 * index, 1024)),
+                };
+                guest.write(at, &header(kind, index * 4));
+                guest.write(at + 0x200, &[0xff; 1024]);
+                guest.offer(0, &[Piece::Out(at, 16), data, Piece::In(at + 0x20, 1)]);
+            }
+            guest.kick(0);
+            guest.start(FLUSH);
+            // The driver uses the memory and the sectors for something else at once.
+            guest.write(READ, &[round; 0x4000]);
+            guest.write(BUFFER, &[round; 0x2000]);
+            assert_eq!(
+                request(&mut guest, VIRTIO_BLK_T_OUT, 0, &[Piece::Out(BUFFER, 0x2000)]),
+                (OK, 1)
+            );
+            assert_eq!(request(&mut guest, VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
+            assert_eq!(image.read(0, 0x2000), [round; 0x2000]);
+            assert_eq!(guest.read(READ, 0x4000), [round; 0x4000]);
+        }
+    }
+}
+
+#[test]
 fn a_request_without_room_for_its_status_stops_the_device() {
     let image = Image::new();
     let mut guest = guest(&image.spec(DiskIo::Auto));
