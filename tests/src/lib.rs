@@ -32,7 +32,7 @@ pub use console::Console;
 pub use disk::Disk;
 pub use environment::{guest_file, poll_until, scratch};
 pub use guest::Guest;
-pub use memory::GuestMemory;
+pub use memory::{GuestMemory, PAGE_SIZE};
 pub use monitor::{Exit, Monitor};
 pub use network::Network;
 pub use rustix::process::Signal;
