@@ -1,7 +1,7 @@
 //! The block device (virtio 1.2 §5.2): a raw file or a host block device as a disk.
 //!
-//! Owns the device's life: it takes requests off its queue, hands them to an [`engine`] that does the I/O beside the
-//! event loop, and answers when the engine reports them done. [`request`] says what the guest asks for, [`disk`] what
+//! Owns the device's life: it takes requests off its queue, hands them to an `engine` that does the I/O beside the
+//! event loop, and answers when the engine reports them done. `request` says what the guest asks for, `disk` what
 //! the host has.
 
 use std::io;

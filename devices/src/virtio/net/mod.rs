@@ -1,7 +1,7 @@
 //! The network device (virtio 1.2 §5.1): an Ethernet interface whose other end is a tap device of the host.
 //!
 //! Frames go between guest memory and the tap without a copy in the monitor, each behind the 12-byte header that tap
-//! and virtio share. [`rx`] brings frames in; [`tx`] takes frames out, all of them through the [`gate`].
+//! and virtio share. `rx` brings frames in; `tx` takes frames out, all of them through the `gate`.
 
 use cutover_snapshot::spec::{MacAddr, NetSpec};
 use event_manager::{EventOps, Events, MutEventSubscriber};
