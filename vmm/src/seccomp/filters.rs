@@ -59,7 +59,6 @@ const EVENT_LOOP: &[c_long] = &[
     libc::SYS_epoll_wait,
     libc::SYS_fcntl,
     libc::SYS_io_uring_enter,
-    libc::SYS_lseek,
     libc::SYS_readv,
     libc::SYS_recvfrom,
     libc::SYS_shutdown,
@@ -72,8 +71,6 @@ const CLEAN_UP: &[c_long] = &[libc::SYS_unlink, libc::SYS_unlinkat];
 const KVM_RUN: u64 = 0xae80;
 const KVM_GET_REGS: u64 = 0x8090_ae81;
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
-const BLKDISCARD: u64 = 0x1277;
-const BLKZEROOUT: u64 = 0x127f;
 /// The terminal is put back as it was from wherever the monitor ends, in a panic too.
 const TERMINAL: [u64; 4] = [libc::TCGETS, libc::TCGETS2, libc::TCSETS, libc::TCSETS2];
 
@@ -82,11 +79,8 @@ pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Bac
     let (calls, ioctls): (&[&[c_long]], &[u64]) = match kind {
         ThreadKind::StateDriver => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP], &[]),
         ThreadKind::Vcpu => (&[CONSOLE_OUTPUT], &[KVM_RUN, KVM_GET_REGS]),
-        ThreadKind::Devices => (
-            &[DISK, CONSOLE_OUTPUT, EVENT_LOOP],
-            &[TUNSETOFFLOAD, BLKDISCARD, BLKZEROOUT],
-        ),
-        ThreadKind::Disk => (&[DISK], &[BLKDISCARD, BLKZEROOUT]),
+        ThreadKind::Devices => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP], &[TUNSETOFFLOAD]),
+        ThreadKind::Disk => (&[DISK], &[]),
         ThreadKind::Signals => (&[&[libc::SYS_rt_sigtimedwait]], &[]),
     };
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = [RUNTIME]
