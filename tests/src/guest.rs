@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::environment::guest_file;
 use crate::vm::Vm;
-use crate::{Disk, Monitor, Network};
+use crate::{Disk, Monitor, Network, Terminal};
 
 /// The kernel's messages stay off the console, but for warnings; a panic ends the guest at once.
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
@@ -128,6 +128,12 @@ impl Guest {
     #[track_caller]
     pub fn start(&self) -> Vm {
         Vm::start(self.command())
+    }
+
+    /// Starts the monitor on a terminal and waits for nothing.
+    #[track_caller]
+    pub fn start_on(&self, terminal: &Terminal) -> Vm {
+        Vm::start_on(self.command(), terminal)
     }
 
     /// Starts the monitor and waits until the guest is ready.

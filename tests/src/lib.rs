@@ -26,6 +26,7 @@ mod memory;
 mod monitor;
 mod network;
 mod ssh;
+mod terminal;
 mod vm;
 
 pub use console::Console;
@@ -37,4 +38,5 @@ pub use monitor::{Exit, Monitor};
 pub use network::Network;
 pub use rustix::process::Signal;
 pub use ssh::Ssh;
+pub use terminal::Terminal;
 pub use vm::{Output, Vm};

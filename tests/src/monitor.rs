@@ -68,10 +68,22 @@ impl Monitor {
 
     /// Starts `command`, with pipes for standard input and output and a file for what it reports.
     #[track_caller]
-    pub fn start(mut command: Command) -> Self {
+    pub fn start(command: Command) -> Self {
+        Self::start_with(command, Stdio::piped(), Stdio::piped())
+    }
+
+    /// Starts `command` on a terminal.
+    #[track_caller]
+    pub fn start_on(command: Command, terminal: &File) -> Self {
+        let end = || Stdio::from(terminal.try_clone().expect("a descriptor can be duplicated"));
+        Self::start_with(command, end(), end())
+    }
+
+    #[track_caller]
+    fn start_with(mut command: Command, input: Stdio, output: Stdio) -> Self {
         let directory = scratch();
         let log = File::create(directory.path().join(LOG)).expect("a new directory takes a file");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        command.stdin(input).stdout(output).stderr(log);
         die_with_parent(&mut command);
         let child = command
             .spawn()

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use crate::agent::Agent;
 use crate::guest::Greeting;
-use crate::{Console, Exit, GuestMemory, Monitor};
+use crate::{Console, Exit, GuestMemory, Monitor, Terminal};
 
 /// How many of the last lines of console and log a failing test shows.
 const REPORTED_LINES: usize = 60;
@@ -40,6 +40,15 @@ impl Vm {
         Self {
             monitor,
             console: Console::attach(output, input),
+            agent: Agent::default(),
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn start_on(command: std::process::Command, terminal: &Terminal) -> Self {
+        Self {
+            monitor: Monitor::start_on(command, terminal.inner_end()),
+            console: terminal.console(),
             agent: Agent::default(),
         }
     }

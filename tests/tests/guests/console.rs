@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use cutover_tests::{Console, Exit, Guest, Vm, poll_until, scratch};
+use cutover_tests::{Console, Exit, Guest, Terminal, Vm, poll_until, scratch};
 
 /// The kernel parameter that makes the guest ask for a reset once it has printed its marker.
 const MARKER_AND_RESET: &str = "cutover_mode=bench";
@@ -90,6 +90,18 @@ fn a_pseudo_terminal_carries_both_directions() {
     vm.wait_agent();
     let bytes = vm.check("printf 'no newline is changed\\r\\n'");
     assert_eq!(bytes, "no newline is changed\r\n");
+}
+
+#[test]
+fn on_a_terminal_the_escape_ends_the_vm_and_the_terminal_is_as_before() {
+    let terminal = Terminal::new();
+    assert!(!terminal.is_raw());
+    let vm = Guest::micro().start_on(&terminal);
+    vm.console().wait_for(MARKER);
+    assert!(terminal.is_raw());
+    vm.console().type_text("\x01x");
+    assert_eq!(vm.wait(), Exit::Forced);
+    assert!(!terminal.is_raw());
 }
 
 #[test]

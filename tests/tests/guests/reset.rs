@@ -39,11 +39,13 @@ fn an_interface_whose_driver_is_unbound_under_load_works_when_it_is_bound_again(
     for _ in 0..3 {
         vm.check(&network.guest_setup());
         vm.check(&format!("ping -c 3 -i 0.05 {}", network.host()));
-        vm.check(&format!("ping -i 0.002 -s 1400 {} > /dev/null 2>&1 &", network.host()));
         vm.check(&format!(
-            "cd /sys/bus/virtio/drivers/virtio_net && echo {device} > unbind && echo {device} > bind"
+            "ping -i 0.002 -s 1400 {} > /dev/null 2>&1 &
+             until [ $(cat /sys/class/net/eth0/statistics/tx_packets) -gt 50 ]; do :; done
+             cd /sys/bus/virtio/drivers/virtio_net && echo {device} > unbind && echo {device} > bind
+             bound=$?; kill $!; exit $bound",
+            network.host()
         ));
-        vm.check("killall ping");
     }
     vm.check(&network.guest_setup());
     vm.check(&format!("ping -c 3 -i 0.05 {}", network.host()));
