@@ -94,9 +94,13 @@ pub fn arguments(image: &Image, options: &Options, host: &Host) -> Vec<OsString>
     arguments
 }
 
+/// The emulator's TSC is steady, but on a loaded machine the kernel's comparison with other clocks finds it wanting and
+/// gives it up; guests' clocks would then stand still and jump whenever a vCPU moves to another processor.
+const TRUST_TSC: &str = "tsc=reliable";
+
 fn kernel_command_line(image: &Image, host: &Host) -> String {
     let mut line = format!(
-        "console=ttyS0 loglevel=3 panic=-1 host.share={} host.run={} host.number={} host.release={}",
+        "console=ttyS0 loglevel=3 panic=-1 {TRUST_TSC} host.share={} host.run={} host.number={} host.release={}",
         host.share.display(),
         host.run.display(),
         host.number,
