@@ -77,3 +77,71 @@ fn hear(console: &Console, request: &Request, mut ask: bool) -> Reply {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use cutover_guest::frame::{self, Item};
+
+    use super::*;
+
+    /// The next request that comes over `line`.
+    fn next_request(line: &mut UnixStream, reader: &mut frame::Reader) -> Request {
+        let mut buffer = [0; 64];
+        loop {
+            if let Some(Item::Payload(payload)) = reader.next_item() {
+                return Request::decode(&payload).unwrap();
+            }
+            let length = line.read(&mut buffer).unwrap();
+            reader.push(&buffer[..length]);
+        }
+    }
+
+    fn reply(number: u32, stdout: &str) -> Vec<u8> {
+        let reply = Reply {
+            number,
+            stdout: stdout.into(),
+            ..Reply::default()
+        };
+        let mut bytes = Vec::new();
+        frame::write(&mut bytes, &reply.encode()).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_reply_that_the_kernel_printed_into_is_asked_for_again_and_an_old_one_is_passed_over() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let console = Console::attach(near.try_clone().unwrap(), near);
+        let guest = thread::spawn(move || {
+            let mut reader = frame::Reader::default();
+            let first = next_request(&mut far, &mut reader);
+            let answer = reply(first.number, "answer");
+            let (start, end) = answer.split_at(answer.len() / 2);
+            far.write_all(&[start, b"\r\n[ 1.0] a kernel message\r\n", end].concat())
+                .unwrap();
+            let second = next_request(&mut far, &mut reader);
+            far.write_all(&[reply(first.number - 1, "old"), answer].concat())
+                .unwrap();
+            (first, second)
+        });
+
+        let heard = Agent::default().run(&console, "question");
+        assert_eq!(heard.stdout, b"answer");
+        let (first, second) = guest.join().unwrap();
+        assert_eq!(first.command, "question");
+        assert_eq!(first, second, "the same request is sent again");
+        assert!(console.text().contains("[ 1.0] a kernel message"));
+    }
+
+    #[test]
+    #[should_panic(expected = "the console ended while the guest was asked 'question'")]
+    fn a_guest_that_is_gone_is_not_waited_for() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let console = Console::attach(near.try_clone().unwrap(), near);
+        far.shutdown(std::net::Shutdown::Write).unwrap();
+        Agent::default().run(&console, "question");
+    }
+}
