@@ -11,7 +11,7 @@ mod agent;
 mod modules;
 mod power_button;
 
-use std::ffi::CStr;
+use std::convert::Infallible;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -19,14 +19,14 @@ use cutover_guest::USER_SPACE_MARKER;
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
 
-/// File systems to mount: source and type, mount point.
-const MOUNTS: [(&CStr, &CStr); 6] = [
-    (c"proc", c"/proc"),
-    (c"sysfs", c"/sys"),
-    (c"devtmpfs", c"/dev"),
-    (c"devpts", c"/dev/pts"),
-    (c"tmpfs", c"/tmp"),
-    (c"tmpfs", c"/run"),
+/// File systems to mount, and where.
+const MOUNTS: [(&str, &str); 6] = [
+    ("proc", "/proc"),
+    ("sysfs", "/sys"),
+    ("devtmpfs", "/dev"),
+    ("devpts", "/dev/pts"),
+    ("tmpfs", "/tmp"),
+    ("tmpfs", "/run"),
 ];
 
 fn main() -> ExitCode {
@@ -39,18 +39,16 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn run() -> io::Result<std::convert::Infallible> {
+fn run() -> io::Result<Infallible> {
     // One write: a marker in pieces could be cut by a kernel message.
     io::stdout().write_all(format!("{USER_SPACE_MARKER}\n").as_bytes())?;
     if std::env::var("cutover_mode").is_ok_and(|mode| mode == "bench") {
         reboot(RebootCommand::Restart)?;
     }
     for (kind, directory) in MOUNTS {
-        if kind == c"devpts" {
-            std::fs::create_dir_all("/dev/pts")?;
-        }
+        std::fs::create_dir_all(directory)?;
         mount(kind, directory, kind, MountFlags::empty(), None)
-            .map_err(|error| io::Error::other(format!("cannot mount {kind:?} on {directory:?}: {error}")))?;
+            .map_err(|error| io::Error::other(format!("cannot mount {kind} on {directory}: {error}")))?;
     }
     modules::load_listed("/etc/modules")?;
     power_button::watch()?;
