@@ -1,5 +1,8 @@
 //! The command line's shape and its help texts; what the options mean is for [`config`](crate::config) to say.
 
+// Documentation here is help text, in which brackets mean that something can be left out.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
