@@ -16,10 +16,6 @@ pub const MEMORY_MIB: u32 = 256;
 /// The serial number of the disk with the tools.
 const SERIAL: &str = "tools";
 
-/// Shell function that prints the device of the disk with a serial number: the order of disks is the monitor's choice.
-const DISK_FUNCTION: &str =
-    "disk() { for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = $1 ] && echo /dev/${d##*/}; done; }";
-
 /// Options of Cutover's disk with the tools.
 pub fn disk_options() -> String {
     format!("readonly,serial={SERIAL}")
@@ -41,11 +37,11 @@ pub fn mount(vm: &Vm) {
     ));
 }
 
-/// The device of the disk with `serial`.
+/// The device of the disk with `serial`: in which order disks appear is the monitor's choice.
 pub fn disk_device(vm: &Vm, serial: &str) -> String {
-    vm.check(&format!("{DISK_FUNCTION}; disk {serial}"))
-        .trim_end()
-        .to_owned()
+    let found = vm.check(&format!("grep -lx {serial} /sys/block/vd?/serial"));
+    let name = found.split('/').nth(3).unwrap_or_default();
+    format!("/dev/{name}")
 }
 
 /// Runs one of the tools, which reports in JSON.
