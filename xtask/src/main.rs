@@ -144,6 +144,7 @@ fn run_on_host(options: &HostOptions, command: &[OsString]) -> Result<i32> {
         memory_mib: options.memory,
         cpus: options.cpus,
         icount: options.icount,
+        silence_max: None,
     };
     if nested {
         host::run_nested(&workspace, &options, command)

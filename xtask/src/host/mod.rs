@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -30,6 +31,8 @@ pub struct Options {
     pub cpus: u8,
     /// Let the host's clock count instructions, so that timing repeats.
     pub icount: bool,
+    /// How long a host may print nothing before it is taken for hung and ended; only where there are several.
+    pub silence_max: Option<Duration>,
 }
 
 impl Default for Options {
@@ -39,6 +42,7 @@ impl Default for Options {
             memory_mib: 4096,
             cpus: 2,
             icount: false,
+            silence_max: None,
         }
     }
 }

@@ -6,7 +6,9 @@ use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -15,6 +17,7 @@ use tempfile::TempDir;
 use super::image::Image;
 use super::qemu::{self, Host};
 use super::{Options, switch};
+use crate::ui;
 use crate::workspace::{Workspace, text};
 
 /// Runs `command` on every host and returns the first exit code that is not 0.
@@ -65,7 +68,7 @@ pub fn run(workspace: &Workspace, image: &Image, options: &Options, command: &[O
     }
     let mut code = 0;
     for host in hosts {
-        let own = host.wait()?;
+        let own = host.wait(options.silence_max)?;
         code = if code == 0 { own } else { code };
     }
     Ok(code)
@@ -75,7 +78,8 @@ pub fn run(workspace: &Workspace, image: &Image, options: &Options, command: &[O
 struct RunningHost {
     number: u8,
     qemu: Child,
-    output: Option<thread::JoinHandle<()>>,
+    /// Says that something was printed; closed at the end of the output.
+    output: Option<Receiver<()>>,
     directory: PathBuf,
 }
 
@@ -101,11 +105,15 @@ impl RunningHost {
         }
         let mut qemu = command.spawn().context("cannot run qemu-system-x86_64")?;
         let output = qemu.stdout.take().map(|output| {
+            let (printed, heard) = channel();
             thread::spawn(move || {
                 for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
                     print_labelled(number, &line);
+                    // Nobody listens any more when the run is given up.
+                    let _ = printed.send(());
                 }
-            })
+            });
+            heard
         });
         Ok(Self {
             number,
@@ -115,13 +123,26 @@ impl RunningHost {
         })
     }
 
-    /// Waits for the host's end and returns the exit code of its command.
-    fn wait(mut self) -> Result<i32> {
-        let status = self.qemu.wait()?;
-        if let Some(output) = self.output {
-            // The thread ends with its pipe, and has nothing to tell.
-            let _ = output.join();
+    /// Waits for the host's end and returns the exit code of its command. A host that prints nothing for longer than
+    /// `silence_max` is ended.
+    fn wait(mut self, silence_max: Option<Duration>) -> Result<i32> {
+        if let Some(output) = &self.output {
+            let silence_max = silence_max.unwrap_or(Duration::MAX);
+            loop {
+                match output.recv_timeout(silence_max) {
+                    Ok(()) => {}
+                    Err(RecvTimeoutError::Disconnected) => break,
+                    Err(RecvTimeoutError::Timeout) => {
+                        ui::say(format_args!(
+                            "nested host {} printed nothing for {silence_max:?}: it hangs and is ended",
+                            self.number
+                        ));
+                        self.qemu.kill()?;
+                    }
+                }
+            }
         }
+        let status = self.qemu.wait()?;
         let reported = fs::read_to_string(self.directory.join("status")).unwrap_or_default();
         match reported.trim().parse() {
             Ok(code) => Ok(code),

@@ -43,11 +43,18 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     ui::step("copying the guest images to memory", || {
         stage(&arguments.guests, &guests)
     })?;
+    let share = Share::from_environment()?;
     let mut total = Tally::default();
     for binary in &arguments.binaries {
+        let names = libtest::names(binary, arguments.filter.as_deref())?;
+        let names = share.of(&names);
+        if names.is_empty() {
+            continue;
+        }
         let tally = libtest::run(
             Command::new(binary)
-                .args(&arguments.filter)
+                .arg("--exact")
+                .args(names)
                 .env("CUTOVER_BIN", &arguments.monitor)
                 .env("CUTOVER_GUESTS", &guests)
                 .env("CUTOVER_SCRATCH", scratch.path()),
@@ -56,6 +63,31 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     }
     total.report();
     Ok(if total.succeeded() { 0 } else { 1 })
+}
+
+/// The part of the tests that is this host's, where several share them.
+struct Share {
+    host: usize,
+    hosts: usize,
+}
+
+impl Share {
+    fn from_environment() -> Result<Self> {
+        let number = |name| match std::env::var(name) {
+            Ok(value) => value.parse().with_context(|| format!("{name} is not a number")),
+            // Not a nested host.
+            Err(_) => Ok(1),
+        };
+        Ok(Self {
+            host: number("CUTOVER_HOST")?,
+            hosts: number("CUTOVER_HOSTS")?,
+        })
+    }
+
+    /// Every n-th, so that the tests of one subject, which take alike long, are spread.
+    fn of<'a>(&self, names: &'a [String]) -> Vec<&'a String> {
+        names.iter().skip(self.host - 1).step_by(self.hosts).collect()
+    }
 }
 
 /// Copies to `staged` what every test reads, and links what tests copy for themselves: a disk is large, and none starts
@@ -74,4 +106,18 @@ pub fn copy(from: &Path, directory: &Path) -> Result<()> {
             .args(["--recursive", "--sparse=always", "--preserve=mode"])
             .args([from, directory]),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_share_the_tests_without_leaving_one_out() {
+        let names: Vec<String> = ["a", "b", "c", "d", "e"].map(str::to_owned).into();
+        let mut shared: Vec<_> = (1..=2).flat_map(|host| Share { host, hosts: 2 }.of(&names)).collect();
+        shared.sort();
+        assert_eq!(shared, names.iter().collect::<Vec<_>>());
+        assert_eq!(Share { host: 1, hosts: 1 }.of(&names).len(), names.len());
+    }
 }

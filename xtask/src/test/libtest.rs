@@ -79,10 +79,11 @@ pub fn run(command: &mut Command) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Whether a test binary has tests whose names contain `filter`. Runs none.
-pub fn has_tests(binary: &Path, filter: Option<&str>) -> Result<bool> {
+/// The tests of a binary whose names contain `filter`. Runs none.
+pub fn names(binary: &Path, filter: Option<&str>) -> Result<Vec<String>> {
     let list = process::read(Command::new(binary).args(["--list", "--format=terse"]).args(filter))?;
-    Ok(list.lines().any(|line| line.ends_with(": test")))
+    let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
+    Ok(names.map(str::to_owned).collect())
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! `cargo xtask test` and `cargo xtask soak`: everything that is tested, with all of its set-up.
 //!
 //! Unit tests run on this machine. The tests of the crate `tests` start real guests, so their binaries run where guests
-//! can run: here or in one nested host, which serves them all. What runs there is this program again, in `guests`.
+//! can run: here, or in nested hosts, which share them. What runs there is this program again, in `guests`.
 
 pub mod guests;
 mod libtest;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -20,8 +21,18 @@ const GUEST_TESTS: &str = "cutover-tests";
 /// Its test binary that holds what repeats for long.
 const SOAK: &str = "soak";
 
-/// Room for the staged images, the tests' disks and the guests' memory.
-const HOST_MEMORY_MIB: u32 = 6144;
+/// The hosts that share the tests between them, where they are nested.
+///
+/// Two with one processor each, instead of one with two: the emulator has no races to lose between its processors then.
+/// Each has room for the staged images, the tests' disks and the guests' memory, and still less than the 5 GiB that one
+/// of the guests is given.
+const HOSTS: host::Options = host::Options {
+    hosts: 2,
+    cpus: 1,
+    memory_mib: 4608,
+    icount: false,
+    silence_max: Some(Duration::from_secs(10 * 60)),
+};
 
 /// Runs all tests but the soak tests, or those whose names contain `filter`. Returns 0 if all passed.
 pub fn test(workspace: &Workspace, filter: Option<&str>) -> Result<i32> {
@@ -36,7 +47,7 @@ pub fn test(workspace: &Workspace, filter: Option<&str>) -> Result<i32> {
     unit.report();
     let binaries = guest_test_binaries(workspace)?;
     let binaries = binaries.into_iter().filter(|binary| binary.name != SOAK);
-    let code = run_guest_tests(workspace, binaries, filter)?;
+    let code = run_guest_tests(workspace, &HOSTS, binaries, filter)?;
     Ok(if unit.succeeded() { code } else { 1 })
 }
 
@@ -44,8 +55,13 @@ pub fn test(workspace: &Workspace, filter: Option<&str>) -> Result<i32> {
 pub fn soak(workspace: &Workspace, filter: Option<&str>) -> Result<i32> {
     setup::ensure_packages()?;
     let binaries = guest_test_binaries(workspace)?;
+    let hosts = host::Options {
+        silence_max: None,
+        ..HOSTS
+    };
     run_guest_tests(
         workspace,
+        &hosts,
         binaries.into_iter().filter(|binary| binary.name == SOAK),
         filter,
     )
@@ -69,12 +85,13 @@ fn guest_test_binaries(workspace: &Workspace) -> Result<Vec<Executable>> {
 
 fn run_guest_tests(
     workspace: &Workspace,
+    hosts: &host::Options,
     binaries: impl Iterator<Item = Executable>,
     filter: Option<&str>,
 ) -> Result<i32> {
     let mut chosen = Vec::new();
     for binary in binaries {
-        if libtest::has_tests(&binary.path, filter)? {
+        if !libtest::names(&binary.path, filter)?.is_empty() {
             chosen.push(binary.path);
         }
     }
@@ -97,11 +114,7 @@ fn run_guest_tests(
         command.extend(["--filter".into(), filter.into()]);
     }
     command.extend(chosen.into_iter().map(OsString::from));
-    let options = host::Options {
-        memory_mib: HOST_MEMORY_MIB,
-        ..host::Options::default()
-    };
-    let code = host::run_where_guests_run(workspace, &options, &command)?;
+    let code = host::run_where_guests_run(workspace, hosts, &command)?;
     if code > 1 {
         bail!("the tests with guests ended with exit code {code}, before they were through");
     }
