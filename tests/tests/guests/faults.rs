@@ -19,7 +19,7 @@ fn a_full_host_disk_gives_the_guest_io_errors_and_everything_else_goes_on() {
 
         vm.check("head -c 4m /dev/urandom > /tmp/data && dd if=/tmp/data of=/dev/vdb bs=1M conv=fsync");
         let written = vm.check("sha256sum < /tmp/data");
-        let failed = vm.run("dd if=/dev/urandom of=/dev/vdb bs=1M seek=8 count=12 conv=fsync");
+        let failed = vm.run("dd if=/dev/urandom of=/dev/vdb bs=1M seek=8 count=20 conv=fsync");
         assert_ne!(failed.exit_code, 0);
         assert!(failed.stderr.contains("Input/output error"), "{}", failed.stderr);
 
