@@ -1,5 +1,6 @@
 //! Disk images for guests, on tmpfs.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -40,13 +41,11 @@ impl Disk {
     pub fn debian_root() -> Self {
         let disk = Self::nothing_yet();
         // cp keeps the holes; the image is mostly holes.
-        let copied = Command::new("cp")
-            .arg("--sparse=always")
-            .arg(guest_file("debian/root.ext4"))
-            .arg(&disk.path)
-            .output()
-            .expect("cp runs");
-        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        let root = guest_file("debian/root.ext4");
+        command(
+            "cp",
+            &["--sparse=always".as_ref(), root.as_os_str(), disk.path.as_os_str()],
+        );
         disk
     }
 
@@ -80,6 +79,19 @@ impl Disk {
         fs::metadata(&self.path).expect("the image is there").blocks() * BLOCK
     }
 
+    /// A block device of the host with the image's contents.
+    #[track_caller]
+    pub fn block_device(&self) -> BlockDevice {
+        command("modprobe", &["loop".as_ref()]);
+        let name = command(
+            "losetup",
+            &["--find".as_ref(), "--show".as_ref(), self.path.as_os_str()],
+        );
+        BlockDevice {
+            path: name.trim_end().into(),
+        }
+    }
+
     fn nothing_yet() -> Self {
         let directory = scratch();
         Self {
@@ -87,4 +99,35 @@ impl Disk {
             _directory: directory,
         }
     }
+}
+
+/// A loop device, detached when dropped.
+#[derive(Debug)]
+pub struct BlockDevice {
+    path: PathBuf,
+}
+
+impl BlockDevice {
+    /// The device's node.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for BlockDevice {
+    fn drop(&mut self) {
+        command("losetup", &["--detach".as_ref(), self.path.as_os_str()]);
+    }
+}
+
+/// What a program that must succeed prints.
+#[track_caller]
+fn command(program: &str, arguments: &[&OsStr]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {told}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -1,7 +1,26 @@
 //! Networks between the host and one guest each, which do not get in each other's way.
 
+use std::fs::File;
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU8, Ordering};
+
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
+
+/// `struct ifreq` as TUNSETIFF uses it (Linux Documentation/networking/tuntap.rst).
+#[repr(C)]
+struct InterfaceRequest {
+    name: [u8; NAME_SIZE],
+    flags: u16,
+    _rest: [u8; 22],
+}
+
+const NAME_SIZE: usize = 16;
+const TUNSETIFF: Opcode = opcode::write::<std::ffi::c_int>(b'T', 202);
+const IFF_TAP: u16 = 0x0002;
+const IFF_NO_PI: u16 = 0x1000;
+const IFF_VNET_HDR: u16 = 0x4000;
 
 /// Networks handed out in this process so far.
 static COUNT: AtomicU8 = AtomicU8::new(0);
@@ -43,6 +62,29 @@ impl Network {
     /// The shell command that gives the `micro` guest its address on its first interface.
     pub fn guest_setup(&self) -> String {
         format!("ip address add {}/24 dev eth0 && ip link set eth0 up", self.guest())
+    }
+
+    /// Makes the tap device, open, for a monitor to inherit under the descriptor's number. It is gone when the last
+    /// holder closes it.
+    #[track_caller]
+    pub fn open_tap(&self) -> OwnedFd {
+        let tun = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")
+            .unwrap_or_else(|error| panic!("/dev/net/tun: {error}"));
+        let mut request = InterfaceRequest {
+            name: [0; NAME_SIZE],
+            flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR,
+            _rest: [0; 22],
+        };
+        request.name[..self.tap.len()].copy_from_slice(self.tap.as_bytes());
+        // SAFETY: TUNSETIFF takes a pointer to a `struct ifreq`, which `InterfaceRequest` is, and the kernel writes back
+        // no more than that.
+        let made = unsafe { ioctl(&tun, Updater::<TUNSETIFF, _>::new(&mut request)) };
+        made.unwrap_or_else(|error| panic!("cannot make {}: {error}", self.tap));
+        fcntl_setfd(&tun, FdFlags::empty()).expect("an open descriptor has flags");
+        tun.into()
     }
 
     /// The argument of `--net`.

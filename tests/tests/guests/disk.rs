@@ -104,3 +104,18 @@ fn discarded_blocks_read_as_zeroes_and_leave_the_hosts_storage() {
     );
     assert!(contents[MIB..5 * MIB].iter().all(|&byte| byte == 0));
 }
+
+#[test]
+fn a_block_device_of_the_host_is_a_disk_like_any_other() {
+    let backing = Disk::blank(8 << 20);
+    let device = backing.block_device();
+    let argument = format!("path={}", device.path().display());
+    let vm = Guest::micro().arguments(["--disk", &argument]).boot();
+    assert_eq!(vm.check("cat /sys/block/vda/size"), "16384\n");
+    vm.check("head -c 4m /dev/urandom > /tmp/data && dd if=/tmp/data of=/dev/vda bs=1M conv=fsync");
+    let written = vm.check("sha256sum < /tmp/data");
+    vm.power_off();
+    assert_eq!(vm.wait(), Exit::Shutdown);
+    drop(device);
+    assert_eq!(format!("{}  -\n", backing.sha256(4 << 20)), written);
+}

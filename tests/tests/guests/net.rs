@@ -1,6 +1,7 @@
 //! Frames reach the host and come back whole.
 
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::thread;
 
@@ -76,22 +77,36 @@ fn each_interface_has_its_own_address_mtu_and_network() {
     vm.check(&format!("ping -c 2 -s 1472 {}", second.host()));
 }
 
+#[track_caller]
+fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .expect("ip runs (package iproute2)");
+    assert!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn an_open_tap_device_is_inherited_by_its_descriptor() {
+    let network = Network::new();
+    let tap = network.open_tap();
+    ip(&format!("address add {}/24 dev {}", network.host(), network.tap()));
+    ip(&format!("link set {} up", network.tap()));
+    let argument = format!("fd={}", tap.as_raw_fd());
+    let vm = Guest::micro().arguments(["--net", &argument]).boot();
+    drop(tap);
+    vm.check(&network.guest_setup());
+    vm.check(&format!("ping -c 2 {}", network.host()));
+}
+
 #[test]
 fn a_tap_device_made_beforehand_is_used_and_left_behind() {
     let network = Network::new();
     let tap = network.tap();
-    let ip = |arguments: &str| {
-        let output = Command::new("ip")
-            .args(arguments.split(' '))
-            .output()
-            .expect("ip runs (package iproute2)");
-        assert!(
-            output.status.success(),
-            "ip {arguments}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        output
-    };
     ip(&format!("tuntap add dev {tap} mode tap"));
     ip(&format!("address add {}/24 dev {tap}", network.host()));
     ip(&format!("link set {tap} up"));
