@@ -23,9 +23,8 @@ const SOAK: &str = "soak";
 
 /// The hosts that share the tests between them, where they are nested.
 ///
-/// Two with one processor each, instead of one with two: the emulator has no races to lose between its processors then.
-/// Each has room for the staged images, the tests' disks and the guests' memory, and still less than the 5 GiB that one
-/// of the guests is given.
+/// Two with one processor each use both processors of a small machine. Each has room for the staged images, the tests'
+/// disks and the guests' memory, and still less than the 5 GiB that one of the guests is given.
 const HOSTS: host::Options = host::Options {
     hosts: 2,
     cpus: 1,
