@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::thread;
 
+use cutover_devices::THREAD_STACK_SIZE;
 use cutover_vmm::seccomp::{self, ThreadKind};
 use cutover_vmm::{Controller, Options};
 
@@ -46,20 +47,23 @@ impl Blocked {
     /// No thread can be had.
     pub fn serve(self, vm: Controller, options: &Options) -> io::Result<()> {
         let confine = options.seccomp;
-        thread::Builder::new().name("signals".to_owned()).spawn(move || {
-            if confine {
-                seccomp::confine_or_abort(ThreadKind::Signals);
-            }
-            self.wait();
-            tracing::warn!("told to end: pressing the guest's power button (once more ends the VM now)");
-            if let Err(refusal) = vm.press_power_button() {
-                tracing::warn!(%refusal, "the power button has no effect");
-            }
-            self.wait();
-            tracing::warn!("told to end again: ending the VM");
-            // A VM that has ended meanwhile is as wanted.
-            let _ = vm.end();
-        })?;
+        thread::Builder::new()
+            .name("signals".to_owned())
+            .stack_size(THREAD_STACK_SIZE)
+            .spawn(move || {
+                if confine {
+                    seccomp::confine_or_abort(ThreadKind::Signals);
+                }
+                self.wait();
+                tracing::warn!("told to end: pressing the guest's power button (once more ends the VM now)");
+                if let Err(refusal) = vm.press_power_button() {
+                    tracing::warn!(%refusal, "the power button has no effect");
+                }
+                self.wait();
+                tracing::warn!("told to end again: ending the VM");
+                // A VM that has ended meanwhile is as wanted.
+                let _ = vm.end();
+            })?;
         Ok(())
     }
 

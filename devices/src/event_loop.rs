@@ -46,15 +46,18 @@ impl EventLoop {
         let endpoint = manager.remote_endpoint();
         let stopping = Arc::new(AtomicBool::new(false));
         let stop = stopping.clone();
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            on_thread();
-            while !stop.load(Ordering::Acquire) {
-                if let Err(error) = manager.run() {
-                    tracing::error!(%error, "device event loop");
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .stack_size(crate::THREAD_STACK_SIZE)
+            .spawn(move || {
+                on_thread();
+                while !stop.load(Ordering::Acquire) {
+                    if let Err(error) = manager.run() {
+                        tracing::error!(%error, "device event loop");
+                    }
                 }
-            }
-            manager
-        })?;
+                manager
+            })?;
         Ok(Self {
             endpoint,
             stopping,

@@ -16,5 +16,9 @@ pub mod virtio;
 /// Called first on every thread that a device starts, to confine it.
 pub type OnThread = std::sync::Arc<dyn Fn() + Send + Sync>;
 
+/// Stack of every thread of the monitor, in bytes. More than any of them needs, and less than a huge page: a stack that
+/// happened to lie on a huge page boundary would have all of one resident from its first use.
+pub const THREAD_STACK_SIZE: usize = 256 << 10;
+
 /// Guest memory as the devices see it: every write through it marks the region's dirty bitmap.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;

@@ -138,10 +138,6 @@ impl Vmm {
         if options.seccomp {
             seccomp::install_violation_handler()?;
         }
-        // Before guest memory is mapped: below it, which is where the next mapping goes, the thread's stack would lie on
-        // a huge page boundary and its first use would make 2 MiB resident.
-        let on_loop_thread = confined(options, ThreadKind::Devices);
-        let event_loop = EventLoop::spawn("devices", move || on_loop_thread())?;
         let memory = memory::map(&spec.memory)?;
         let vm = KvmVm::create(&memory)?;
         if usize::from(spec.cpus) > vm.cpus_max {
@@ -152,6 +148,8 @@ impl Vmm {
         }
         let (sender, events) = channel();
         let sender = EventSender(sender);
+        let on_loop_thread = confined(options, ThreadKind::Devices);
+        let event_loop = EventLoop::spawn("devices", move || on_loop_thread())?;
         let mut buses = Buses::default();
         let devices = DeviceManager::create(
             spec,

@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use cutover_devices::bus::Bus;
-use cutover_devices::{GuestMemory, OnThread};
+use cutover_devices::{GuestMemory, OnThread, THREAD_STACK_SIZE};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::Killable;
 
@@ -104,6 +104,7 @@ impl Vcpu {
         let (cpu, immediate_exit) = (self.cpu, self.immediate_exit.clone());
         let thread = std::thread::Builder::new()
             .name(format!("vcpu-{cpu}"))
+            .stack_size(THREAD_STACK_SIZE)
             .spawn(move || {
                 on_thread();
                 VcpuThread {

@@ -67,6 +67,7 @@ impl Threads {
             let (shared, on_thread) = (threads.shared.clone(), on_thread.clone());
             let worker = std::thread::Builder::new()
                 .name(format!("disk-io-{index}"))
+                .stack_size(crate::THREAD_STACK_SIZE)
                 .spawn(move || {
                     on_thread();
                     shared.run();
