@@ -19,8 +19,10 @@ const BAR_HEIGHT: i32 = 16;
 const PANEL_GAP: i32 = 16;
 /// Where bars begin, right of the contestants' names.
 const BARS_START: i32 = 160;
-/// Length of the longest bar or range; right of it is room for its value.
-const BAR_LENGTH_MAX: i32 = 470;
+/// Length of the longest bar.
+const BAR_LENGTH_MAX: i32 = 430;
+/// Where ranges are cut off, in bar lengths: a single outlier must not make all bars dots. The table has the figure.
+const RANGE_MAX: f64 = 1.1;
 
 const OURS: RGBColor = RGBColor(0x1f, 0x6f, 0xb4);
 const PEERS: RGBColor = RGBColor(0xa8, 0xb0, 0xb8);
@@ -58,7 +60,11 @@ fn panel_height(metric: &MetricReport) -> i32 {
 
 fn draw_panel(area: &Area, metric: &MetricReport, top: i32) -> Drawn {
     text(area, &format!("{} ({})", metric.title, metric.unit), (MARGIN, top), 14)?;
-    let longest = metric.series.iter().map(Series::max).fold(f64::MIN_POSITIVE, f64::max);
+    let longest = metric
+        .series
+        .iter()
+        .map(|series| series.median)
+        .fold(f64::MIN_POSITIVE, f64::max);
     let mut row = top + TITLE_HEIGHT;
     for series in &metric.series {
         draw_row(area, series, longest, row)?;
@@ -84,13 +90,13 @@ fn draw_row(area: &Area, series: &Series, longest: f64, top: i32) -> Drawn {
     text(area, &figure(series.median), (x(series.median).max(most) + 6, top), 13)
 }
 
-/// The length of a bar that is `share`, at most 1, of the longest.
+/// The length of something that is `share` of the longest bar, as far as it is drawn.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "a picture's coordinates are small, and pixels have no fractions"
 )]
 fn pixels(share: f64) -> i32 {
-    (share * f64::from(BAR_LENGTH_MAX)).round() as i32
+    (share.min(RANGE_MAX) * f64::from(BAR_LENGTH_MAX)).round() as i32
 }
 
 fn text(area: &Area, text: &str, position: (i32, i32), size: i32) -> Drawn {
@@ -133,10 +139,11 @@ mod tests {
     }
 
     #[test]
-    fn bars_are_proportional_and_the_longest_has_the_full_length() {
+    fn bars_are_proportional_and_outliers_are_cut_off() {
         assert_eq!(
             (pixels(0.0), pixels(0.5), pixels(1.0)),
             (0, BAR_LENGTH_MAX / 2, BAR_LENGTH_MAX)
         );
+        assert!(BARS_START + pixels(1000.0) < WIDTH - 100, "room for the value is left");
     }
 }
