@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::Options;
 use super::image::Image;
@@ -90,17 +91,45 @@ pub fn arguments(image: &Image, options: &Options, host: &Host) -> Vec<OsString>
         "-initrd",
         &image.initrd.display().to_string(),
     ]);
-    add(&["-append", &kernel_command_line(image, host)]);
+    add(&["-append", &kernel_command_line(image, options, host)]);
     arguments
 }
 
-/// The emulator's TSC is steady, but on a loaded machine the kernel's comparison with other clocks finds it wanting and
-/// gives it up; guests' clocks would then stand still and jump whenever a vCPU moves to another processor.
-const TRUST_TSC: &str = "tsc=reliable";
+/// What the kernel is to know of the emulator's TSC: that it is steady, and its frequency.
+///
+/// On a loaded machine the kernel's comparison with other clocks would find it wanting and give it up; guests' clocks
+/// would then stand still and jump whenever a vCPU moves. And it would measure a frequency that is off by as much as a
+/// factor of ten.
+fn tsc_parameters(options: &Options) -> String {
+    /// One instruction counted is one nanosecond.
+    const ICOUNT_KHZ: u64 = 1_000_000;
+    let khz = if options.icount { ICOUNT_KHZ } else { tsc_khz() };
+    format!("tsc=reliable tsc_early_khz={khz}")
+}
 
-fn kernel_command_line(image: &Image, host: &Host) -> String {
+/// The frequency of this machine's TSC, which is the emulator's.
+fn tsc_khz() -> u64 {
+    let ticks = || {
+        // SAFETY: every x86-64 processor has the instruction, and Linux lets programs use it.
+        unsafe { core::arch::x86_64::_rdtsc() }
+    };
+    /// Long enough for a reading that is late by a few microseconds not to matter.
+    const SPAN: Duration = Duration::from_millis(50);
+    let (start, first) = (Instant::now(), ticks());
+    let (elapsed, last) = loop {
+        let (elapsed, last) = (start.elapsed(), ticks());
+        if elapsed >= SPAN {
+            break (elapsed, last);
+        }
+    };
+    let khz = u128::from(last.wrapping_sub(first)) * 1_000_000 / elapsed.as_nanos();
+    u64::try_from(khz).expect("a TSC runs at some GHz")
+}
+
+fn kernel_command_line(image: &Image, options: &Options, host: &Host) -> String {
     let mut line = format!(
-        "console=ttyS0 loglevel=3 panic=-1 {TRUST_TSC} host.share={} host.run={} host.number={} host.release={}",
+        "console=ttyS0 loglevel=3 panic=-1 {} host.share={} host.run={} host.number={} host.release={}",
+        tsc_parameters(options),
         host.share.display(),
         host.run.display(),
         host.number,
