@@ -63,13 +63,13 @@ pub struct VmSpec {
     pub serial: SerialSpec,
 }
 
-/// Guest memory: one memfd, mapped by the monitor.
+/// Guest memory, mapped by the monitor: anonymous if private, one memfd if shared.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemorySpec {
     /// Size, a multiple of 4 KiB (of 2 MiB with huge pages), [`MEMORY_MIN`] to [`MEMORY_MAX`].
     pub size: ByteSize,
-    /// Map the memfd shared, so that other processes can map the same memory, instead of private.
+    /// Let other processes map the same memory.
     #[serde(default)]
     pub shared: bool,
     /// Back the memory with 2 MiB hugetlb pages.
