@@ -2,6 +2,8 @@
 //!
 //! tmpfs is as fast as memory, so what is compared are the monitors' paths from the ring to the file, not a disk.
 
+use std::rc::Rc;
+
 use anyhow::{Context, Result};
 
 use super::{Contestant, Values, peers, tools};
@@ -28,40 +30,41 @@ enum Unit {
     Mebibytes,
 }
 
-/// Cutover and QEMU, each with io_uring and with threads.
+/// Cutover and QEMU, both with io_uring.
 pub fn contestants() -> Vec<Contestant<'static>> {
-    let root = Disk::debian_root();
+    let root = Rc::new(Disk::debian_root());
     vec![
-        contestant("Cutover, io_uring", |target| boot_cutover(&root, target, "io-uring")),
-        contestant("QEMU, io_uring", |target| boot_qemu(&root, target, "io_uring")),
-        contestant("Cutover, threads", |target| boot_cutover(&root, target, "threads")),
-        contestant("QEMU, threads", |target| boot_qemu(&root, target, "threads")),
+        contestant("Cutover", root.clone(), boot_cutover),
+        contestant("QEMU", root, boot_qemu),
     ]
 }
 
-/// A guest that stays booted between its turns. (Its monitor keeps the disks open, so their names may go.)
-fn contestant(name: &'static str, boot: impl Fn(&Disk) -> Vm) -> Contestant<'static> {
-    // Written through, so that no run pays for the allocation of the image's pages.
-    let vm = boot(&Disk::holding(&vec![0x5a; IMAGE_SIZE]));
-    tools::mount(&vm);
-    let device = tools::disk_device(&vm, SERIAL);
+/// Boots for each measurement, so that only one guest is alive at a time: others, even idle, would take instructions.
+fn contestant(name: &'static str, root: Rc<Disk>, boot: fn(&Disk, &Disk) -> Vm) -> Contestant<'static> {
+    let measure = move || {
+        // Written through, so that no run pays for the allocation of the image's pages.
+        let target = Disk::holding(&vec![0x5a; IMAGE_SIZE]);
+        let vm = boot(&root, &target);
+        tools::mount(&vm);
+        run_fio(&vm, &tools::disk_device(&vm, SERIAL))
+    };
     Contestant {
         name,
-        measure: Box::new(move || run_fio(&vm, &device)),
+        measure: Box::new(measure),
     }
 }
 
-fn boot_cutover(root: &Disk, target: &Disk, io: &str) -> Vm {
+fn boot_cutover(root: &Disk, target: &Disk) -> Vm {
     Guest::micro()
         .memory(&format!("{}M", tools::MEMORY_MIB))
         .disk_with(root, &tools::disk_options())
-        .disk_with(target, &format!("serial={SERIAL},io={io}"))
+        .disk_with(target, &format!("serial={SERIAL},io=io-uring"))
         .boot()
 }
 
-fn boot_qemu(root: &Disk, target: &Disk, aio: &str) -> Vm {
+fn boot_qemu(root: &Disk, target: &Disk) -> Vm {
     let mut command = tools::qemu(root);
-    peers::add_qemu_disk(&mut command, SERIAL, target.path(), &format!("aio={aio}"));
+    peers::add_qemu_disk(&mut command, SERIAL, target.path(), "aio=io_uring");
     peers::boot(command)
 }
 

@@ -3,10 +3,11 @@
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Contestant, peers, tools};
+use super::{Contestant, Values, peers, tools};
 use crate::{Disk, Guest, Network, Vm};
 
 /// Length of one transfer.
@@ -16,51 +17,57 @@ const SECONDS: u32 = 1;
 const DIRECTIONS: [(&str, &str); 2] = [("guest_to_host_mib_s", ""), ("host_to_guest_mib_s", "--reverse")];
 
 /// Cutover, and QEMU with frames passing through its own process and through the kernel.
-pub fn contestants() -> Result<Vec<Contestant<'static>>> {
-    let root = Disk::debian_root();
-    let mut contestants = vec![cutover(&root), qemu("QEMU", &root, "off")?];
+pub fn contestants() -> Vec<Contestant<'static>> {
+    let root = Rc::new(Disk::debian_root());
+    let mut contestants = vec![cutover(root.clone()), qemu("QEMU", root.clone(), "off")];
     let has_vhost = Command::new("modprobe").arg("vhost_net").status();
     if has_vhost.is_ok_and(|status| status.success()) {
-        contestants.push(qemu("QEMU, vhost", &root, "on")?);
+        contestants.push(qemu("QEMU, vhost", root, "on"));
     }
-    Ok(contestants)
+    contestants
 }
 
-fn cutover(root: &Disk) -> Contestant<'static> {
-    let network = Network::new();
-    let guest = Guest::micro().memory(&format!("{}M", tools::MEMORY_MIB));
-    let vm = guest.disk_with(root, &tools::disk_options()).net(&network).boot();
-    contestant("Cutover", vm, network, None)
-}
-
-fn qemu(name: &'static str, root: &Disk, vhost: &str) -> Result<Contestant<'static>> {
-    let network = Network::new();
-    let tap = Tap::create(&network)?;
-    let mut command = tools::qemu(root);
-    let netdev = format!(
-        "tap,id=net,ifname={},script=no,downscript=no,vhost={vhost}",
-        network.tap()
-    );
-    command.args(["-netdev", &netdev, "-device", "virtio-net-device,netdev=net"]);
-    let vm = peers::boot(command);
-    Ok(contestant(name, vm, network, Some(tap)))
-}
-
-/// A guest that stays booted between its turns, and the tap device of a monitor that does not make its own.
-fn contestant(name: &'static str, vm: Vm, network: Network, tap: Option<Tap>) -> Contestant<'static> {
-    tools::mount(&vm);
-    vm.check(&network.guest_setup());
+fn cutover(root: Rc<Disk>) -> Contestant<'static> {
     let measure = move || {
-        let _until_the_guest_is_gone = &tap;
-        DIRECTIONS
-            .iter()
-            .map(|(metric, direction)| Ok((*metric, transfer(&vm, network.host(), direction)?)))
-            .collect()
+        let network = Network::new();
+        let guest = Guest::micro().memory(&format!("{}M", tools::MEMORY_MIB));
+        let vm = guest.disk_with(&root, &tools::disk_options()).net(&network).boot();
+        transfers(&vm, &network)
+    };
+    Contestant {
+        name: "Cutover",
+        measure: Box::new(measure),
+    }
+}
+
+fn qemu(name: &'static str, root: Rc<Disk>, vhost: &'static str) -> Contestant<'static> {
+    let measure = move || {
+        let network = Network::new();
+        // Made before and removed after QEMU, which does not give it an address.
+        let _tap = Tap::create(&network)?;
+        let mut command = tools::qemu(&root);
+        let netdev = format!(
+            "tap,id=net,ifname={},script=no,downscript=no,vhost={vhost}",
+            network.tap()
+        );
+        command.args(["-netdev", &netdev, "-device", "virtio-net-device,netdev=net"]);
+        let vm = peers::boot(command);
+        transfers(&vm, &network)
     };
     Contestant {
         name,
         measure: Box::new(measure),
     }
+}
+
+/// Both directions, in a guest that has booted.
+fn transfers(vm: &Vm, network: &Network) -> Result<Values> {
+    tools::mount(vm);
+    vm.check(&network.guest_setup());
+    DIRECTIONS
+        .iter()
+        .map(|(metric, direction)| Ok((*metric, transfer(vm, network.host(), direction)?)))
+        .collect()
 }
 
 /// Transfers for [`SECONDS`] and returns what the receiver got, in MiB/s.
