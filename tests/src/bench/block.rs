@@ -39,8 +39,8 @@ pub fn contestants() -> Vec<Contestant<'static>> {
     ]
 }
 
-/// Boots for each measurement, so that no more than one guest is alive: with several, a nested host that counts
-/// instructions came to a standstill.
+/// Boots for each measurement, so that no more than one guest is alive: others, even idle, would take
+/// instructions.
 fn contestant(name: &'static str, root: Rc<Disk>, boot: fn(&Disk, &Disk) -> Vm) -> Contestant<'static> {
     let measure = move || {
         // Written through, so that no run pays for the allocation of the image's pages.

@@ -121,9 +121,21 @@ impl<'a> Setting<'a> {
         })
     }
 
-    /// Runs one bench where guests can run, and returns what it measured.
+    /// Runs one bench where guests can run, on as many hosts one after the other as it needs, and returns what it
+    /// measured.
     fn measure(&self, bench: &Bench) -> Result<Vec<Sample>> {
         ui::say(format_args!("bench {}: {}", bench.name, bench.title));
+        let mut samples = Vec::new();
+        let mut left = self.runs;
+        while left > 0 {
+            let runs = left.min(bench.runs_per_host);
+            samples.extend(self.measure_on_one_host(bench, runs)?);
+            left -= runs;
+        }
+        Ok(samples)
+    }
+
+    fn measure_on_one_host(&self, bench: &Bench, runs: u32) -> Result<Vec<Sample>> {
         // The folder that a nested host shares with this machine.
         let shared = self.workspace.target.join("host");
         fs::create_dir_all(&shared)?;
@@ -134,13 +146,13 @@ impl<'a> Setting<'a> {
             icount: true,
             ..host::Options::default()
         };
-        let code = host::run_where_guests_run(self.workspace, &options, &self.command(bench, &samples))?;
+        let code = host::run_where_guests_run(self.workspace, &options, &self.command(bench, runs, &samples))?;
         ensure!(code == 0, "bench {} ended with exit code {code}", bench.name);
         let text = fs::read_to_string(&samples).with_context(|| format!("cannot read {}", samples.display()))?;
         report::parse_samples(&text)
     }
 
-    fn command(&self, bench: &Bench, samples: &Path) -> Vec<OsString> {
+    fn command(&self, bench: &Bench, runs: u32, samples: &Path) -> Vec<OsString> {
         let variable = |name: &str, value: &Path| {
             let mut assignment = OsString::from(format!("{name}="));
             assignment.push(value);
@@ -154,7 +166,7 @@ impl<'a> Setting<'a> {
             self.bench_binary.clone().into(),
             bench.name.into(),
             "--runs".into(),
-            self.runs.to_string().into(),
+            runs.to_string().into(),
             "--samples".into(),
             samples.into(),
         ];
