@@ -10,6 +10,7 @@ use clap_complete::Shell;
 use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::{BootProtocol, DiskSpec, NetSpec, SerialSpec};
 
+use crate::log::LogArgs;
 use crate::options;
 
 /// A KVM microVM monitor that boots stock Linux.
@@ -117,9 +118,9 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Monitor")]
     pub no_seccomp: bool,
 
-    /// Least severity of what is logged on the standard error
-    #[arg(long, value_name = "LEVEL", default_value = "warn", help_heading = "Monitor")]
-    pub log_level: LogLevel,
+    /// What is logged, how, and where to.
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 /// Arguments of `cutover check`.
@@ -149,24 +150,6 @@ impl From<Protocol> for BootProtocol {
             Protocol::Pvh => Self::Pvh,
         }
     }
-}
-
-/// How much is logged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum LogLevel {
-    /// Nothing.
-    Off,
-    /// What went wrong.
-    Error,
-    /// Also what may go wrong.
-    #[default]
-    Warn,
-    /// Also what happens to the VM.
-    Info,
-    /// Also what the devices do.
-    Debug,
-    /// Everything.
-    Trace,
 }
 
 const OVERVIEW: &str = "\
@@ -233,6 +216,7 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::log::{LogFilter, LogFormat};
 
     fn parse(line: &str) -> Result<RunArgs, clap::Error> {
         match Cli::try_parse_from(line.split(' '))?.command {
@@ -251,7 +235,7 @@ mod tests {
         let args = parse(
             "cutover run --kernel k --initrd i --cmdline quiet --cpus 4 --memory 5GiB --memory-shared --hugepages \
              --disk path=a --disk path=b,readonly --net tap=t0 --net --rng --serial file=log --config c.json \
-             --name web --no-seccomp --log-level debug",
+             --name web --no-seccomp --log-level info,virtio=debug --log-format json --log-file l",
         )
         .expect("valid");
         assert_eq!(args.kernel, Some("k".into()));
@@ -271,7 +255,9 @@ mod tests {
         assert_eq!(args.serial, Some(SerialSpec::File("log".into())));
         assert_eq!(args.config, Some("c.json".into()));
         assert_eq!(args.name.as_deref(), Some("web"));
-        assert_eq!(args.log_level, LogLevel::Debug);
+        assert_eq!(args.log.log_level.to_string(), "info,virtio=debug");
+        assert_eq!(args.log.log_format, LogFormat::Json);
+        assert_eq!(args.log.log_file, Some("l".into()));
     }
 
     #[test]
@@ -281,7 +267,8 @@ mod tests {
             (args.kernel, args.cpus, args.memory, args.serial),
             (None, None, None, None)
         );
-        assert_eq!(args.log_level, LogLevel::Warn);
+        assert_eq!(args.log.log_level, LogFilter::default());
+        assert_eq!((args.log.log_format, args.log.log_file), (LogFormat::Human, None));
         assert!(!args.no_seccomp);
     }
 
@@ -308,7 +295,7 @@ mod tests {
             (
                 "--log-level loud",
                 "--log-level <LEVEL>",
-                "possible values: off, error, warn, info, debug, trace",
+                "'loud' is not a level: it is one of off, error, warn, info, debug, trace, or PART=LEVEL",
             ),
         ] {
             let error = parse(&format!("cutover run {line}")).expect_err(line);

@@ -9,8 +9,10 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod exit;
+pub mod log;
 pub mod options;
 pub mod run;
+pub mod runtime_dir;
 mod signals;
 
 use std::io;

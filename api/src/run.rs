@@ -1,15 +1,15 @@
 //! `cutover run`: one VM, from its description to its end.
 
-use std::io::{self, IsTerminal};
+use std::io;
 
 use cutover_devices::console::restore_terminal;
 use cutover_snapshot::spec::VmSpec;
 use cutover_vmm::{Exit, Options, Vmm, host};
-use tracing::level_filters::LevelFilter;
 
-use crate::cli::{LogLevel, RunArgs};
+use crate::cli::RunArgs;
 use crate::config;
 use crate::exit::{ExitStatus, report};
+use crate::log;
 use crate::signals::Blocked;
 
 /// Why a VM could not be run to its end.
@@ -23,21 +23,30 @@ enum RunError {
 
 /// Runs the VM that `args` describe, and tells how it ended.
 pub fn run(args: &RunArgs) -> ExitStatus {
-    start_logging(args.log_level);
-    restore_terminal_on_panic();
-    let spec = match config::vm_spec(args) {
-        Ok(spec) => spec,
+    let logger = match log::start(&args.log) {
+        Ok(logger) => logger,
         Err(error) => {
             report(&error);
             return ExitStatus::Usage;
         }
     };
-    match run_vm(
-        &spec,
-        &Options {
-            seccomp: !args.no_seccomp,
-        },
-    ) {
+    restore_terminal_on_panic();
+    let status = match config::vm_spec(args) {
+        Ok(spec) => run_vm(&spec, args),
+        Err(error) => {
+            report(&error);
+            ExitStatus::Usage
+        }
+    };
+    logger.tell_untold();
+    status
+}
+
+fn run_vm(spec: &VmSpec, args: &RunArgs) -> ExitStatus {
+    let options = Options {
+        seccomp: !args.no_seccomp,
+    };
+    match run_to_end(spec, &options) {
         Ok(exit) => {
             tracing::info!(name = spec.name, ?exit, "the VM has ended");
             exit.into()
@@ -49,7 +58,7 @@ pub fn run(args: &RunArgs) -> ExitStatus {
     }
 }
 
-fn run_vm(spec: &VmSpec, options: &Options) -> Result<Exit, RunError> {
+fn run_to_end(spec: &VmSpec, options: &Options) -> Result<Exit, RunError> {
     if host::cpu_extension().is_none() {
         tracing::warn!(
             "this processor shows neither vmx nor svm: KVM emulates each instruction here, and a stock Linux kernel \
@@ -61,28 +70,6 @@ fn run_vm(spec: &VmSpec, options: &Options) -> Result<Exit, RunError> {
     signals.serve(vmm.controller(), options).map_err(RunError::Signals)?;
     tracing::info!(name = spec.name, cpus = spec.cpus, memory = %spec.memory.size, "the VM runs");
     Ok(vmm.run()?)
-}
-
-fn start_logging(level: LogLevel) {
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_max_level(LevelFilter::from(level))
-        .with_target(false)
-        .init();
-}
-
-impl From<LogLevel> for LevelFilter {
-    fn from(level: LogLevel) -> Self {
-        match level {
-            LogLevel::Off => Self::OFF,
-            LogLevel::Error => Self::ERROR,
-            LogLevel::Warn => Self::WARN,
-            LogLevel::Info => Self::INFO,
-            LogLevel::Debug => Self::DEBUG,
-            LogLevel::Trace => Self::TRACE,
-        }
-    }
 }
 
 /// A panic may end the process without running destructors, and its message is unreadable in raw mode.

@@ -8,6 +8,7 @@ pub mod console;
 pub mod event_loop;
 pub mod guest_event;
 pub mod i8042;
+pub mod listener;
 pub mod power;
 pub mod pvpanic;
 pub mod serial;

@@ -19,7 +19,6 @@
 mod escape;
 mod output;
 mod pty;
-mod socket;
 mod terminal;
 
 use std::collections::VecDeque;
@@ -39,12 +38,15 @@ pub use terminal::restore as restore_terminal;
 pub(crate) use escape::{Command, HELP};
 
 use escape::Escape;
-use socket::Listener;
 use terminal::RawTerminal;
+
+use crate::listener::{ListenError, Listener};
 
 /// First descriptor number for duplicates: the standard three stay what they are.
 const FIRST_OWN_FD: RawFd = 3;
 
+/// Clients of a socket that may wait for the one being served to leave.
+const CLIENTS_WAITING_MAX: i32 = 4;
 /// Most bytes typed at a terminal that wait for the guest to read; more are lost, as on a real line.
 const TYPED_AHEAD_MAX: usize = 4096;
 /// Most bytes read from a terminal at once.
@@ -64,26 +66,9 @@ pub enum ConsoleError {
         /// Why not.
         source: io::Error,
     },
-    /// No socket can be made at this path.
-    #[error("cannot listen on {} for the console: {source}", .path.display())]
-    Listen {
-        /// The socket's path.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Another process serves clients at this path.
-    #[error("cannot listen on {} for the console: another process does; choose another path or end it", .path.display())]
-    SocketInUse {
-        /// The socket's path.
-        path: PathBuf,
-    },
-    /// The path is taken by something that must not be replaced.
-    #[error("cannot listen on {} for the console: a file that is no socket is there", .path.display())]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
+    /// Its socket cannot be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// No pseudo-terminal can be had.
     #[error("cannot open a pseudo-terminal for the console: {0}")]
     Pty(#[source] io::Error),
@@ -137,7 +122,7 @@ impl Console {
                 (Input::default(), Output::new(file.into()))
             }
             SerialSpec::Socket(path) => {
-                let listener = Some(Listener::bind(path)?);
+                let listener = Some(Listener::bind(path, CLIENTS_WAITING_MAX)?);
                 (
                     Input {
                         listener,
@@ -192,7 +177,7 @@ impl Input {
     /// The descriptor clients come from, while there is none.
     pub(crate) fn vacant_listener(&self) -> Option<RawFd> {
         let listener = self.listener.as_ref().filter(|_| self.stream.is_none())?;
-        Some(listener.socket().as_raw_fd())
+        Some(listener.as_fd().as_raw_fd())
     }
 
     /// Whether a client is connected, who may be exchanged for another.
