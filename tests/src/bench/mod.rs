@@ -32,10 +32,23 @@ pub enum Bench {
 /// How to measure.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Measurements of each contestant, after one that is not counted.
-    pub runs: u32,
+    /// Who is measured how often.
+    pub turns: Turns,
     /// The Firecracker program, to be measured where a bench has a place for it.
     pub firecracker: Option<PathBuf>,
+}
+
+/// Who is measured how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turns {
+    /// All contestants, in turns, so that a drift of the machine hits all alike; after a turn that warms the page cache
+    /// and the emulator up and does not count.
+    All {
+        /// Turns that count.
+        runs: u32,
+    },
+    /// One contestant, once. Nobody, if there are not so many.
+    Only(usize),
 }
 
 /// One value that was measured.
@@ -65,42 +78,57 @@ pub fn run(bench: Bench, options: &Options, out: &mut impl Write) -> Result<()> 
     match bench {
         Bench::Boot => {
             let stage = boot::Stage::new(options.firecracker.as_deref())?;
-            take_turns(&stage.contestants(), options.runs, out)
+            take_turns(&stage.contestants(), options.turns, out)
         }
-        Bench::Block => take_turns(&block::contestants(), options.runs, out),
-        Bench::Net => take_turns(&net::contestants(), options.runs, out),
+        Bench::Block => take_turns(&block::contestants(), options.turns, out),
+        Bench::Net => take_turns(&net::contestants(), options.turns, out),
     }
 }
 
-/// Measures the contestants in turns, so that a drift of the machine hits all alike. The first turn warms the page
-/// cache and the emulator up and does not count.
-fn take_turns(contestants: &[Contestant], runs: u32, out: &mut impl Write) -> Result<()> {
-    for turn in 0..=runs {
-        for contestant in contestants {
-            let name = contestant.name;
-            let values = (contestant.measure)().with_context(|| format!("cannot measure {name}"))?;
-            let label = if turn == 0 {
-                "warm-up".to_owned()
-            } else {
-                format!("run {turn} of {runs}")
-            };
-            eprintln!("{label}: {name}: {}", in_words(&values));
-            if turn > 0 {
-                for (metric, value) in values {
-                    serde_json::to_writer(
-                        &mut *out,
-                        &Sample {
-                            contestant: name,
-                            metric,
-                            value,
-                        },
-                    )?;
-                    out.write_all(b"\n").context("cannot write a sample")?;
+fn take_turns(contestants: &[Contestant], turns: Turns, out: &mut impl Write) -> Result<()> {
+    match turns {
+        Turns::All { runs } => {
+            for turn in 0..=runs {
+                for contestant in contestants {
+                    if turn == 0 {
+                        contestant.measure("warm-up")?;
+                    } else {
+                        contestant.sample(&format!("run {turn} of {runs}"), out)?;
+                    }
                 }
             }
+            Ok(())
         }
+        Turns::Only(index) => match contestants.get(index) {
+            Some(contestant) => contestant.sample("alone", out),
+            None => Ok(()),
+        },
     }
-    Ok(())
+}
+
+impl Contestant<'_> {
+    /// Measures once and tells the values.
+    fn measure(&self, label: &str) -> Result<Values> {
+        let name = self.name;
+        let values = (self.measure)().with_context(|| format!("cannot measure {name}"))?;
+        eprintln!("{label}: {name}: {}", in_words(&values));
+        Ok(values)
+    }
+
+    /// Measures once and writes the values to `out`.
+    fn sample(&self, label: &str, out: &mut impl Write) -> Result<()> {
+        let contestant = self.name;
+        for (metric, value) in self.measure(label)? {
+            let sample = Sample {
+                contestant,
+                metric,
+                value,
+            };
+            serde_json::to_writer(&mut *out, &sample)?;
+            out.write_all(b"\n").context("cannot write a sample")?;
+        }
+        Ok(())
+    }
 }
 
 fn in_words(values: &[(&'static str, f64)]) -> String {
@@ -117,8 +145,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn contestants_take_turns_and_the_first_turn_does_not_count() {
+    /// What two contestants with fixed values write, and the order in which they were measured.
+    fn written(turns: Turns) -> (String, Vec<&'static str>) {
         let order = RefCell::new(Vec::new());
         let contestant = |name: &'static str, value: f64| Contestant {
             name,
@@ -131,12 +159,25 @@ mod tests {
             }),
         };
         let mut out = Vec::new();
-        take_turns(&[contestant("a", 1.0), contestant("b", 2.5)], 2, &mut out).unwrap();
-        assert_eq!(*order.borrow(), ["a", "b", "a", "b", "a", "b"]);
-        let line = |name: &str, value: &str| {
-            format!("{{\"contestant\":\"{name}\",\"metric\":\"speed_mib_s\",\"value\":{value}}}\n")
-        };
+        take_turns(&[contestant("a", 1.0), contestant("b", 2.5)], turns, &mut out).unwrap();
+        (String::from_utf8(out).unwrap(), order.take())
+    }
+
+    fn line(name: &str, value: &str) -> String {
+        format!("{{\"contestant\":\"{name}\",\"metric\":\"speed_mib_s\",\"value\":{value}}}\n")
+    }
+
+    #[test]
+    fn contestants_take_turns_and_the_first_turn_does_not_count() {
+        let (written, order) = written(Turns::All { runs: 2 });
+        assert_eq!(order, ["a", "b", "a", "b", "a", "b"]);
         let turn = line("a", "1.0") + &line("b", "2.5");
-        assert_eq!(String::from_utf8(out).unwrap(), turn.repeat(2));
+        assert_eq!(written, turn.repeat(2));
+    }
+
+    #[test]
+    fn a_contestant_can_be_measured_alone() {
+        assert_eq!(written(Turns::Only(1)), (line("b", "2.5"), vec!["b"]));
+        assert_eq!(written(Turns::Only(2)), (String::new(), vec![]));
     }
 }
