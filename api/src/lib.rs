@@ -13,6 +13,7 @@ pub mod log;
 pub mod options;
 pub mod run;
 pub mod runtime_dir;
+pub mod server;
 mod signals;
 
 use std::io;

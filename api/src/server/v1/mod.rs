@@ -1,0 +1,3 @@
+//! Our own part of the API, under `/v1`.
+
+pub mod types;
