@@ -45,6 +45,7 @@ pub fn run(args: &RunArgs) -> ExitStatus {
 fn run_vm(spec: &VmSpec, args: &RunArgs) -> ExitStatus {
     let options = Options {
         seccomp: !args.no_seccomp,
+        ..Options::default()
     };
     match run_to_end(spec, &options) {
         Ok(exit) => {

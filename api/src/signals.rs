@@ -62,7 +62,7 @@ impl Blocked {
                 self.wait();
                 tracing::warn!("told to end again: ending the VM");
                 // A VM that has ended meanwhile is as wanted.
-                let _ = vm.end();
+                let _ = vm.destroy();
             })?;
         Ok(())
     }

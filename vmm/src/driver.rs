@@ -1,131 +1,71 @@
 //! The state driver: the one thread that owns the VM and makes every lifecycle decision (DESIGN invariant 1).
 //!
-//! Everyone else, devices, vCPUs, signal handlers, sends it an [`Event`]; what a request may do in which state is
-//! decided by [`lifecycle`](crate::lifecycle).
+//! ```text
+//!  Controller ── Command ─┐              ┌─ lifecycle: what to do, in which state that ends ─┐
+//!  vCPUs, devices ─ end ──┼─► mailbox ──►│                                                   ├─► Machine
+//!  the time ── deadline ──┘              └─ events: what happened, for those who watch ──────┘
+//! ```
+//! A reboot or cycle tears the [`Machine`] down and builds the next one of the same spec; for everyone else the VM stays
+//! the same.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
-use cutover_devices::OnThread;
-use cutover_devices::event_loop::EventLoop;
-use cutover_devices::guest_event::{GuestEvent, GuestEventSink};
 use cutover_snapshot::spec::VmSpec;
 
-use crate::cpu::{self, Buses, Vcpu, VcpuHandle};
-use crate::device_manager::DeviceManager;
-use crate::kvm::KvmVm;
-use crate::lifecycle::{Refusal, Request, State};
+use crate::Error;
+use crate::control::{Command, Controller, Ending, Mailbox, Message};
+use crate::events::{EventKind, EventLog};
+use crate::lifecycle::{Action, Exit, Refusal, Request, State, Step};
+use crate::machine::Machine;
 use crate::seccomp::{self, ThreadKind};
-use crate::{Error, acpi, boot, memory};
-
-/// How a VM came to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// The guest powered itself off.
-    Shutdown,
-    /// The guest asked for a reset.
-    Reboot,
-    /// The guest's kernel panicked, or a vCPU met a triple fault.
-    Panic,
-    /// Somebody ended it by force.
-    Ended,
-}
+use crate::stats::VmStats;
 
 /// How to run, apart from what the guest sees.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// Confine every thread to the system calls it needs.
     pub seccomp: bool,
+    /// Let the VM be rebooted and cycled, and its disks be changed, which takes a state driver that may open files.
+    pub managed: bool,
+    /// Where it is written what happens.
+    pub events: EventLog,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seccomp: true }
-    }
-}
-
-/// What reaches the state driver.
-pub enum Event {
-    /// From the guest, through a device.
-    Guest(GuestEvent),
-    /// A vCPU can go no further because the guest wrecked its own state.
-    TripleFault {
-        /// Which.
-        cpu: u8,
-    },
-    /// A vCPU can go no further because KVM cannot.
-    VcpuFailed {
-        /// Which.
-        cpu: u8,
-        /// What KVM said.
-        reason: String,
-    },
-    /// From a [`Controller`].
-    Request {
-        /// What is asked.
-        request: Request,
-        /// Where the answer goes.
-        answer: Sender<Result<(), Refusal>>,
-    },
-}
-
-/// The way to the state driver, for everyone.
-#[derive(Clone)]
-pub struct EventSender(Sender<Event>);
-
-impl EventSender {
-    /// Sends without waiting.
-    pub fn send(&self, event: Event) {
-        // After the VM's end nobody listens any more, and nothing is left to be done.
-        let _ = self.0.send(event);
-    }
-}
-
-/// Asks things of a running VM, from any thread.
-#[derive(Clone)]
-pub struct Controller {
-    events: EventSender,
-}
-
-impl Controller {
-    /// Asks for `request` and waits for the answer.
-    ///
-    /// # Errors
-    /// Refused, with the reason; the VM is as before.
-    pub fn request(&self, request: Request) -> Result<(), Refusal> {
-        let (answer, decided) = channel();
-        self.events.send(Event::Request { request, answer });
-        decided.recv().unwrap_or(Err(Refusal::Ended))
-    }
-
-    /// Presses the guest's power button.
-    ///
-    /// # Errors
-    /// The guest does not run.
-    pub fn press_power_button(&self) -> Result<(), Refusal> {
-        self.request(Request::PressPowerButton)
-    }
-
-    /// Ends the VM by force.
-    ///
-    /// # Errors
-    /// It has ended already.
-    pub fn end(&self) -> Result<(), Refusal> {
-        self.request(Request::End)
+        Self {
+            seccomp: true,
+            managed: false,
+            events: EventLog::default(),
+        }
     }
 }
 
 /// A VM, built and owned by whoever will be its state driver.
 pub struct Vmm {
-    // In the order they are to be dropped: vCPUs, then devices, then what both use.
-    vcpus: Vec<VcpuHandle>,
-    devices: DeviceManager,
-    _event_loop: EventLoop,
-    _vm: KvmVm,
-    state: State,
-    events: Receiver<Event>,
-    sender: EventSender,
+    machine: Machine,
+    driver: Driver,
+}
+
+/// What outlives a [`Machine`].
+struct Driver {
+    spec: VmSpec,
     options: Options,
+    mailbox: Arc<Mailbox>,
+    state: State,
+    /// Machines built so far.
+    boots: u64,
+    /// When the present machine first ran.
+    running_since: Option<Instant>,
+}
+
+/// What becomes of a machine.
+enum Outcome {
+    /// It is the last.
+    Exit(Exit),
+    /// Another takes its place.
+    BuildAnew,
 }
 
 impl Vmm {
@@ -134,142 +74,184 @@ impl Vmm {
     /// # Errors
     /// The spec is wrong, a file is missing or of the wrong kind, or the host lacks something. Nothing is left behind.
     pub fn build(spec: &VmSpec, options: &Options) -> Result<Self, Error> {
-        spec.check()?;
         if options.seccomp {
             seccomp::install_violation_handler()?;
         }
-        let memory = memory::map(&spec.memory)?;
-        let vm = KvmVm::create(&memory)?;
-        if usize::from(spec.cpus) > vm.cpus_max {
-            return Err(Error::TooManyCpus {
-                asked: spec.cpus,
-                most: vm.cpus_max,
-            });
-        }
-        let (sender, events) = channel();
-        let sender = EventSender(sender);
-        let on_loop_thread = confined(options, ThreadKind::Devices);
-        let event_loop = EventLoop::spawn("devices", move || on_loop_thread())?;
-        let mut buses = Buses::default();
-        let devices = DeviceManager::create(
-            spec,
-            &vm,
-            &memory,
-            &mut buses,
-            &event_loop.handle(),
-            &guest_events(&sender),
-            &confined(options, ThreadKind::Disk),
-        )?;
-        let entry = boot::load(&spec.boot, &memory)?;
-        acpi::write_tables(&memory, spec.cpus, devices.virtio_nodes())?;
-        cpu::install_kick_handler()?;
-        let vcpus = (0..spec.cpus)
-            .map(|cpu| Vcpu::create(&vm, cpu, spec.cpus))
-            .collect::<Result<Vec<_>, _>>()?;
-        vcpus[0].set_boot_state(&memory, entry)?;
-        let vcpus = vcpus
-            .into_iter()
-            .map(|vcpu| vcpu.spawn(buses.clone(), sender.clone(), confined(options, ThreadKind::Vcpu)))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mailbox = Arc::<Mailbox>::default();
+        let machine = Machine::build(spec, options, &mailbox)?;
         Ok(Self {
-            vcpus,
-            devices,
-            _event_loop: event_loop,
-            _vm: vm,
-            state: State::Built,
-            events,
-            sender,
-            options: options.clone(),
+            machine,
+            driver: Driver {
+                spec: spec.clone(),
+                options: options.clone(),
+                mailbox,
+                state: State::Built,
+                boots: 1,
+                running_since: None,
+            },
         })
     }
 
     /// A way for other threads to ask things of this VM.
     pub fn controller(&self) -> Controller {
-        Controller {
-            events: self.sender.clone(),
-        }
+        Controller::new(self.driver.mailbox.clone())
     }
 
     /// Runs the VM to its end; the calling thread is its state driver.
     ///
     /// # Errors
     /// The monitor, not the guest, could not go on.
-    pub fn run(mut self) -> Result<Exit, Error> {
-        if self.options.seccomp {
-            seccomp::confine(ThreadKind::StateDriver)?;
+    pub fn run(self) -> Result<Exit, Error> {
+        let Self { machine, mut driver } = self;
+        if driver.options.seccomp {
+            seccomp::confine(if driver.options.managed {
+                ThreadKind::Supervisor
+            } else {
+                ThreadKind::StateDriver
+            })?;
         }
-        self.enter(State::Running, Request::Resume);
-        let exit = self.drive();
-        for vcpu in std::mem::take(&mut self.vcpus) {
-            vcpu.end();
-        }
+        let exit = driver.run(machine);
+        driver.enter(State::Ended);
+        driver.log(match &exit {
+            Ok(exit) => EventKind::VmEnded { exit: *exit },
+            Err(error) => EventKind::VmFailed {
+                reason: error.to_string(),
+            },
+        });
         exit
     }
+}
 
-    fn drive(&mut self) -> Result<Exit, Error> {
+impl Driver {
+    /// Runs `machine` and those that take its place; on return, the last is torn down.
+    fn run(&mut self, mut machine: Machine) -> Result<Exit, Error> {
         loop {
-            // `self.sender` keeps the channel open.
-            let Ok(event) = self.events.recv() else {
-                return Ok(Exit::Ended);
+            self.request(&machine, Request::Resume)?;
+            match self.drive(&machine)? {
+                Outcome::Exit(exit) => return Ok(exit),
+                Outcome::BuildAnew => {
+                    drop(machine);
+                    machine = self.build_anew()?;
+                }
+            }
+        }
+    }
+
+    /// Builds the next machine, once there is nothing left of the one before.
+    fn build_anew(&mut self) -> Result<Machine, Error> {
+        self.mailbox.forget_ending();
+        self.running_since = None;
+        let machine = Machine::build(&self.spec, &self.options, &self.mailbox)?;
+        self.boots += 1;
+        tracing::info!(name = self.spec.name, boots = self.boots, "the VM has been built anew");
+        Ok(machine)
+    }
+
+    /// Serves everyone until something has to become of `machine`.
+    fn drive(&mut self, machine: &Machine) -> Result<Outcome, Error> {
+        loop {
+            let outcome = match self.mailbox.receive(self.state.deadline()) {
+                Message::Ended(Ending::VcpuFailed { cpu, reason }) => return Err(Error::Vcpu { cpu, reason }),
+                Message::Ended(Ending::Guest(end)) => {
+                    self.log(end.into());
+                    self.carry_out(machine, self.state.after_guest_end(end))
+                }
+                Message::DeadlinePassed => self.state.after_deadline(Instant::now()).and_then(|step| {
+                    tracing::warn!(state = %self.state, "the guest has not ended in time, and is ended by force");
+                    self.log(EventKind::OperationForced { state: self.state });
+                    self.carry_out(machine, step)
+                }),
+                Message::Command(command) => self.serve(machine, command),
             };
-            match event {
-                Event::Guest(GuestEvent::Shutdown) => return Ok(Exit::Shutdown),
-                Event::Guest(GuestEvent::Reset) => return Ok(Exit::Reboot),
-                Event::Guest(GuestEvent::Panic) => return Ok(Exit::Panic),
-                Event::Guest(GuestEvent::ConsoleQuit) => return Ok(Exit::Ended),
-                // The device has logged why; the guest goes on without it.
-                Event::Guest(GuestEvent::DeviceFailed { .. }) => {}
-                Event::TripleFault { cpu } => {
-                    tracing::error!(cpu, "triple fault");
-                    return Ok(Exit::Panic);
-                }
-                Event::VcpuFailed { cpu, reason } => return Err(Error::Vcpu { cpu, reason }),
-                Event::Request { request, answer } => {
-                    let decision = self.state.after(request).map(|next| self.enter(next, request));
-                    // Whoever asked may be gone.
-                    let _ = answer.send(decision);
-                    if self.state == State::Ended {
-                        return Ok(Exit::Ended);
-                    }
-                }
+            if let Some(outcome) = outcome {
+                return Ok(outcome);
             }
         }
     }
 
-    /// Does what was accepted.
-    fn enter(&mut self, next: State, request: Request) {
-        match request {
-            Request::Resume => {
-                self.devices.resume();
-                self.vcpus.iter().for_each(VcpuHandle::run);
-            }
-            Request::Pause => {
-                // All are told before the first is waited for, so that they stop together.
-                let answers: Vec<_> = self.vcpus.iter().map(VcpuHandle::pause).collect();
-                for answer in answers {
-                    // A vCPU thread that is gone will not run again either.
-                    let _ = answer.recv();
+    /// Does what `command` says, or not, and answers.
+    fn serve(&mut self, machine: &Machine, command: Command) -> Option<Outcome> {
+        match command {
+            Command::Lifecycle(request, reply) => match self.request(machine, request) {
+                Ok(outcome) => {
+                    reply.send(Ok(()));
+                    return outcome;
                 }
-                self.devices.pause();
-            }
-            Request::PressPowerButton => self.devices.press_power_button(),
-            Request::End => {}
+                Err(refusal) => reply.send(Err(refusal.into())),
+            },
+            Command::State(reply) => reply.send(Ok(self.state)),
+            Command::Stats(reply) => reply.send(self.stats(machine)),
         }
-        self.state = next;
+        None
+    }
+
+    /// Carries `request` out if it is accepted.
+    fn request(&mut self, machine: &Machine, request: Request) -> Result<Option<Outcome>, Refusal> {
+        let step = self.decide(request)?;
+        if request.is_power_operation() {
+            let operation = request.name();
+            self.log(EventKind::OperationRequested { operation });
+        }
+        Ok(self.carry_out(machine, step))
+    }
+
+    fn decide(&self, request: Request) -> Result<Step, Refusal> {
+        let step = self.state.after(request, Instant::now())?;
+        if request.opens_files() && !self.options.managed {
+            return Err(Refusal::Confined);
+        }
+        Ok(step)
+    }
+
+    fn carry_out(&mut self, machine: &Machine, step: Step) -> Option<Outcome> {
+        let outcome = match step.action {
+            Action::Nothing => None,
+            Action::Run => {
+                machine.run();
+                self.running_since.get_or_insert_with(Instant::now);
+                None
+            }
+            Action::Stop => {
+                machine.stop();
+                None
+            }
+            Action::PressPowerButton => {
+                machine.devices.press_power_button();
+                None
+            }
+            Action::BuildAnew => Some(Outcome::BuildAnew),
+            Action::End(exit) => Some(Outcome::Exit(exit)),
+        };
+        self.enter(step.next);
+        outcome
+    }
+
+    fn enter(&mut self, state: State) {
+        if state != self.state {
+            self.state = state;
+            self.log(EventKind::VmState { state });
+        }
+    }
+
+    fn stats(&self, machine: &Machine) -> Result<VmStats, Error> {
+        let uptime = self.running_since.map_or(Duration::ZERO, |since| since.elapsed());
+        Ok(VmStats {
+            state: self.state,
+            boots: self.boots,
+            uptime_ns: u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX),
+            vcpus: machine.vcpu_stats(),
+            memory: machine.memory_stats()?,
+        })
+    }
+
+    fn log(&self, kind: EventKind) {
+        self.options.events.push(kind);
     }
 }
 
-fn guest_events(sender: &EventSender) -> GuestEventSink {
-    let sender = sender.clone();
-    Arc::new(move |event| sender.send(Event::Guest(event)))
-}
-
-/// What a thread of this kind calls first.
-fn confined(options: &Options, kind: ThreadKind) -> OnThread {
-    let confine = options.seccomp;
-    Arc::new(move || {
-        if confine {
-            seccomp::confine_or_abort(kind);
-        }
-    })
+impl Drop for Driver {
+    /// Nobody waits for an answer that cannot come any more.
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
 }

@@ -1,4 +1,4 @@
-//! Why a VM could not be built, or had to end.
+//! Why a VM could not be built, could not do as asked, or had to end.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,10 +11,14 @@ use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::SpecError;
 
 use crate::host::KVM_API_VERSION;
+use crate::lifecycle::Refusal;
 
 /// Everything that can go wrong in the monitor; texts name the file, device or limit, and what to do where that is known.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// What was asked cannot be done in the VM's present state; nothing has changed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// The spec describes no VM.
     #[error(transparent)]
     Spec(#[from] SpecError),

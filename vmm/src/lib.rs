@@ -5,20 +5,29 @@
 //!  Vmm::build ── memory ── KVM VM ── devices ── boot image, ACPI ── vCPUs (stopped)
 //!  Vmm::run   ── the calling thread becomes the state driver: owns the VM until it ends, returns an Exit
 //!  Controller ── everyone else's way to ask the state driver for something
+//!  EventLog   ── what happened, for those who watch
 //! ```
 
 mod acpi;
 mod boot;
+mod control;
 mod cpu;
 mod device_manager;
 mod driver;
 mod error;
+pub mod events;
 pub mod host;
 mod kvm;
 mod layout;
 pub mod lifecycle;
+mod machine;
 mod memory;
 pub mod seccomp;
+pub mod stats;
 
-pub use driver::{Controller, Exit, Options, Vmm};
+pub use control::{COMMANDS_MAX, Command, Controller, Reply};
+pub use driver::{Options, Vmm};
 pub use error::Error;
+pub use events::EventLog;
+pub use lifecycle::{Exit, Refusal, Request, State};
+pub use stats::VmStats;

@@ -8,25 +8,31 @@
 //! ```
 //! Commands come over a channel; a running vCPU is kicked so that it looks there.
 
+mod counters;
 mod cpuid;
 mod kick;
 mod registers;
 
+use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use cutover_devices::bus::Bus;
 use cutover_devices::{GuestMemory, OnThread, THREAD_STACK_SIZE};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::Killable;
 
+use self::counters::{ExitCounters, ExitKind};
 use self::cpuid::Topology;
 use self::kick::ImmediateExit;
 use crate::Error;
 use crate::boot::Entry;
-use crate::driver::{Event, EventSender};
+use crate::control::{Ending, Mailbox};
 use crate::kvm::KvmVm;
+use crate::lifecycle::GuestEnd;
+use crate::stats::VcpuStats;
 
 pub use self::kick::install_handler as install_kick_handler;
 
@@ -46,12 +52,14 @@ enum Command {
     End,
 }
 
-/// The state driver's end of a vCPU thread.
+/// The state driver's end of a vCPU thread; dropping it ends the thread.
 pub struct VcpuHandle {
     cpu: u8,
     commands: Sender<Command>,
     immediate_exit: Arc<ImmediateExit>,
-    thread: JoinHandle<()>,
+    exits: Arc<ExitCounters>,
+    /// Until it is joined.
+    thread: Option<JoinHandle<()>>,
 }
 
 /// A vCPU, owned by its thread once that runs.
@@ -99,9 +107,11 @@ impl Vcpu {
     ///
     /// # Errors
     /// The thread could not be created.
-    pub fn spawn(self, buses: Buses, events: EventSender, on_thread: OnThread) -> Result<VcpuHandle, Error> {
+    pub fn spawn(self, buses: Buses, driver: Arc<Mailbox>, on_thread: OnThread) -> Result<VcpuHandle, Error> {
         let (commands, received) = channel();
         let (cpu, immediate_exit) = (self.cpu, self.immediate_exit.clone());
+        let exits = Arc::<ExitCounters>::default();
+        let counters = exits.clone();
         let thread = std::thread::Builder::new()
             .name(format!("vcpu-{cpu}"))
             .stack_size(THREAD_STACK_SIZE)
@@ -110,7 +120,8 @@ impl Vcpu {
                 VcpuThread {
                     vcpu: self,
                     buses,
-                    events,
+                    driver,
+                    exits: counters,
                     commands: received,
                 }
                 .serve();
@@ -120,7 +131,8 @@ impl Vcpu {
             cpu,
             commands,
             immediate_exit,
-            thread,
+            exits,
+            thread: Some(thread),
         })
     }
 }
@@ -155,21 +167,52 @@ impl VcpuHandle {
         answer
     }
 
-    /// Ends the vCPU's thread and waits for it.
-    pub fn end(self) {
-        let _ = self.commands.send(Command::End);
-        self.kick();
-        if self.thread.join().is_err() {
-            tracing::error!(cpu = self.cpu, "vCPU thread panicked");
+    /// What it has done so far.
+    pub fn stats(&self) -> VcpuStats {
+        VcpuStats {
+            cpu: self.cpu,
+            cpu_time_ns: self.thread.as_ref().map_or(0, cpu_time_ns),
+            exits: self.exits.read(),
         }
     }
 
     fn kick(&self) {
         self.immediate_exit.set();
-        if let Err(error) = self.thread.kill(kick::signal()) {
+        if let Some(thread) = &self.thread
+            && let Err(error) = thread.kill(kick::signal())
+        {
             tracing::debug!(cpu = self.cpu, %error, "vCPU thread is gone");
         }
     }
+}
+
+impl Drop for VcpuHandle {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::End);
+        self.kick();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(cpu = self.cpu, "vCPU thread panicked");
+        }
+    }
+}
+
+/// Processor time of a thread, 0 if it has ended.
+fn cpu_time_ns(thread: &JoinHandle<()>) -> u64 {
+    let mut clock = 0;
+    // SAFETY: the thread has not been joined, so its handle is valid; `clock` is a valid place for the result.
+    if unsafe { libc::pthread_getcpuclockid(thread.as_pthread_t(), &raw mut clock) } != 0 {
+        return 0;
+    }
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the result.
+    if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+        return 0;
+    }
+    let time = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
+    let (Ok(seconds), Ok(nanoseconds)) = time else { return 0 };
+    u64::try_from(Duration::new(seconds, nanoseconds).as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Why [`VcpuThread::run_guest`] came back.
@@ -183,7 +226,8 @@ enum Stopped {
 struct VcpuThread {
     vcpu: Vcpu,
     buses: Buses,
-    events: EventSender,
+    driver: Arc<Mailbox>,
+    exits: Arc<ExitCounters>,
     commands: Receiver<Command>,
 }
 
@@ -197,7 +241,10 @@ impl VcpuThread {
                 self.commands.recv().ok()
             };
             match command {
-                Some(Command::Run) => running = true,
+                Some(Command::Run) => {
+                    self.excuse_pause();
+                    running = true;
+                }
                 Some(Command::Pause(done)) => {
                     self.complete_pending_io();
                     running = false;
@@ -213,25 +260,30 @@ impl VcpuThread {
 
     /// Runs the guest until a kick, or until it cannot go on.
     fn run_guest(&mut self) -> Stopped {
-        loop {
+        let exits = &self.exits;
+        let ending = loop {
             let reason = match self.vcpu.fd.run() {
                 Ok(VcpuExit::IoIn(port, data)) => {
+                    exits.count(ExitKind::IoIn);
                     if !self.buses.ports.read(port.into(), data) {
                         data.fill(0xff);
                     }
                     continue;
                 }
                 Ok(VcpuExit::IoOut(port, data)) => {
+                    exits.count(ExitKind::IoOut);
                     self.buses.ports.write(port.into(), data);
                     continue;
                 }
                 Ok(VcpuExit::MmioRead(address, data)) => {
+                    exits.count(ExitKind::MmioRead);
                     if !self.buses.mmio.read(address, data) {
                         data.fill(0xff);
                     }
                     continue;
                 }
                 Ok(VcpuExit::MmioWrite(address, data)) => {
+                    exits.count(ExitKind::MmioWrite);
                     self.buses.mmio.write(address, data);
                     continue;
                 }
@@ -239,23 +291,36 @@ impl VcpuThread {
                 Err(error) if error.errno() == libc::EINTR => return self.kicked(),
                 Err(error) if error.errno() == libc::EAGAIN => continue,
                 Ok(VcpuExit::Shutdown) => {
-                    self.events.send(Event::TripleFault { cpu: self.vcpu.cpu });
-                    return Stopped::ForGood;
+                    tracing::error!(cpu = self.vcpu.cpu, "triple fault");
+                    break Ending::Guest(GuestEnd::Panic);
                 }
                 Ok(VcpuExit::FailEntry(reason, _)) => format!("the hardware refused its state, reason {reason:#x}"),
                 Ok(VcpuExit::InternalError) => self.internal_error(),
                 Ok(other) => format!("unexpected exit {other:?}"),
                 Err(error) => format!("KVM_RUN failed: {error}"),
             };
-            self.events.send(Event::VcpuFailed {
+            break Ending::VcpuFailed {
                 cpu: self.vcpu.cpu,
                 reason,
-            });
-            return Stopped::ForGood;
+            };
+        };
+        self.exits.count(ExitKind::Failed);
+        self.driver.report(ending);
+        Stopped::ForGood
+    }
+
+    /// Has KVM tell the guest, before it runs again, that it stood still, so that its watchdogs do not take the pause for
+    /// a lockup. A guest without kvmclock, or that has not set it up yet, cannot be told.
+    fn excuse_pause(&self) {
+        if let Err(error) = self.vcpu.fd.kvmclock_ctrl()
+            && error.errno() != libc::EINVAL
+        {
+            tracing::warn!(cpu = self.vcpu.cpu, %error, "cannot tell the guest that it was paused");
         }
     }
 
     fn kicked(&self) -> Stopped {
+        self.exits.count(ExitKind::Interrupted);
         self.vcpu.immediate_exit.clear();
         Stopped::Kicked
     }

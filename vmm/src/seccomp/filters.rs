@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use libc::c_long;
 use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
-use super::ThreadKind;
+use super::{ThreadKind, ioctls};
 
 /// What allocating memory, locking, logging, signals, panicking and ending take, in any thread of a Rust program.
 const RUNTIME: &[c_long] = &[
@@ -67,21 +67,87 @@ const EVENT_LOOP: &[c_long] = &[
 /// What cleaning up takes: a console's socket is removed.
 const CLEAN_UP: &[c_long] = &[libc::SYS_unlink, libc::SYS_unlinkat];
 
-/// `ioctl` requests; no thread may make any but those of its kind.
-const KVM_RUN: u64 = 0xae80;
-const KVM_GET_REGS: u64 = 0x8090_ae81;
-const TUNSETOFFLOAD: u64 = 0x4004_54d0;
-/// The terminal is put back as it was from wherever the monitor ends, in a panic too.
-const TERMINAL: [u64; 4] = [libc::TCGETS, libc::TCGETS2, libc::TCSETS, libc::TCSETS2];
+/// What building a VM takes, and opening the files of its devices: memory, threads that confine themselves, eventfds,
+/// epoll, io_uring, taps with their addresses, consoles of every kind, boot files.
+const BUILD: &[c_long] = &[
+    libc::SYS_bind,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_connect,
+    libc::SYS_dup,
+    libc::SYS_epoll_create1,
+    libc::SYS_eventfd2,
+    libc::SYS_flock,
+    libc::SYS_fstat,
+    libc::SYS_ftruncate,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_io_uring_register,
+    libc::SYS_io_uring_setup,
+    libc::SYS_listen,
+    libc::SYS_lseek,
+    libc::SYS_memfd_create,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_pread64,
+    libc::SYS_prctl,
+    libc::SYS_prlimit64,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+    libc::SYS_seccomp,
+    libc::SYS_setsockopt,
+    libc::SYS_socket,
+    libc::SYS_statx,
+];
+
+/// What telling how much guest memory is resident takes.
+const STATS: &[c_long] = &[libc::SYS_mincore];
+
+/// What the API server takes: an async runtime, connections, its socket's file, the files of metrics and logs.
+const API: &[c_long] = &[
+    libc::SYS_bind,
+    libc::SYS_chmod,
+    libc::SYS_connect,
+    libc::SYS_epoll_create1,
+    libc::SYS_eventfd2,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fstat,
+    libc::SYS_ftruncate,
+    libc::SYS_getpeername,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_listen,
+    libc::SYS_lseek,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_prctl,
+    libc::SYS_recvmsg,
+    libc::SYS_rename,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_sendmsg,
+    libc::SYS_setsockopt,
+    libc::SYS_socket,
+    libc::SYS_socketpair,
+    libc::SYS_statx,
+];
 
 /// The calls a kind of thread may make: an empty list of rules allows all arguments.
 pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
-    let (calls, ioctls): (&[&[c_long]], &[u64]) = match kind {
-        ThreadKind::StateDriver => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP], &[]),
-        ThreadKind::Vcpu => (&[CONSOLE_OUTPUT], &[KVM_RUN, KVM_GET_REGS]),
-        ThreadKind::Devices => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP], &[TUNSETOFFLOAD]),
+    let (calls, requests): (&[&[c_long]], &[&[u64]]) = match kind {
+        ThreadKind::StateDriver => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP, STATS], &[]),
+        // Threads inherit the filter of the one that starts them, so it allows what all of them may do. Their requests
+        // come first, because a filter's rules are tried one after the other.
+        ThreadKind::Supervisor => (
+            &[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP, STATS, BUILD],
+            &[ioctls::VCPU, ioctls::DEVICES, ioctls::BUILD],
+        ),
+        ThreadKind::Vcpu => (&[CONSOLE_OUTPUT], &[ioctls::VCPU]),
+        ThreadKind::Devices => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP], &[ioctls::DEVICES]),
         ThreadKind::Disk => (&[DISK], &[]),
         ThreadKind::Signals => (&[&[libc::SYS_rt_sigtimedwait]], &[]),
+        ThreadKind::Api => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP, API], &[]),
     };
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = [RUNTIME]
         .iter()
@@ -90,9 +156,10 @@ pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Bac
         .flatten()
         .map(|&call| (call, Vec::new()))
         .collect();
-    let ioctls = ioctls.iter().chain(&TERMINAL);
-    let ioctls = ioctls.map(|&request| ioctl(request)).collect::<Result<Vec<_>, _>>()?;
-    rules.insert(libc::SYS_ioctl, ioctls);
+    // The terminal is put back as it was from wherever the monitor ends, in a panic too.
+    let requests = requests.iter().chain([&ioctls::TERMINAL]).copied().flatten();
+    let requests = requests.map(|&request| ioctl(request)).collect::<Result<Vec<_>, _>>()?;
+    rules.insert(libc::SYS_ioctl, requests);
     Ok(rules)
 }
 
@@ -100,4 +167,28 @@ fn ioctl(request: u64) -> Result<SeccompRule, BackendError> {
     const REQUEST_ARGUMENT: u8 = 1;
     let is_request = SeccompCondition::new(REQUEST_ARGUMENT, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request)?;
     SeccompRule::new(vec![is_request])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_supervisor_may_do_what_the_threads_it_starts_may() {
+        let supervisor = rules(ThreadKind::Supervisor).expect("rules");
+        for kind in [
+            ThreadKind::Vcpu,
+            ThreadKind::Devices,
+            ThreadKind::Disk,
+            ThreadKind::StateDriver,
+        ] {
+            for (call, conditions) in rules(kind).expect("rules") {
+                let allowed = supervisor
+                    .get(&call)
+                    .unwrap_or_else(|| panic!("{kind:?} may call {call}"));
+                let missing = conditions.iter().find(|condition| !allowed.contains(condition));
+                assert_eq!(missing, None, "{kind:?}, system call {call}");
+            }
+        }
+    }
 }

@@ -1,9 +1,10 @@
 //! Confinement: each kind of thread may make only the system calls it needs.
 //!
 //! A call outside of a thread's list raises `SIGSYS`; the handler names the call and the thread, and ends the process,
-//! because code that was diverted must not go on. [`filters`] holds the lists.
+//! because code that was diverted must not go on. [`filters`] holds the lists of calls, [`ioctls`] those of requests.
 
 mod filters;
+mod ioctls;
 
 use std::ffi::c_int;
 
@@ -16,8 +17,10 @@ use crate::Error;
 /// What a thread is for, which decides what it may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ThreadKind {
-    /// The state driver, once the VM is built.
+    /// The state driver of a VM that is built once and then only runs.
     StateDriver,
+    /// The state driver of a [managed](crate::Options::managed) VM, which may open files and build the VM anew.
+    Supervisor,
     /// A vCPU.
     Vcpu,
     /// The device event loop.
@@ -26,19 +29,30 @@ pub enum ThreadKind {
     Disk,
     /// The thread that waits for signals.
     Signals,
+    /// The API server.
+    Api,
 }
 
 impl ThreadKind {
     #[cfg(test)]
-    const ALL: [Self; 5] = [Self::StateDriver, Self::Vcpu, Self::Devices, Self::Disk, Self::Signals];
+    const ALL: [Self; 7] = [
+        Self::StateDriver,
+        Self::Supervisor,
+        Self::Vcpu,
+        Self::Devices,
+        Self::Disk,
+        Self::Signals,
+        Self::Api,
+    ];
 
     fn name(self) -> &'static str {
         match self {
-            Self::StateDriver => "state driver",
+            Self::StateDriver | Self::Supervisor => "state driver",
             Self::Vcpu => "vCPU",
             Self::Devices => "device",
             Self::Disk => "disk",
             Self::Signals => "signal",
+            Self::Api => "API",
         }
     }
 }

@@ -1,0 +1,177 @@
+//! How everyone else asks the state driver for something.
+//!
+//! ```text
+//!  Controller::pause() … ─┐                           ┌─► lifecycle: accepted, or refused with the reason
+//!  Controller::submit(…) ─┴─► Command ── mailbox ──► state driver ── carries it out ──► Reply ──► whoever asked
+//! ```
+//! A command carries what it needs and the way its answer takes; every command is answered exactly once.
+
+mod mailbox;
+
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use crate::Error;
+use crate::lifecycle::{Refusal, Request, State};
+use crate::stats::VmStats;
+
+pub use mailbox::COMMANDS_MAX;
+pub(crate) use mailbox::{Ending, Mailbox, Message};
+
+/// What can be asked of the state driver.
+pub enum Command {
+    /// Something that the VM's state may change by.
+    Lifecycle(Request, Reply<()>),
+    /// What the VM is doing.
+    State(Reply<State>),
+    /// What it has done so far.
+    Stats(Reply<VmStats>),
+}
+
+/// The way of an answer to whoever asked. It is called on the state driver's thread (a refusal perhaps on the thread
+/// that asks), and must not wait.
+pub struct Reply<T>(Box<dyn FnOnce(Result<T, Error>) + Send>);
+
+impl<T> Reply<T> {
+    /// Answers by calling `answer`.
+    pub fn new(answer: impl FnOnce(Result<T, Error>) + Send + 'static) -> Self {
+        Self(Box::new(answer))
+    }
+
+    /// Answers.
+    pub fn send(self, result: Result<T, Error>) {
+        (self.0)(result);
+    }
+}
+
+impl Command {
+    /// Answers that nothing comes of it.
+    pub fn refuse(self, refusal: Refusal) {
+        match self {
+            Self::Lifecycle(_, reply) => reply.send(Err(refusal.into())),
+            Self::State(reply) => reply.send(Err(refusal.into())),
+            Self::Stats(reply) => reply.send(Err(refusal.into())),
+        }
+    }
+}
+
+/// Asks things of a VM, from any thread; clones ask the same VM, which stays the same when it is rebooted.
+///
+/// Every method fails with [`Error::Refused`] if the VM's state does not allow it, and then the VM is as before.
+#[derive(Clone)]
+pub struct Controller {
+    mailbox: Arc<Mailbox>,
+}
+
+impl Controller {
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self { mailbox }
+    }
+
+    /// Asks without waiting; `answer` is called with what came of it.
+    ///
+    /// ```no_run
+    /// # fn example(vm: cutover_vmm::Controller) {
+    /// use cutover_vmm::{Command, Request};
+    ///
+    /// vm.submit(Command::Stats, |stats| println!("{stats:?}"));
+    /// vm.submit(|reply| Command::Lifecycle(Request::Pause, reply), |paused| println!("{paused:?}"));
+    /// # }
+    /// ```
+    pub fn submit<T>(
+        &self,
+        command: impl FnOnce(Reply<T>) -> Command,
+        answer: impl FnOnce(Result<T, Error>) + Send + 'static,
+    ) {
+        self.mailbox.submit(command(Reply::new(answer)));
+    }
+
+    /// Asks and waits for the answer.
+    fn ask<T: Send + 'static>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
+        let (answer, answered) = channel();
+        self.submit(command, move |result| {
+            // Received below, whatever it is.
+            let _ = answer.send(result);
+        });
+        answered.recv().unwrap_or(Err(Refusal::Ended.into()))
+    }
+
+    fn request(&self, request: Request) -> Result<(), Error> {
+        self.ask(|reply| Command::Lifecycle(request, reply))
+    }
+
+    /// Stops the guest; on return nothing changes its memory.
+    ///
+    /// # Errors
+    /// The guest does not run.
+    pub fn pause(&self) -> Result<(), Error> {
+        self.request(Request::Pause)
+    }
+
+    /// Lets a paused guest go on.
+    ///
+    /// # Errors
+    /// The guest is not paused.
+    pub fn resume(&self) -> Result<(), Error> {
+        self.request(Request::Resume)
+    }
+
+    /// Presses the guest's power button.
+    ///
+    /// # Errors
+    /// The guest does not run.
+    pub fn press_power_button(&self) -> Result<(), Error> {
+        self.request(Request::PressPowerButton)
+    }
+
+    /// Has the guest power down, and the VM end: by force if the guest has not ended after `timeout`. Returns when that
+    /// has begun.
+    ///
+    /// # Errors
+    /// The guest does not run, or is shutting down already.
+    pub fn shutdown(&self, timeout: Duration) -> Result<(), Error> {
+        self.request(Request::Shutdown { timeout })
+    }
+
+    /// Has the guest power down, by force after `timeout`, then builds the VM anew and runs it. Returns when that has
+    /// begun.
+    ///
+    /// # Errors
+    /// The guest does not run, is shutting down already, or the VM is not [managed](crate::Options::managed).
+    pub fn reboot(&self, timeout: Duration) -> Result<(), Error> {
+        self.request(Request::Reboot { timeout })
+    }
+
+    /// Destroys the VM, builds it anew and runs it. Returns when that has begun.
+    ///
+    /// # Errors
+    /// The guest is shutting down, or the VM is not [managed](crate::Options::managed).
+    pub fn cycle(&self) -> Result<(), Error> {
+        self.request(Request::Cycle)
+    }
+
+    /// Ends the VM by force.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn destroy(&self) -> Result<(), Error> {
+        self.request(Request::Destroy)
+    }
+
+    /// What the VM is doing.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn state(&self) -> Result<State, Error> {
+        self.ask(Command::State)
+    }
+
+    /// What the VM has done so far. Takes time in proportion to guest memory, to see what of it is resident.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn stats(&self) -> Result<VmStats, Error> {
+        self.ask(Command::Stats)
+    }
+}

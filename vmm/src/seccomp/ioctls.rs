@@ -1,0 +1,66 @@
+//! The `ioctl` requests that each kind of thread makes; it may make no others. Numbers as in the kernel's headers
+//! (`linux/kvm.h`, `linux/if_tun.h`, `linux/sockios.h`, `asm-generic/ioctls.h`).
+
+use kvm_bindings::*;
+use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
+
+/// Running a vCPU, telling its guest of a pause, and telling where it failed.
+pub const VCPU: &[u64] = &[
+    kvm(_IOC_NONE, 0x80, 0),                     // KVM_RUN
+    kvm(_IOC_READ, 0x81, size_of::<kvm_regs>()), // KVM_GET_REGS
+    kvm(_IOC_NONE, 0xad, 0),                     // KVM_KVMCLOCK_CTRL
+];
+
+/// Agreeing with a driver on the offloads of a tap.
+pub const DEVICES: &[u64] = &[libc::TUNSETOFFLOAD];
+
+/// Saving and setting a terminal's mode.
+pub const TERMINAL: &[u64] = &[libc::TCGETS, libc::TCGETS2, libc::TCSETS, libc::TCSETS2];
+
+/// Building a VM: what KVM is asked, taps and their host's end, a console's terminal.
+pub const BUILD: &[u64] = &[
+    kvm(_IOC_NONE, 0x00, 0),                                         // KVM_GET_API_VERSION
+    kvm(_IOC_NONE, 0x01, 0),                                         // KVM_CREATE_VM
+    kvm(_IOC_NONE, 0x03, 0),                                         // KVM_CHECK_EXTENSION
+    kvm(_IOC_NONE, 0x04, 0),                                         // KVM_GET_VCPU_MMAP_SIZE
+    kvm(_IOC_READ | _IOC_WRITE, 0x05, size_of::<kvm_cpuid2>()),      // KVM_GET_SUPPORTED_CPUID
+    kvm(_IOC_NONE, 0x41, 0),                                         // KVM_CREATE_VCPU
+    kvm(_IOC_WRITE, 0x46, size_of::<kvm_userspace_memory_region>()), // KVM_SET_USER_MEMORY_REGION
+    kvm(_IOC_NONE, 0x47, 0),                                         // KVM_SET_TSS_ADDR
+    kvm(_IOC_WRITE, 0x48, size_of::<u64>()),                         // KVM_SET_IDENTITY_MAP_ADDR
+    kvm(_IOC_NONE, 0x60, 0),                                         // KVM_CREATE_IRQCHIP
+    kvm(_IOC_WRITE, 0x76, size_of::<kvm_irqfd>()),                   // KVM_IRQFD
+    kvm(_IOC_WRITE, 0x77, size_of::<kvm_pit_config>()),              // KVM_CREATE_PIT2
+    kvm(_IOC_WRITE, 0x79, size_of::<kvm_ioeventfd>()),               // KVM_IOEVENTFD
+    kvm(_IOC_WRITE, 0x82, size_of::<kvm_regs>()),                    // KVM_SET_REGS
+    kvm(_IOC_READ, 0x83, size_of::<kvm_sregs>()),                    // KVM_GET_SREGS
+    kvm(_IOC_WRITE, 0x84, size_of::<kvm_sregs>()),                   // KVM_SET_SREGS
+    kvm(_IOC_WRITE, 0x89, size_of::<kvm_msrs>()),                    // KVM_SET_MSRS
+    kvm(_IOC_WRITE, 0x8d, size_of::<kvm_fpu>()),                     // KVM_SET_FPU
+    kvm(_IOC_READ, 0x8e, size_of::<kvm_lapic_state>()),              // KVM_GET_LAPIC
+    kvm(_IOC_WRITE, 0x8f, size_of::<kvm_lapic_state>()),             // KVM_SET_LAPIC
+    kvm(_IOC_WRITE, 0x90, size_of::<kvm_cpuid2>()),                  // KVM_SET_CPUID2
+    kvm(_IOC_NONE, 0xa3, 0),                                         // KVM_GET_TSC_KHZ
+    libc::TUNGETFEATURES,
+    libc::TUNGETIFF,
+    libc::TUNSETIFF,
+    libc::TUNSETVNETHDRSZ,
+    libc::SIOCGIFFLAGS,
+    libc::SIOCGIFINDEX,
+    libc::SIOCSIFADDR,
+    libc::SIOCSIFFLAGS,
+    libc::SIOCSIFMTU,
+    libc::SIOCSIFNETMASK,
+    libc::TIOCGPTN,
+    libc::TIOCGPTPEER,
+    libc::TIOCSPTLCK,
+];
+
+/// A request of KVM: its direction, number, and bytes of argument.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a request has 14 bits for the size of its argument"
+)]
+const fn kvm(direction: u32, number: u32, size: usize) -> u64 {
+    ioctl_expr(direction, KVMIO, number, size as u32)
+}
