@@ -74,18 +74,22 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Machine")]
     pub hugepages: bool,
 
-    /// Add a disk: path=FILE[,readonly][,serial=TEXT][,io=auto|io-uring|threads]
+    /// Add a disk: path=FILE[,readonly][,id=ID][,serial=TEXT][,io=auto|io-uring|threads][,bandwidth=SIZE][,iops=N]
     ///
     /// FILE is a raw image or a block device whose size is a multiple of 512 bytes. The guest sees the disks as
     /// /dev/vda, /dev/vdb, … in the order given. A path with a comma in it can only be given in a configuration file.
+    /// bandwidth (with a unit: 100M) and iops are the most bytes and requests a second. ID, of letters, digits and
+    /// underscores, is what the API calls the disk [default: disk0, disk1, …].
     #[arg(long = "disk", value_name = "DISK", value_parser = options::disk, help_heading = "Devices")]
     pub disks: Vec<DiskSpec>,
 
-    /// Add a network interface: [tap=NAME|fd=N][,mac=MAC][,mtu=N][,host-ip=ADDRESS/PREFIX]
+    /// Add a network interface: [tap=NAME|fd=N][,id=ID][,mac=MAC][,mtu=N][,host-ip=ADDRESS/PREFIX][,LIMIT…]
     ///
     /// tap=NAME uses that tap device, and creates it if there is none; fd=N uses an open tap inherited as descriptor
     /// N; without either a tap is created for as long as the VM runs. host-ip gives the host's end an address and
-    /// brings it up.
+    /// brings it up. Limits are rx-bandwidth=SIZE and rx-pps=N, the most bytes and frames a second that the guest
+    /// receives, and tx-bandwidth=SIZE and tx-pps=N for what it sends. ID, of letters, digits and underscores, is what
+    /// the API calls the interface [default: net0, net1, …].
     #[arg(
         long = "net", value_name = "NET", value_parser = options::net, num_args = 0..=1, default_missing_value = "",
         help_heading = "Devices"
@@ -171,6 +175,10 @@ Examples:
     cutover run --kernel vmlinuz --initrd initrd.img --cpus 2 --memory 1G \\
         --cmdline 'console=ttyS0 root=/dev/vda rw' \\
         --disk path=root.ext4 --net tap=tap0,host-ip=172.16.0.1/24 --rng
+
+  A disk and a network that take no more than their share of the host's:
+    cutover run --kernel vmlinuz --initrd initrd.img --disk path=root.ext4,bandwidth=100M,iops=1000 \\
+        --net tap=tap0,rx-bandwidth=10M,tx-bandwidth=10M
 
   A second disk the guest cannot write, console on a socket:
     cutover run --kernel vmlinux --memory 128M --disk path=root.ext4 \\

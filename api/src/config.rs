@@ -84,7 +84,7 @@ fn default_vm(kernel: &Path) -> VmSpec {
         },
         disks: Vec::new(),
         nets: Vec::new(),
-        rng: false,
+        rng: None,
         serial: SerialSpec::Stdio,
     }
 }
@@ -113,7 +113,9 @@ fn apply(args: &RunArgs, spec: &mut VmSpec) {
     }
     spec.memory.shared |= args.memory_shared;
     spec.memory.hugepages |= args.hugepages;
-    spec.rng |= args.rng;
+    if args.rng {
+        spec.rng.get_or_insert_default();
+    }
     spec.disks.extend_from_slice(&args.disks);
     spec.nets.extend_from_slice(&args.nets);
 }
@@ -123,6 +125,7 @@ mod tests {
     use std::error::Error;
     use std::io::Write;
 
+    use cutover_snapshot::spec::RngSpec;
     use tempfile::NamedTempFile;
 
     use super::*;
@@ -213,7 +216,7 @@ mod tests {
             spec.nets,
             ["tap=file0", "tap=more0"].map(|net| options::net(net).expect("valid"))
         );
-        assert!(spec.rng);
+        assert_eq!(spec.rng, Some(RngSpec::default()));
         assert_eq!(spec.serial, SerialSpec::Pty);
     }
 

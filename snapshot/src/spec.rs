@@ -14,6 +14,11 @@ use serde::{Deserialize, Serialize};
 use crate::size::ByteSize;
 
 mod check;
+mod rate_limiter;
+mod rng;
+
+pub use rate_limiter::{RateLimiterSpec, TokenBucketSpec};
+pub use rng::RngSpec;
 
 /// Most vCPUs a VM may have.
 pub const CPUS_MAX: u8 = 32;
@@ -33,6 +38,8 @@ pub const TAP_NAME_MAX: usize = 15;
 pub const MTU_MIN: u16 = 68;
 /// Most bytes of a VM's name.
 pub const NAME_MAX: usize = 64;
+/// Most characters of a device's id.
+pub const ID_MAX: usize = 64;
 /// Kernel command line used when none is given: console on the serial port, reset through ACPI.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
 
@@ -55,9 +62,9 @@ pub struct VmSpec {
     /// Network interfaces, in the order the guest sees them.
     #[serde(default)]
     pub nets: Vec<NetSpec>,
-    /// Whether the guest has a virtio entropy device.
-    #[serde(default)]
-    pub rng: bool,
+    /// The virtio entropy device, if there is one.
+    #[serde(default, with = "rng")]
+    pub rng: Option<RngSpec>,
     /// Where the guest's serial port `ttyS0` goes.
     #[serde(default)]
     pub serial: SerialSpec,
@@ -111,6 +118,9 @@ pub enum BootProtocol {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskSpec {
+    /// What requests call it, 1 to [`ID_MAX`] letters, digits and underscores; see [`id_at`](Self::id_at).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// Raw image file or block device; its size is a multiple of 512 bytes.
     pub path: PathBuf,
     /// The guest may not write.
@@ -122,6 +132,9 @@ pub struct DiskSpec {
     /// How requests reach the host.
     #[serde(default)]
     pub io: DiskIo,
+    /// Limits: bytes read and written, and requests of all kinds.
+    #[serde(default, skip_serializing_if = "RateLimiterSpec::is_unlimited")]
+    pub rate_limiter: RateLimiterSpec,
 }
 
 /// How a disk's requests reach the host.
@@ -138,9 +151,12 @@ pub enum DiskIo {
 }
 
 /// One virtio-net interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetSpec {
+    /// What requests call it, 1 to [`ID_MAX`] letters, digits and underscores; see [`id_at`](Self::id_at).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// The host's end.
     #[serde(default)]
     pub tap: TapSpec,
@@ -153,6 +169,12 @@ pub struct NetSpec {
     /// Address and prefix length to give the host's end, which is then brought up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<HostAddress>,
+    /// Limits of what the guest receives: bytes of frames, and frames.
+    #[serde(default, skip_serializing_if = "RateLimiterSpec::is_unlimited")]
+    pub rx_rate_limiter: RateLimiterSpec,
+    /// Limits of what the guest sends: bytes of frames, and frames.
+    #[serde(default, skip_serializing_if = "RateLimiterSpec::is_unlimited")]
+    pub tx_rate_limiter: RateLimiterSpec,
 }
 
 /// The host's end of a network interface.
@@ -235,6 +257,22 @@ pub enum SpecError {
     /// More than [`DEVICES_MAX`] virtio devices.
     #[error("{0} devices (disks, network interfaces, rng) are too many: a VM has interrupt lines for {DEVICES_MAX}")]
     Devices(usize),
+    /// Not an id.
+    #[error("{device}: id: {id:?} cannot be used: an id has 1 to {ID_MAX} letters, digits and underscores")]
+    Id {
+        /// `disk` or `net`.
+        device: &'static str,
+        /// The id.
+        id: String,
+    },
+    /// Two devices of a kind would answer to one id.
+    #[error("{device}: id: {id:?} is that of more than one device; the n-th has {device}N if none is given, from 0 on")]
+    IdTwice {
+        /// `disk` or `net`.
+        device: &'static str,
+        /// The id.
+        id: String,
+    },
     /// Not a serial number.
     #[error("disk {}: serial: {serial:?} cannot be used: it has 1 to {DISK_SERIAL_MAX} printable ASCII characters", .path.display())]
     DiskSerial {
@@ -258,6 +296,20 @@ pub enum SpecError {
     /// Less than [`MTU_MIN`].
     #[error("net: mtu: {0} is out of range: it is {MTU_MIN} to 65535 bytes")]
     Mtu(u16),
+}
+
+impl DiskSpec {
+    /// The id of this disk, which is the `index`-th of its VM, counted from 0: the one given, or `disk0`, `disk1`, ….
+    pub fn id_at(&self, index: usize) -> String {
+        self.id.clone().unwrap_or_else(|| format!("disk{index}"))
+    }
+}
+
+impl NetSpec {
+    /// The id of this interface, which is the `index`-th of its VM, counted from 0: the one given, or `net0`, `net1`, ….
+    pub fn id_at(&self, index: usize) -> String {
+        self.id.clone().unwrap_or_else(|| format!("net{index}"))
+    }
 }
 
 impl FromStr for MacAddr {

@@ -2,8 +2,8 @@
 
 use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::{
-    BootProtocol, BootSpec, DEFAULT_CMDLINE, DiskIo, DiskSpec, MacAddr, MemorySpec, NetSpec, SerialSpec, TapSpec,
-    VmSpec,
+    BootProtocol, BootSpec, DEFAULT_CMDLINE, DiskIo, DiskSpec, MacAddr, MemorySpec, NetSpec, RateLimiterSpec, RngSpec,
+    SerialSpec, TapSpec, TokenBucketSpec, VmSpec,
 };
 
 const MINIMAL: &str = include_str!("../../resources/examples/minimal.json");
@@ -31,7 +31,7 @@ fn the_minimal_example_takes_every_default() {
         },
         disks: Vec::new(),
         nets: Vec::new(),
-        rng: false,
+        rng: None,
         serial: SerialSpec::Stdio,
     };
     assert_eq!(read(MINIMAL), expected);
@@ -41,9 +41,16 @@ fn the_minimal_example_takes_every_default() {
 fn the_full_example_sets_every_field() {
     let net = |tap| NetSpec {
         tap,
-        mac: None,
-        mtu: None,
-        host_ip: None,
+        ..NetSpec::default()
+    };
+    let bucket = |size| TokenBucketSpec {
+        size,
+        one_time_burst: None,
+        refill_time_ms: 100,
+    };
+    let bandwidth = |size| RateLimiterSpec {
+        bandwidth: Some(bucket(size)),
+        ops: None,
     };
     let expected = VmSpec {
         name: Some("web-1".to_owned()),
@@ -61,29 +68,44 @@ fn the_full_example_sets_every_field() {
         },
         disks: vec![
             DiskSpec {
+                id: Some("rootfs".to_owned()),
                 path: "/srv/vms/web-1/root.ext4".into(),
                 readonly: false,
                 serial: Some("web-1-root".to_owned()),
                 io: DiskIo::IoUring,
+                rate_limiter: RateLimiterSpec {
+                    bandwidth: Some(TokenBucketSpec {
+                        one_time_burst: Some(100 << 20),
+                        ..bucket(10 << 20)
+                    }),
+                    ops: Some(bucket(100)),
+                },
             },
             DiskSpec {
+                id: None,
                 path: "/srv/vms/seed.img".into(),
                 readonly: true,
                 serial: None,
                 io: DiskIo::Threads,
+                rate_limiter: RateLimiterSpec::default(),
             },
         ],
         nets: vec![
             NetSpec {
+                id: Some("uplink".to_owned()),
                 tap: TapSpec::Name("web1".to_owned()),
                 mac: Some(MacAddr([2, 0, 0, 0, 0, 1])),
                 mtu: Some(1500),
                 host_ip: Some("172.16.0.1/24".parse().expect("an address")),
+                rx_rate_limiter: bandwidth(1 << 20),
+                tx_rate_limiter: bandwidth(1 << 20),
             },
             net(TapSpec::Fd(5)),
             net(TapSpec::Create),
         ],
-        rng: true,
+        rng: Some(RngSpec {
+            rate_limiter: bandwidth(4096),
+        }),
         serial: SerialSpec::Socket("/run/cutover/web-1.console".into()),
     };
     assert_eq!(read(FULL), expected);

@@ -64,7 +64,7 @@ impl DeviceManager {
         for (index, net) in spec.nets.iter().enumerate() {
             builder.add(format!("virtio-net{index}"), Net::open(net)?)?;
         }
-        if spec.rng {
+        if spec.rng.is_some() {
             builder.add("virtio-rng".to_owned(), Rng::new())?;
         }
         let VirtioBuilder { virtio, nodes, .. } = builder;

@@ -3,6 +3,7 @@
 mod disk;
 mod key_value;
 mod net;
+mod rate;
 mod serial;
 
 pub use disk::disk;

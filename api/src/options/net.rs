@@ -1,15 +1,30 @@
 //! The value of `--net`.
 
-use cutover_snapshot::spec::{NetSpec, TapSpec};
+use cutover_snapshot::spec::{NetSpec, RateLimiterSpec, TapSpec};
 
 use super::key_value::{KeyValues, OptionError};
+use super::rate;
 
-/// Reads `[tap=NAME|fd=N][,mac=MAC][,mtu=N][,host-ip=ADDRESS/PREFIX]`; nothing at all is a new tap.
+const KEYS: [&str; 10] = [
+    "tap",
+    "fd",
+    "id",
+    "mac",
+    "mtu",
+    "host-ip",
+    "rx-bandwidth",
+    "tx-bandwidth",
+    "rx-pps",
+    "tx-pps",
+];
+
+/// Reads `[tap=NAME|fd=N][,id=ID][,mac=MAC][,mtu=N][,host-ip=ADDRESS/PREFIX][,rx-bandwidth=SIZE][,tx-bandwidth=SIZE]
+/// [,rx-pps=N][,tx-pps=N]`; nothing at all is a new tap.
 ///
 /// # Errors
 /// The first part that cannot be understood, by its key.
 pub fn net(text: &str) -> Result<NetSpec, OptionError> {
-    let values = KeyValues::parse(text, &["tap", "fd", "mac", "mtu", "host-ip"], &[])?;
+    let values = KeyValues::parse(text, &KEYS, &[])?;
     let tap = match (values.text("tap"), values.value("fd")?) {
         (Some(_), Some(_)) => return Err(OptionError::Conflict("tap", "fd")),
         (Some(name), None) => TapSpec::Name(name.to_owned()),
@@ -17,25 +32,32 @@ pub fn net(text: &str) -> Result<NetSpec, OptionError> {
         (None, None) => TapSpec::Create,
     };
     Ok(NetSpec {
+        id: values.text("id").map(str::to_owned),
         tap,
         mac: values.value("mac")?,
         mtu: values.value("mtu")?,
         host_ip: values.value("host-ip")?,
+        rx_rate_limiter: RateLimiterSpec {
+            bandwidth: rate::bandwidth(&values, "rx-bandwidth")?,
+            ops: rate::operations(&values, "rx-pps")?,
+        },
+        tx_rate_limiter: RateLimiterSpec {
+            bandwidth: rate::bandwidth(&values, "tx-bandwidth")?,
+            ops: rate::operations(&values, "tx-pps")?,
+        },
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use cutover_snapshot::spec::MacAddr;
+    use cutover_snapshot::spec::{MacAddr, TokenBucketSpec};
 
     use super::*;
 
     fn plain(tap: TapSpec) -> NetSpec {
         NetSpec {
             tap,
-            mac: None,
-            mtu: None,
-            host_ip: None,
+            ..NetSpec::default()
         }
     }
 
@@ -43,16 +65,28 @@ mod tests {
     fn interfaces_are_read_with_any_of_their_keys() {
         let named = plain(TapSpec::Name("tap0".to_owned()));
         let all = NetSpec {
+            id: Some("uplink".to_owned()),
             mac: Some(MacAddr([2, 0, 0, 0, 0, 0x1f])),
             mtu: Some(9000),
             host_ip: Some("172.16.0.1/24".parse().expect("an address")),
+            rx_rate_limiter: RateLimiterSpec {
+                bandwidth: Some(TokenBucketSpec::per_second(10 << 20)),
+                ops: Some(TokenBucketSpec::per_second(2000)),
+            },
+            tx_rate_limiter: RateLimiterSpec {
+                bandwidth: Some(TokenBucketSpec::per_second(1 << 20)),
+                ops: Some(TokenBucketSpec::per_second(100)),
+            },
             ..named.clone()
         };
         assert_eq!(net(""), Ok(plain(TapSpec::Create)));
         assert_eq!(net("tap=tap0"), Ok(named));
         assert_eq!(net("fd=5"), Ok(plain(TapSpec::Fd(5))));
         assert_eq!(
-            net("tap=tap0,mac=02:00:00:00:00:1f,mtu=9000,host-ip=172.16.0.1/24"),
+            net(
+                "tap=tap0,id=uplink,mac=02:00:00:00:00:1f,mtu=9000,host-ip=172.16.0.1/24,rx-bandwidth=10M,\
+                 tx-bandwidth=1M,rx-pps=2000,tx-pps=100"
+            ),
             Ok(all)
         );
     }
@@ -76,7 +110,8 @@ mod tests {
             ),
             (
                 "tap0",
-                "there is no key 'tap0': it takes tap=…, fd=…, mac=…, mtu=…, host-ip=…",
+                "there is no key 'tap0': it takes tap=…, fd=…, id=…, mac=…, mtu=…, host-ip=…, rx-bandwidth=…, \
+                 tx-bandwidth=…, rx-pps=…, tx-pps=…",
             ),
         ] {
             assert_eq!(net(text).expect_err(text).to_string(), message);

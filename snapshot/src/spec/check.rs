@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{
-    BootSpec, CMDLINE_MAX, CPUS_MAX, DEVICES_MAX, DISK_SERIAL_MAX, DiskSpec, MEMORY_MAX, MEMORY_MIN, MTU_MIN,
+    BootSpec, CMDLINE_MAX, CPUS_MAX, DEVICES_MAX, DISK_SERIAL_MAX, DiskSpec, ID_MAX, MEMORY_MAX, MEMORY_MIN, MTU_MIN,
     MemorySpec, NAME_MAX, NetSpec, SpecError, TAP_NAME_MAX, TapSpec, VmSpec,
 };
 use crate::size::ByteSize;
@@ -27,12 +27,16 @@ impl VmSpec {
         }
         self.memory.check()?;
         self.boot.check()?;
-        let devices = self.disks.len() + self.nets.len() + usize::from(self.rng);
+        let devices = self.disks.len() + self.nets.len() + usize::from(self.rng.is_some());
         if devices > DEVICES_MAX {
             return Err(SpecError::Devices(devices));
         }
         self.disks.iter().try_for_each(DiskSpec::check)?;
         self.nets.iter().try_for_each(NetSpec::check)?;
+        let disk_ids = self.disks.iter().enumerate().map(|(index, disk)| disk.id_at(index));
+        let net_ids = self.nets.iter().enumerate().map(|(index, net)| net.id_at(index));
+        check_ids("disk", disk_ids)?;
+        check_ids("net", net_ids)?;
         no_disk_written_twice(&self.disks)?;
         no_tap_taken_twice(&self.nets)
     }
@@ -93,6 +97,21 @@ impl NetSpec {
     }
 }
 
+/// Ids are unique among devices of a kind, those that are not given included.
+fn check_ids(device: &'static str, ids: impl Iterator<Item = String>) -> Result<(), SpecError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let mut taken = HashSet::new();
+    for id in ids {
+        if !(1..=ID_MAX).contains(&id.len()) || !id.bytes().all(allowed) {
+            return Err(SpecError::Id { device, id });
+        }
+        if !taken.insert(id.clone()) {
+            return Err(SpecError::IdTwice { device, id });
+        }
+    }
+    Ok(())
+}
+
 /// What Linux takes as the name of a network interface; '%' would make it a pattern for a free name.
 fn is_interface_name(name: &str) -> bool {
     let refused = |c: char| c.is_whitespace() || matches!(c, '/' | ':' | '%' | '\0');
@@ -124,7 +143,7 @@ fn no_tap_taken_twice(nets: &[NetSpec]) -> Result<(), SpecError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{BootProtocol, DEFAULT_CMDLINE, DiskIo, SerialSpec};
+    use super::super::{BootProtocol, DEFAULT_CMDLINE, DiskIo, RateLimiterSpec, RngSpec, SerialSpec};
     use super::*;
 
     fn spec() -> VmSpec {
@@ -144,17 +163,19 @@ mod tests {
             },
             disks: Vec::new(),
             nets: Vec::new(),
-            rng: false,
+            rng: None,
             serial: SerialSpec::Stdio,
         }
     }
 
     fn disk(path: &str, readonly: bool) -> DiskSpec {
         DiskSpec {
+            id: None,
             path: path.into(),
             readonly,
             serial: None,
             io: DiskIo::Auto,
+            rate_limiter: RateLimiterSpec::default(),
         }
     }
 
@@ -168,9 +189,7 @@ mod tests {
     fn net(tap: TapSpec) -> NetSpec {
         NetSpec {
             tap,
-            mac: None,
-            mtu: None,
-            host_ip: None,
+            ..NetSpec::default()
         }
     }
 
@@ -259,7 +278,7 @@ mod tests {
         );
         assert_eq!(
             refusal(|vm| {
-                vm.rng = true;
+                vm.rng = Some(RngSpec::default());
                 vm.nets = vec![net(TapSpec::Create); 16];
             }),
             "17 devices (disks, network interfaces, rng) are too many: a VM has interrupt lines for 16"
@@ -292,6 +311,51 @@ mod tests {
         assert_eq!(
             refusal(|vm| vm.nets = vec![net(TapSpec::Fd(-1))]),
             "net: fd: -1 is not a file descriptor"
+        );
+    }
+
+    fn disk_with_id(path: &str, id: &str) -> DiskSpec {
+        DiskSpec {
+            id: Some(id.to_owned()),
+            ..disk(path, false)
+        }
+    }
+
+    #[test]
+    fn a_device_without_an_id_is_called_by_its_kind_and_place() {
+        let disks = [disk_with_id("a", "rootfs"), disk("b", false)];
+        let ids: Vec<_> = (0..).zip(&disks).map(|(index, disk)| disk.id_at(index)).collect();
+        assert_eq!(ids, ["rootfs", "disk1"]);
+        assert_eq!(tap("t0").id_at(3), "net3");
+    }
+
+    #[test]
+    fn what_is_no_id_is_refused_with_the_id() {
+        for id in ["", "a-b", "a b", "é", "../x", &"x".repeat(65)] {
+            assert_eq!(
+                check(|vm| vm.disks = vec![disk_with_id("a", id)]),
+                Err(SpecError::Id {
+                    device: "disk",
+                    id: id.to_owned()
+                })
+            );
+        }
+        check(|vm| vm.disks = vec![disk_with_id("a", &"x".repeat(64))]).expect("longest id");
+    }
+
+    #[test]
+    fn devices_of_a_kind_have_different_ids_also_where_none_is_given() {
+        check(|vm| {
+            vm.disks = vec![disk_with_id("a", "x")];
+            vm.nets = vec![NetSpec {
+                id: Some("x".to_owned()),
+                ..net(TapSpec::Create)
+            }];
+        })
+        .expect("kinds have names of their own");
+        assert_eq!(
+            refusal(|vm| vm.disks = vec![disk_with_id("a", "disk1"), disk("b", false)]),
+            "disk: id: \"disk1\" is that of more than one device; the n-th has diskN if none is given, from 0 on"
         );
     }
 

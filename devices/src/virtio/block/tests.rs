@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use cutover_snapshot::spec::{DiskIo, DiskSpec};
+use cutover_snapshot::spec::{DiskIo, DiskSpec, RateLimiterSpec};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use tempfile::TempDir;
 use virtio_bindings::virtio_blk::*;
@@ -65,10 +65,12 @@ impl Image {
 
 fn spec(path: &Path, io: DiskIo) -> DiskSpec {
     DiskSpec {
+        id: None,
         path: path.to_owned(),
         readonly: false,
         serial: Some("C0FFEE".to_owned()),
         io,
+        rate_limiter: RateLimiterSpec::default(),
     }
 }
 

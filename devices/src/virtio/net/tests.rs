@@ -18,12 +18,7 @@ const TX_DATA: u64 = DATA + 0x10_0000;
 const RX_DATA: u64 = DATA + 0x20_0000;
 
 fn spec() -> NetSpec {
-    NetSpec {
-        tap: TapSpec::Create,
-        mac: None,
-        mtu: None,
-        host_ip: None,
-    }
+    NetSpec::default()
 }
 
 /// A network device and the other end of its cable.
