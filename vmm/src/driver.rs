@@ -255,3 +255,6 @@ impl Drop for Driver {
         self.mailbox.close();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -158,15 +158,24 @@ pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Bac
         .collect();
     // The terminal is put back as it was from wherever the monitor ends, in a panic too.
     let requests = requests.iter().chain([&ioctls::TERMINAL]).copied().flatten();
-    let requests = requests.map(|&request| ioctl(request)).collect::<Result<Vec<_>, _>>()?;
+    let requests = requests
+        .map(|&request| second_argument(request))
+        .collect::<Result<Vec<_>, _>>()?;
     rules.insert(libc::SYS_ioctl, requests);
+    // Debug builds of Rust programs look whether a descriptor is open before they close it.
+    rules
+        .entry(libc::SYS_fcntl)
+        .or_insert(vec![second_argument(libc::F_GETFD.cast_unsigned().into())?]);
     Ok(rules)
 }
 
-fn ioctl(request: u64) -> Result<SeccompRule, BackendError> {
-    const REQUEST_ARGUMENT: u8 = 1;
-    let is_request = SeccompCondition::new(REQUEST_ARGUMENT, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request)?;
-    SeccompRule::new(vec![is_request])
+fn second_argument(value: u64) -> Result<SeccompRule, BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(
+        1,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::Eq,
+        value,
+    )?])
 }
 
 #[cfg(test)]
@@ -186,7 +195,9 @@ mod tests {
                 let allowed = supervisor
                     .get(&call)
                     .unwrap_or_else(|| panic!("{kind:?} may call {call}"));
-                let missing = conditions.iter().find(|condition| !allowed.contains(condition));
+                let missing = conditions
+                    .iter()
+                    .find(|condition| !allowed.is_empty() && !allowed.contains(condition));
                 assert_eq!(missing, None, "{kind:?}, system call {call}");
             }
         }

@@ -1,7 +1,7 @@
 //! Confinement: each kind of thread may make only the system calls it needs.
 //!
-//! A call outside of a thread's list raises `SIGSYS`; the handler names the call and the thread, and ends the process,
-//! because code that was diverted must not go on. [`filters`] holds the lists of calls, [`ioctls`] those of requests.
+//! A call outside of a thread's list raises `SIGSYS`; the handler names the call and ends the process, because code that
+//! was diverted must not go on. [`filters`] holds the lists of calls, [`ioctls`] those of requests.
 
 mod filters;
 mod ioctls;

@@ -1,0 +1,362 @@
+//! The state driver with real VMs, of a few instructions each: any KVM runs them, one that emulates them too. All is
+//! confined as in production, so that a call missing from a filter's list ends the test.
+
+use std::io::Write;
+use std::sync::mpsc::channel;
+use std::thread::JoinHandle;
+
+use cutover_snapshot::size::ByteSize;
+use cutover_snapshot::spec::{BootProtocol, BootSpec, MemorySpec, SerialSpec};
+use tempfile::NamedTempFile;
+
+use super::*;
+use crate::events::Event;
+
+/// Longest wait for something that must happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Halts for good.
+const IDLE: &[u8] = &[
+    0xf4, // hlt
+    0xeb, 0xfd, // jmp to it
+];
+/// Writes to a port that nobody listens at, over and over.
+const BUSY: &[u8] = &[
+    0xe6, 0x80, // out 0x80, al
+    0xeb, 0xfc, // jmp to it
+];
+/// Powers itself off when its power button is pressed, which it sees among the interrupts that the 8259 knows of.
+const OBEDIENT: &[u8] = &[
+    0xb0, 0x0a, // mov al, 0x0a: OCW3, read the requested interrupts
+    0xe6, 0x20, // out 0x20, al
+    0xe4, 0x20, // in al, 0x20
+    0xa8, 0x20, // test al, 1 << EVENT_DEVICE_GSI
+    0x74, 0xf6, // jz to the beginning
+    0x66, 0xba, 0x00, 0x06, // mov dx, POWER_PORT
+    0xb0, 0x34, // mov al, POWER_OFF_VALUE
+    0xee, // out dx, al
+    0xeb, 0xfd, // jmp to it
+];
+/// Resets the machine.
+const RESETTING: &[u8] = &[
+    0x66, 0xba, 0x00, 0x06, // mov dx, POWER_PORT
+    0xb0, 0x01, // mov al, RESET_VALUE
+    0xee, // out dx, al
+    0xeb, 0xfd, // jmp to it
+];
+/// Tells of a panic.
+const PANICKING: &[u8] = &[
+    0x66, 0xba, 0x05, 0x05, // mov dx, PVPANIC_PORT
+    0xb0, 0x01, // mov al, PVPANIC_PANICKED
+    0xee, // out dx, al
+    0xeb, 0xfd, // jmp to it
+];
+
+/// A VM with its state driver on a thread of its own.
+struct RunningVm {
+    vm: Controller,
+    events: EventLog,
+    driver: JoinHandle<Result<Exit, Error>>,
+    kernel: NamedTempFile,
+}
+
+/// Runs `program`; none, with a note, where there is no KVM at all.
+fn run(program: &[u8], managed: bool) -> Option<RunningVm> {
+    if !std::path::Path::new("/dev/kvm").exists() {
+        eprintln!("skipped: this machine has no /dev/kvm");
+        return None;
+    }
+    let kernel = kernel(program);
+    let spec = VmSpec {
+        name: None,
+        cpus: 2,
+        memory: MemorySpec {
+            size: ByteSize::from_mib(32),
+            shared: false,
+            hugepages: false,
+        },
+        boot: BootSpec {
+            kernel: kernel.path().to_owned(),
+            initrd: None,
+            protocol: BootProtocol::Linux,
+            cmdline: String::new(),
+        },
+        disks: Vec::new(),
+        nets: Vec::new(),
+        rng: None,
+        serial: SerialSpec::Null,
+    };
+    let options = Options {
+        managed,
+        ..Options::default()
+    };
+    let events = options.events.clone();
+    let (build, built) = channel();
+    let driver = std::thread::spawn(move || {
+        let vmm = Vmm::build(&spec, &options)?;
+        build.send(vmm.controller()).expect("the test listens");
+        vmm.run()
+    });
+    let vm = built.recv().expect("the VM can be built");
+    Some(RunningVm {
+        vm,
+        events,
+        driver,
+        kernel,
+    })
+}
+
+/// An ELF kernel that is nothing but `program`.
+fn kernel(program: &[u8]) -> NamedTempFile {
+    const ENTRY: u64 = 0x100_0000;
+    const HEADERS_SIZE: u64 = 64 + 56;
+    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
+    image.resize(16, 0);
+    image.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    image.extend([ENTRY, 64, 0].map(u64::to_le_bytes).concat());
+    image.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    image.extend([1, 5].map(u32::to_le_bytes).concat());
+    let size = program.len() as u64;
+    image.extend(
+        [HEADERS_SIZE, ENTRY, ENTRY, size, size, 4]
+            .map(u64::to_le_bytes)
+            .concat(),
+    );
+    image.extend(program);
+    let mut file = NamedTempFile::new().expect("temporary file");
+    file.write_all(&image).expect("temporary file");
+    file
+}
+
+impl RunningVm {
+    /// Waits until what has happened so far is enough, and returns it.
+    fn wait_until(&self, enough: impl Fn(&[EventKind]) -> bool) -> Vec<EventKind> {
+        let (wake, woken) = channel();
+        let _subscription = self.events.subscribe(move || {
+            // The test may have seen enough.
+            let _ = wake.send(());
+        });
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let happened: Vec<_> = self.happened();
+            if enough(&happened) {
+                return happened;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(woken.recv_timeout(left).is_ok(), "not enough: {happened:?}");
+        }
+    }
+
+    fn happened(&self) -> Vec<EventKind> {
+        let events = self.events.since(0).events;
+        events.into_iter().map(|Event { kind, .. }| kind).collect()
+    }
+
+    /// Waits until the VM has been running for the `times`th time, not counting what goes on after a pause.
+    fn wait_until_booted(&self, times: usize) {
+        self.wait_until(|happened| {
+            let booted = happened.iter().filter(|kind| state_of(kind) == Some("built")).count();
+            booted + 1 == times && happened.last().and_then(state_of) == Some("running")
+        });
+    }
+
+    /// Waits for the end of the VM.
+    fn exit(self) -> (Exit, Vec<EventKind>) {
+        let happened = self.wait_until(|happened| {
+            matches!(
+                happened.last(),
+                Some(EventKind::VmEnded { .. } | EventKind::VmFailed { .. })
+            )
+        });
+        let exit = self.driver.join().expect("the state driver does not panic");
+        (exit.unwrap_or_else(|error| panic!("{error}")), happened)
+    }
+}
+
+fn state_of(kind: &EventKind) -> Option<&'static str> {
+    match kind {
+        EventKind::VmState { state } => Some(state.name()),
+        _ => None,
+    }
+}
+
+/// The names of the states a VM went through.
+fn states(happened: &[EventKind]) -> Vec<&'static str> {
+    happened.iter().filter_map(state_of).collect()
+}
+
+fn refusal(result: Result<(), Error>) -> Refusal {
+    match result {
+        Err(Error::Refused(refusal)) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[test]
+fn a_guest_that_ends_itself_ends_the_vm_and_it_is_told_how() {
+    for (program, exit, end) in [
+        (RESETTING, Exit::Reboot, EventKind::GuestReset),
+        (PANICKING, Exit::Panic, EventKind::GuestPanic),
+    ] {
+        let Some(guest) = run(program, false) else { return };
+        let (ended, happened) = guest.exit();
+        assert_eq!(ended, exit);
+        assert_eq!(states(&happened), ["running", "ended"]);
+        assert_eq!(happened[1], end);
+        assert_eq!(happened.last(), Some(&EventKind::VmEnded { exit }));
+    }
+}
+
+#[test]
+fn pauses_and_resumes_in_a_row_lose_nothing() {
+    let Some(guest) = run(BUSY, false) else { return };
+    let written = || guest.vm.stats().expect("stats").vcpus[0].exits.io_out;
+    let mut before = 0;
+    for round in 0..200 {
+        guest.vm.pause().expect("a running VM can be paused");
+        let paused = written();
+        assert_eq!(written(), paused, "a paused guest went on in round {round}");
+        assert!(paused >= before);
+        before = paused;
+        guest.vm.resume().expect("a paused VM can be resumed");
+    }
+    // It still runs.
+    while written() == before {
+        std::thread::yield_now();
+    }
+    guest.vm.destroy().expect("a running VM can be destroyed");
+    let (exit, happened) = guest.exit();
+    assert_eq!(exit, Exit::Ended);
+    assert_eq!(states(&happened).len(), 2 * 200 + 2);
+}
+
+#[test]
+fn statistics_tell_of_a_vm_that_runs_what_it_is() {
+    let Some(guest) = run(BUSY, false) else { return };
+    let first = guest.vm.stats().expect("stats");
+    let later = loop {
+        let later = guest.vm.stats().expect("stats");
+        if later.vcpus[0].exits.io_out > first.vcpus[0].exits.io_out && later.vcpus[0].cpu_time_ns > 0 {
+            break later;
+        }
+    };
+    assert_eq!((later.state, later.boots, later.vcpus.len()), (State::Running, 1, 2));
+    assert_eq!(later.memory.size_bytes, 32 << 20);
+    assert!((1..=32 << 20).contains(&later.memory.resident_bytes));
+    assert!(later.uptime_ns > first.uptime_ns);
+    guest.vm.destroy().expect("a running VM can be destroyed");
+    guest.exit();
+}
+
+#[test]
+fn a_guest_that_obeys_is_shut_down_in_time() {
+    let Some(guest) = run(OBEDIENT, false) else { return };
+    guest.vm.shutdown(PATIENCE).expect("a running VM can be shut down");
+    let (exit, happened) = guest.exit();
+    assert_eq!(exit, Exit::Shutdown);
+    assert_eq!(states(&happened), ["running", "shutting_down", "ended"]);
+    assert!(happened.contains(&EventKind::OperationRequested { operation: "shutdown" }));
+}
+
+#[test]
+fn a_guest_that_does_not_obey_is_ended_by_force_at_the_time_limit() {
+    let Some(guest) = run(IDLE, false) else { return };
+    let limit = Duration::from_millis(50);
+    guest.vm.shutdown(limit).expect("a running VM can be shut down");
+    let (exit, happened) = guest.exit();
+    assert_eq!(exit, Exit::Ended);
+    assert!(matches!(
+        happened[..],
+        [
+            ..,
+            EventKind::OperationForced { .. },
+            EventKind::VmState { state: State::Ended },
+            EventKind::VmEnded { .. }
+        ]
+    ));
+}
+
+#[test]
+fn a_second_operation_is_refused_and_force_is_not() {
+    let Some(guest) = run(IDLE, true) else { return };
+    guest.vm.shutdown(PATIENCE).expect("a running VM can be shut down");
+    for second in [guest.vm.reboot(PATIENCE), guest.vm.cycle(), guest.vm.pause()] {
+        assert!(matches!(refusal(second), Refusal::Busy(_)));
+    }
+    guest.vm.destroy().expect("force is always allowed");
+    assert_eq!(guest.exit().0, Exit::Ended);
+}
+
+#[test]
+fn a_reboot_builds_the_vm_anew_gracefully_or_by_force() {
+    for (program, limit) in [(OBEDIENT, PATIENCE), (IDLE, Duration::from_millis(50))] {
+        let Some(guest) = run(program, true) else { return };
+        for boots in 2..4 {
+            guest.vm.reboot(limit).expect("a running VM can be rebooted");
+            guest.wait_until_booted(boots);
+            let stats = guest.vm.stats().expect("stats");
+            assert_eq!((stats.boots, stats.state), (boots as u64, State::Running));
+        }
+        guest.vm.destroy().expect("a running VM can be destroyed");
+        let (exit, happened) = guest.exit();
+        assert_eq!(exit, Exit::Ended);
+        let round = ["rebooting", "built", "running"];
+        assert_eq!(
+            states(&happened),
+            [&["running"][..], &round, &round, &["ended"]].concat()
+        );
+    }
+}
+
+#[test]
+fn a_vm_is_cycled_from_a_pause_and_runs() {
+    let Some(guest) = run(BUSY, true) else { return };
+    guest.vm.pause().expect("a running VM can be paused");
+    guest.vm.cycle().expect("a paused VM can be cycled");
+    guest.wait_until_booted(2);
+    while guest.vm.stats().expect("stats").vcpus[0].exits.io_out == 0 {
+        std::thread::yield_now();
+    }
+    guest.vm.destroy().expect("a running VM can be destroyed");
+    guest.exit();
+}
+
+#[test]
+fn a_vm_that_cannot_be_built_anew_is_over_and_says_why() {
+    let Some(guest) = run(IDLE, true) else { return };
+    let RunningVm {
+        vm,
+        events,
+        driver,
+        kernel,
+    } = guest;
+    drop(kernel);
+    vm.cycle().expect("a running VM can be cycled");
+    let error = driver.join().expect("no panic").expect_err("the kernel is gone");
+    assert!(matches!(error, Error::BootFile { what: "kernel", .. }), "{error}");
+    let happened = events.since(0).events;
+    let reason = error.to_string();
+    assert_eq!(
+        happened.last().map(|event| &event.kind),
+        Some(&EventKind::VmFailed { reason })
+    );
+    assert_eq!(refusal(vm.pause()), Refusal::Ended);
+}
+
+#[test]
+fn a_vm_that_is_not_managed_is_not_built_anew() {
+    let Some(guest) = run(IDLE, false) else { return };
+    assert_eq!(refusal(guest.vm.cycle()), Refusal::Confined);
+    assert_eq!(refusal(guest.vm.reboot(PATIENCE)), Refusal::Confined);
+    guest.vm.destroy().expect("a running VM can be destroyed");
+    guest.exit();
+}
+
+#[test]
+fn requests_after_the_end_are_refused() {
+    let Some(guest) = run(RESETTING, false) else { return };
+    let vm = guest.vm.clone();
+    guest.exit();
+    assert_eq!(refusal(vm.resume()), Refusal::Ended);
+    assert!(matches!(vm.state(), Err(Error::Refused(Refusal::Ended))));
+}
