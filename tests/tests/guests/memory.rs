@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use cutover_tests::{Guest, PAGE_SIZE, Vm};
+use cutover_tests::{Guest, HugePages, PAGE_SIZE, Vm};
 
 const MIB: u64 = 1 << 20;
 
@@ -67,6 +67,18 @@ fn a_guest_larger_than_the_mmio_gap_uses_memory_above_it_and_the_host_allocates_
         resident < 1024 * MIB,
         "{resident} bytes resident for a 5 GiB guest that uses a few hundred MiB"
     );
+}
+
+#[test]
+fn a_guest_on_huge_pages_takes_its_memory_from_the_hosts_pool() {
+    for arguments in [&["--hugepages"][..], &["--hugepages", "--memory-shared"]] {
+        let _pool = HugePages::reserve(64);
+        let vm = Guest::micro().memory("128M").arguments(arguments).boot();
+        vm.check("head -c 16m /dev/urandom > /tmp/a && cp /tmp/a /tmp/b && cmp /tmp/a /tmp/b");
+        let (huge, small) = (status(&vm, "HugetlbPages"), status(&vm, "VmRSS"));
+        assert!(huge >= 32 * MIB, "{arguments:?}: {huge} bytes of huge pages in use");
+        assert!(small < 16 * MIB, "{arguments:?}: {small} bytes of small pages in use");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A driver may let go of its device at any moment and take it again.
 
-use cutover_tests::{Disk, Guest};
+use cutover_tests::{Disk, Guest, Network};
 
 #[test]
 fn a_disk_whose_driver_is_unbound_under_load_works_when_it_is_bound_again() {
@@ -25,4 +25,25 @@ fn a_disk_whose_driver_is_unbound_under_load_works_when_it_is_bound_again() {
             format!("{}  -\n", disk.sha256(4 << 20))
         );
     }
+}
+
+#[test]
+fn an_interface_whose_driver_is_unbound_under_load_works_when_it_is_bound_again() {
+    let network = Network::new();
+    let vm = Guest::micro().cpus(2).net(&network).boot();
+    let device = vm.check("basename $(readlink -f /sys/class/net/eth0/device)");
+    let device = device.trim();
+    for _ in 0..3 {
+        vm.check(&network.guest_setup());
+        vm.check(&format!("ping -c 3 -i 0.05 {}", network.host()));
+        vm.check(&format!(
+            "ping -i 0.002 -s 1400 {} > /dev/null 2>&1 &
+             until [ $(cat /sys/class/net/eth0/statistics/tx_packets) -gt 50 ]; do :; done
+             cd /sys/bus/virtio/drivers/virtio_net && echo {device} > unbind && echo {device} > bind
+             bound=$?; kill $!; exit $bound",
+            network.host()
+        ));
+    }
+    vm.check(&network.guest_setup());
+    vm.check(&format!("ping -c 3 -i 0.05 {}", network.host()));
 }
