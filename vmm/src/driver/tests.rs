@@ -6,7 +6,9 @@ use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
 use cutover_snapshot::size::ByteSize;
-use cutover_snapshot::spec::{BootProtocol, BootSpec, MemorySpec, SerialSpec};
+use cutover_snapshot::spec::{
+    BootProtocol, BootSpec, DiskIo, DiskSpec, MemorySpec, RateLimiterSpec, RngSpec, SerialSpec,
+};
 use tempfile::NamedTempFile;
 
 use super::*;
@@ -60,14 +62,19 @@ struct RunningVm {
     kernel: NamedTempFile,
 }
 
-/// Runs `program`; none, with a note, where there is no KVM at all.
+/// Runs `program` on a VM without devices but those that every VM has.
 fn run(program: &[u8], managed: bool) -> Option<RunningVm> {
+    run_with(program, managed, |_| {})
+}
+
+/// Runs `program` on what `change` makes of such a VM; none, with a note, where there is no KVM at all.
+fn run_with(program: &[u8], managed: bool, change: impl FnOnce(&mut VmSpec)) -> Option<RunningVm> {
     if !std::path::Path::new("/dev/kvm").exists() {
         eprintln!("skipped: this machine has no /dev/kvm");
         return None;
     }
     let kernel = kernel(program);
-    let spec = VmSpec {
+    let mut spec = VmSpec {
         name: None,
         cpus: 2,
         memory: MemorySpec {
@@ -86,6 +93,7 @@ fn run(program: &[u8], managed: bool) -> Option<RunningVm> {
         rng: None,
         serial: SerialSpec::Null,
     };
+    change(&mut spec);
     let options = Options {
         managed,
         ..Options::default()
@@ -305,6 +313,41 @@ fn a_reboot_builds_the_vm_anew_gracefully_or_by_force() {
             states(&happened),
             [&["running"][..], &round, &round, &["ended"]].concat()
         );
+    }
+}
+
+#[test]
+fn a_vm_with_files_of_every_kind_is_built_anew() {
+    let disks = [1, 2].map(|_| {
+        let disk = NamedTempFile::new().expect("temporary file");
+        disk.as_file().set_len(1 << 20).expect("temporary file");
+        disk
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    for serial in [
+        SerialSpec::Socket(directory.path().join("socket")),
+        SerialSpec::File(directory.path().join("file")),
+        SerialSpec::Pty,
+    ] {
+        let guest = run_with(IDLE, true, |spec| {
+            let disk = |(disk, io): (&NamedTempFile, DiskIo)| DiskSpec {
+                id: None,
+                path: disk.path().to_owned(),
+                readonly: false,
+                serial: None,
+                io,
+                rate_limiter: RateLimiterSpec::default(),
+            };
+            spec.disks = disks.iter().zip([DiskIo::Auto, DiskIo::Threads]).map(disk).collect();
+            spec.rng = Some(RngSpec::default());
+            spec.memory.shared = true;
+            spec.serial = serial;
+        });
+        let Some(guest) = guest else { return };
+        guest.vm.cycle().expect("a running VM can be cycled");
+        guest.wait_until_booted(2);
+        guest.vm.destroy().expect("a running VM can be destroyed");
+        guest.exit();
     }
 }
 

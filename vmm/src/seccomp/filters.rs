@@ -68,34 +68,29 @@ const EVENT_LOOP: &[c_long] = &[
 const CLEAN_UP: &[c_long] = &[libc::SYS_unlink, libc::SYS_unlinkat];
 
 /// What building a VM takes, and opening the files of its devices: memory, threads that confine themselves, eventfds,
-/// epoll, io_uring, taps with their addresses, consoles of every kind, boot files.
+/// epoll, io_uring, taps with their addresses, consoles of every kind, boot files. Some have two names, of which each C
+/// library uses one.
 const BUILD: &[c_long] = &[
     libc::SYS_bind,
     libc::SYS_clone,
     libc::SYS_clone3,
     libc::SYS_connect,
-    libc::SYS_dup,
     libc::SYS_epoll_create1,
     libc::SYS_eventfd2,
+    libc::SYS_fchmodat,
     libc::SYS_flock,
     libc::SYS_fstat,
     libc::SYS_ftruncate,
-    libc::SYS_getsockname,
-    libc::SYS_getsockopt,
     libc::SYS_io_uring_register,
     libc::SYS_io_uring_setup,
     libc::SYS_listen,
     libc::SYS_lseek,
     libc::SYS_memfd_create,
     libc::SYS_newfstatat,
+    libc::SYS_open,
     libc::SYS_openat,
-    libc::SYS_pread64,
     libc::SYS_prctl,
-    libc::SYS_prlimit64,
-    libc::SYS_readlink,
-    libc::SYS_readlinkat,
     libc::SYS_seccomp,
-    libc::SYS_setsockopt,
     libc::SYS_socket,
     libc::SYS_statx,
 ];
@@ -120,6 +115,7 @@ const API: &[c_long] = &[
     libc::SYS_listen,
     libc::SYS_lseek,
     libc::SYS_newfstatat,
+    libc::SYS_open,
     libc::SYS_openat,
     libc::SYS_prctl,
     libc::SYS_recvmsg,
