@@ -16,6 +16,7 @@
 //! As many guests run in parallel as there are test threads.
 
 mod agent;
+mod api;
 pub mod bench;
 pub mod cli;
 mod console;
@@ -30,6 +31,7 @@ mod ssh;
 mod terminal;
 mod vm;
 
+pub use api::{Answer, Api, Connection, Event, Events};
 pub use console::Console;
 pub use disk::Disk;
 pub use environment::{guest_file, poll_until, scratch};
