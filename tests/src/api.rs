@@ -69,14 +69,20 @@ impl Api {
     /// A connection on which nothing was sent yet.
     #[track_caller]
     pub fn connect(&self) -> Connection {
-        let stream = UnixStream::connect(&self.socket)
-            .unwrap_or_else(|error| panic!("cannot connect to {}: {error}", self.socket.display()));
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .expect("a socket takes a time limit");
-        Connection {
+        self.try_connect()
+            .unwrap_or_else(|error| panic!("cannot connect to {}: {error}", self.socket.display()))
+    }
+
+    /// The same, where there may be nobody who listens.
+    ///
+    /// # Errors
+    /// Nobody does.
+    pub fn try_connect(&self) -> std::io::Result<Connection> {
+        let stream = UnixStream::connect(&self.socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Connection {
             stream: BufReader::new(stream),
-        }
+        })
     }
 
     /// Sends a request and waits for its answer.

@@ -5,24 +5,30 @@
 //!
 //! A bench is a list of [`Contestant`]s; how often and in which order they are measured is the same for all benches.
 
+mod api;
 mod block;
 mod boot;
 mod net;
 mod peers;
 mod resident;
+mod stage;
 mod tools;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
+
+use self::stage::Stage;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bench {
     /// Time from exec to user space, and memory beyond the guest's.
     Boot,
+    /// Time until the API answers, to pause and to resume, and memory with the API.
+    Api,
     /// Throughput of a disk.
     Block,
     /// Throughput of a network interface.
@@ -77,8 +83,12 @@ struct Contestant<'a> {
 pub fn run(bench: Bench, options: &Options, out: &mut impl Write) -> Result<()> {
     match bench {
         Bench::Boot => {
-            let stage = boot::Stage::new(options.firecracker.as_deref())?;
-            take_turns(&stage.contestants(), options.turns, out)
+            let stage = Stage::new(options.firecracker.as_deref())?;
+            take_turns(&boot::contestants(&stage), options.turns, out)
+        }
+        Bench::Api => {
+            let stage = Stage::new(options.firecracker.as_deref())?;
+            take_turns(&api::contestants(&stage), options.turns, out)
         }
         Bench::Block => take_turns(&block::contestants(), options.turns, out),
         Bench::Net => take_turns(&net::contestants(), options.turns, out),
@@ -139,9 +149,35 @@ fn in_words(values: &[(&'static str, f64)]) -> String {
     words.join(", ")
 }
 
+/// Reads up to and including `marker`.
+fn read_until(console: &mut impl Read, marker: &str) -> Result<()> {
+    let mut seen = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let length = console.read(&mut buffer).context("cannot read the console")?;
+        if length == 0 {
+            bail!(
+                "the console ended before '{marker}', after: {}",
+                String::from_utf8_lossy(&seen)
+            );
+        }
+        seen.extend_from_slice(&buffer[..length]);
+        if seen.windows(marker.len()).any(|window| window == marker.as_bytes()) {
+            return Ok(());
+        }
+    }
+}
+
+fn mib(bytes: u64) -> f64 {
+    // Exact up to 2^53 bytes.
+    bytes as f64 / f64::from(1 << 20)
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
+
+    use cutover_guest::USER_SPACE_MARKER;
 
     use super::*;
 
@@ -179,5 +215,13 @@ mod tests {
     fn a_contestant_can_be_measured_alone() {
         assert_eq!(written(Turns::Only(1)), (line("b", "2.5"), vec!["b"]));
         assert_eq!(written(Turns::Only(2)), (String::new(), vec![]));
+    }
+
+    #[test]
+    fn the_marker_is_found_in_pieces_and_its_absence_is_an_error() {
+        let mut pieces = b"noise guest: us".chain(&b"er space\nmore"[..]);
+        read_until(&mut pieces, USER_SPACE_MARKER).unwrap();
+        let error = read_until(&mut &b"Kernel panic"[..], USER_SPACE_MARKER).unwrap_err();
+        assert!(error.to_string().contains("Kernel panic"), "{error}");
     }
 }
