@@ -1,0 +1,121 @@
+//! The API as orchestrators see it: how soon it answers, what pausing and resuming take, and what it costs in memory.
+//!
+//! Both contestants are told the same over the same API, that of Firecracker.
+
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use cutover_guest::USER_SPACE_MARKER;
+use rustix::fs::inotify;
+use serde_json::{Value, json};
+
+use super::peers::CMDLINE;
+use super::resident::Resident;
+use super::stage::Stage;
+use super::{Contestant, Values, mib, read_until};
+use crate::{Api, Connection, Monitor, scratch};
+
+const MEMORY_MIB: u32 = 128;
+
+/// Times the guest is paused and resumed; the median counts.
+const PAUSES: usize = 21;
+
+/// Cutover, and Firecracker if it was given.
+pub fn contestants(stage: &Stage) -> Vec<Contestant<'_>> {
+    let mut contestants = vec![Contestant {
+        name: "Cutover",
+        measure: Box::new(|| measure(stage, &stage.cutover, &["vmm"])),
+    }];
+    if let Some(program) = &stage.firecracker {
+        contestants.push(Contestant {
+            name: "Firecracker",
+            // Builds for glibc have no filters.
+            measure: Box::new(|| measure(stage, program, &["--no-seccomp"])),
+        });
+    }
+    contestants
+}
+
+fn measure(stage: &Stage, program: &Path, arguments: &[&str]) -> Result<Values> {
+    let directory = scratch();
+    let socket = directory.path().join("api");
+    let mut command = Command::new(program);
+    command.args(arguments).arg("--api-sock").arg(&socket);
+
+    let birth = Birth::watch(directory.path())?;
+    let start = Instant::now();
+    let monitor = Monitor::start(command);
+    birth.wait()?;
+    let mut connection = connect(&Api::new(&socket));
+    connection.request("GET", "/", None).success();
+    let up = start.elapsed();
+
+    let put = |path: &str, body: Value| {
+        Api::new(&socket).put(path, &body);
+    };
+    put(
+        "/boot-source",
+        json!({ "kernel_image_path": stage.kernel, "initrd_path": stage.initrd, "boot_args": CMDLINE }),
+    );
+    put(
+        "/machine-config",
+        json!({ "vcpu_count": 1, "mem_size_mib": MEMORY_MIB }),
+    );
+    put("/actions", json!({ "action_type": "InstanceStart" }));
+    let (mut console, _input) = monitor.take_pipes().context("a monitor is started with pipes")?;
+    read_until(&mut console, USER_SPACE_MARKER)?;
+    let resident = Resident::of(&monitor, u64::from(MEMORY_MIB) << 20)?;
+
+    let mut switch = |state: &str| {
+        let start = Instant::now();
+        let body = json!({ "state": state });
+        connection.request("PATCH", "/vm", Some(&body)).success();
+        start.elapsed()
+    };
+    let (pauses, resumes) = (0..PAUSES).map(|_| (switch("Paused"), switch("Resumed"))).unzip();
+    Ok(vec![
+        ("api_up_ms", milliseconds(up)),
+        ("pause_ms", milliseconds(median(pauses))),
+        ("resume_ms", milliseconds(median(resumes))),
+        ("overhead_mib", mib(resident.overhead)),
+    ])
+}
+
+/// A socket that has a name is about to listen.
+fn connect(api: &Api) -> Connection {
+    loop {
+        if let Ok(connection) = api.try_connect() {
+            return connection;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Waits for the first file in a directory without spending instructions on looking for it.
+struct Birth(rustix::fd::OwnedFd);
+
+impl Birth {
+    fn watch(directory: &Path) -> Result<Self> {
+        let inotify = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+        inotify::add_watch(&inotify, directory, inotify::WatchFlags::CREATE)?;
+        Ok(Self(inotify))
+    }
+
+    fn wait(self) -> Result<()> {
+        let mut buffer = [MaybeUninit::uninit(); 512];
+        inotify::Reader::new(self.0, &mut buffer).next()?;
+        Ok(())
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
