@@ -1,5 +1,7 @@
 //! The KVM side of a VM: `/dev/kvm`, the VM's file descriptor, memory slots, the in-kernel interrupt controllers.
 
+use std::sync::Arc;
+
 use cutover_devices::GuestMemory;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
@@ -13,15 +15,24 @@ use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 /// A VM as KVM knows it, without vCPUs.
 pub struct KvmVm {
     /// The VM's file descriptor.
-    pub fd: VmFd,
-    /// Kept mapped for as long as KVM may access it.
-    _memory: GuestMemory,
+    pub fd: Arc<VmFd>,
+    /// The guest's RAM, kept mapped for as long as KVM may access it.
+    pub memory_slots: MemorySlots,
     /// What CPUs may show a guest on this host.
     pub supported_cpuid: CpuId,
     /// Most vCPUs KVM allows.
     pub cpus_max: usize,
     /// Whether the local APIC's timer has the TSC-deadline mode.
     pub tsc_deadline: bool,
+}
+
+/// A guest's RAM as KVM knows it: one memory slot per region, numbered in the order of their addresses.
+#[derive(Clone)]
+pub struct MemorySlots {
+    /// The VM's file descriptor.
+    pub vm: Arc<VmFd>,
+    /// What the slots map.
+    pub memory: GuestMemory,
 }
 
 impl KvmVm {
@@ -39,8 +50,8 @@ impl KvmVm {
         let supported_cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("list the CPU features it supports"))?;
-        let fd = kvm.create_vm().map_err(Error::kvm("create a VM"))?;
-        map_memory(&fd, memory)?;
+        let fd = Arc::new(kvm.create_vm().map_err(Error::kvm("create a VM"))?);
+        let memory_slots = MemorySlots::map(fd.clone(), memory.clone())?;
         // These two come before the first vCPU; AMD hosts ignore them.
         fd.set_identity_map_address(KVM_IDENTITY_MAP)
             .map_err(Error::kvm("place its identity map page"))?;
@@ -55,7 +66,7 @@ impl KvmVm {
         .map_err(Error::kvm("create the interval timer"))?;
         Ok(Self {
             fd,
-            _memory: memory.clone(),
+            memory_slots,
             supported_cpuid,
             cpus_max: kvm.get_max_vcpus(),
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
@@ -83,21 +94,33 @@ impl KvmVm {
     }
 }
 
-/// Makes `memory` the guest's RAM: one memory slot per region, numbered in the order of their addresses.
-fn map_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), Error> {
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let slot = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the range is mapped for as long as `memory` lives, of which the `KvmVm` keeps a clone; the regions of
-        // one GuestMemory do not overlap.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(Error::kvm("map guest memory"))?;
+impl MemorySlots {
+    /// Makes `memory` the RAM of the guest of `vm`, which had none.
+    fn map(vm: Arc<VmFd>, memory: GuestMemory) -> Result<Self, Error> {
+        let slots = Self { vm, memory };
+        slots.set_flags(0)?;
+        Ok(slots)
     }
-    Ok(())
+
+    /// Gives every slot `flags`, which are `KVM_MEM_…`, instead of those it has.
+    ///
+    /// # Errors
+    /// KVM refused; some slots may have the new flags.
+    pub fn set_flags(&self, flags: u32) -> Result<(), Error> {
+        for (slot, region) in (0..).zip(self.memory.iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the range is mapped for as long as `self.memory` lives, of which the `KvmVm` keeps a clone; the
+            // regions of one GuestMemory do not overlap.
+            unsafe { self.vm.set_user_memory_region(slot) }.map_err(Error::kvm("map guest memory"))?;
+        }
+        Ok(())
+    }
 }
 
 /// Opens `/dev/kvm` and checks its version.

@@ -13,6 +13,7 @@ mod boot;
 mod control;
 mod cpu;
 mod device_manager;
+pub mod dirty;
 mod driver;
 mod error;
 pub mod events;
@@ -24,6 +25,8 @@ mod machine;
 mod memory;
 pub mod seccomp;
 pub mod stats;
+#[cfg(test)]
+mod testing;
 
 pub use control::{COMMANDS_MAX, Command, Controller, Reply};
 pub use driver::{Options, Vmm};

@@ -248,6 +248,7 @@ mod tests {
     use std::io::Write;
 
     use proptest::prelude::*;
+    use vm_memory::bitmap::Bitmap;
 
     use super::*;
     use crate::layout::{BOOT_PARAMS, PVH_START_INFO};
@@ -387,6 +388,27 @@ mod tests {
             (at(map + 48), at(map + 56)),
             (HIGH_RAM_START, (64 << 20) - HIGH_RAM_START)
         );
+    }
+
+    #[test]
+    fn every_page_that_is_loaded_is_marked_dirty() {
+        for kernel in [elf(true), elf(false), bz_image()] {
+            let memory = memory(64);
+            boot(&kernel, Some(&[1; 3 << 12]), &memory).expect("boots");
+            let region = memory.iter().next().expect("one region");
+            let mut page = [0; 4096];
+            let loaded = (0..region.len()).step_by(page.len()).filter(|&address| {
+                memory.read_slice(&mut page, GuestAddress(address)).expect("in memory");
+                page != [0; 4096]
+            });
+            let loaded: Vec<u64> = loaded.collect();
+            assert!(
+                loaded.contains(&CMDLINE) && loaded.contains(&((64 << 20) - 4096)),
+                "{loaded:x?}"
+            );
+            let unmarked = |address: &&u64| !region.bitmap().dirty_at(usize::try_from(**address).expect("small"));
+            assert_eq!(loaded.iter().find(unmarked), None);
+        }
     }
 
     #[test]
