@@ -19,6 +19,8 @@ pub use queue::ServedQueue;
 
 pub mod block;
 mod buffers;
+#[cfg(test)]
+mod dirty_pages;
 mod error;
 #[cfg(test)]
 mod hostile_rings;

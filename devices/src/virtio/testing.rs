@@ -27,7 +27,8 @@ pub const DATA: u64 = 0x1_0000;
 pub const LOW_SIZE: usize = 0x40_0000;
 /// A second region of guest memory.
 pub const HIGH_START: u64 = 0x1000_0000;
-const HIGH_SIZE: usize = 0x1_0000;
+/// Its size.
+pub const HIGH_SIZE: usize = 0x1_0000;
 /// Bytes before and behind each region that nobody may change.
 const FENCE: usize = 0x1_0000;
 const FENCE_BYTE: u8 = 0xfe;

@@ -20,6 +20,7 @@ fn unconfined() -> OnThread {
     std::sync::Arc::new(|| {})
 }
 
+mod dirty_pages;
 mod refusals;
 
 const ENGINES: [DiskIo; 2] = [DiskIo::IoUring, DiskIo::Threads];

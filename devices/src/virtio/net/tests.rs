@@ -11,6 +11,8 @@ use super::*;
 use crate::virtio::hostile_rings::survives_hostile_rings;
 use crate::virtio::testing::{DATA, Guest, HIGH_START, Piece, QUEUE_SIZE, wait_readable};
 
+mod dirty_pages;
+
 const RX: usize = 0;
 const TX: usize = 1;
 const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
