@@ -8,6 +8,7 @@
 //! A reboot or cycle tears the [`Machine`] down and builds the next one of the same spec; for everyone else the VM stays
 //! the same.
 
+use std::ffi::CString;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -103,6 +104,9 @@ impl Vmm {
     /// The monitor, not the guest, could not go on.
     pub fn run(self) -> Result<Exit, Error> {
         let Self { machine, mut driver } = self;
+        if let Some(name) = &driver.spec.name {
+            show_name(name);
+        }
         if driver.options.seccomp {
             seccomp::confine(if driver.options.managed {
                 ThreadKind::Supervisor
@@ -119,6 +123,14 @@ impl Vmm {
             },
         });
         exit
+    }
+}
+
+/// Has tools such as top(1) show whose process this is; they show 15 bytes.
+fn show_name(name: &str) {
+    if let Ok(title) = CString::new(format!("cutover:{name}")) {
+        // Nothing depends on it.
+        let _ = rustix::thread::set_name(&title);
     }
 }
 
