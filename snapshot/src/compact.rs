@@ -1,0 +1,128 @@
+//! Compaction: deleting snapshots that no chain needs, and what interrupted writers left.
+
+use std::cmp::Reverse;
+use std::collections::HashSet;
+use std::iter;
+
+use rustix::fs::FlockOperation;
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::store::{DELETED, PARTIAL, Snapshot, Store};
+
+/// Which snapshots are to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// These, on which no others are built.
+    Delete(Vec<String>),
+    /// All but these and those they are built on.
+    KeepOnly(Vec<String>),
+    /// None: only what interrupted writers left.
+    Leftovers,
+}
+
+/// What was, or would be, deleted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compaction {
+    /// Names of snapshots, in the order in which they go: none before those built on it.
+    pub snapshots: Vec<String>,
+    /// Directories that interrupted writers left.
+    pub leftovers: Vec<String>,
+    /// Bytes of the snapshots' files.
+    pub bytes: u64,
+}
+
+/// Deletes what `selection` says; if `rehearse` is set, only tells what that would be.
+///
+/// A crash part of the way leaves a store with fewer snapshots, each of them with all it is built on.
+///
+/// # Errors
+/// A snapshot to be deleted is needed, one that is named is not there, a manifest is damaged (so that it is not known
+/// what that snapshot needs), someone writes to the store, or files cannot be deleted.
+pub fn compact(store: &Store, selection: &Selection, rehearse: bool) -> Result<Compaction, Error> {
+    let _lock = store.lock(FlockOperation::NonBlockingLockExclusive)?;
+    let family = Family(store.list()?);
+    let doomed = match selection {
+        Selection::Delete(names) => family.delete(store, names)?,
+        Selection::KeepOnly(names) => family.all_but(store, names)?,
+        Selection::Leftovers => Vec::new(),
+    };
+    // No writer is at work, so whatever is partial stays so.
+    let leftovers = store.names(|name| name.starts_with(PARTIAL) || name.starts_with(DELETED))?;
+    if !rehearse {
+        for snapshot in &doomed {
+            store.remove(&snapshot.path, snapshot.id())?;
+        }
+        for name in &leftovers {
+            let path = store.dir().join(name);
+            let removed = store.files.remove_dir_all(&path);
+            removed.map_err(Error::io("remove it", &path))?;
+        }
+    }
+    let size = |snapshot: &&Snapshot| -> u64 {
+        let files = snapshot.sealed.manifest.files();
+        files.map(|(_, bytes)| bytes).sum()
+    };
+    Ok(Compaction {
+        snapshots: doomed.iter().map(|snapshot| snapshot.name.clone()).collect(),
+        leftovers,
+        bytes: doomed.iter().map(size).sum(),
+    })
+}
+
+/// The snapshots of a store and who is built on whom. Two can have one id: a directory and its copy.
+struct Family(Vec<Snapshot>);
+
+impl Family {
+    fn parent(&self, snapshot: &Snapshot) -> Option<&Snapshot> {
+        let parent = snapshot.sealed.manifest.parent.as_ref()?;
+        self.0.iter().find(|other| other.id() == parent.id)
+    }
+
+    /// The snapshot and all it is built on; parents that go round in a circle are each there once.
+    fn chain<'a>(&'a self, snapshot: &'a Snapshot) -> Vec<&'a Snapshot> {
+        let mut seen = HashSet::new();
+        iter::successors(Some(snapshot), |snapshot| self.parent(snapshot))
+            .take_while(|snapshot| seen.insert(snapshot.id()))
+            .collect()
+    }
+
+    fn named(&self, store: &Store, names: &[String]) -> Result<Vec<&Snapshot>, Error> {
+        let find = |name: &String| {
+            let found = self.0.iter().find(|snapshot| snapshot.name == *name);
+            found.ok_or_else(|| Error::Absent(store.dir().join(name)))
+        };
+        names.iter().map(find).collect()
+    }
+
+    /// The snapshots with these names, if no other is built on one of them.
+    fn delete(&self, store: &Store, names: &[String]) -> Result<Vec<&Snapshot>, Error> {
+        let doomed = self.named(store, names)?;
+        for child in self.0.iter().filter(|snapshot| !names.contains(&snapshot.name)) {
+            let parent = child.sealed.manifest.parent.as_ref();
+            let needed = parent.and_then(|parent| doomed.iter().find(|snapshot| snapshot.id() == parent.id));
+            if let Some(needed) = needed {
+                return Err(Error::Needed {
+                    path: needed.path.clone(),
+                    by: child.name.clone(),
+                });
+            }
+        }
+        Ok(self.children_first(|snapshot| names.contains(&snapshot.name)))
+    }
+
+    /// All snapshots but those with these names and those they are built on.
+    fn all_but(&self, store: &Store, names: &[String]) -> Result<Vec<&Snapshot>, Error> {
+        let kept = self.named(store, names)?;
+        let needed = kept.into_iter().flat_map(|snapshot| self.chain(snapshot));
+        let needed: HashSet<Uuid> = needed.map(Snapshot::id).collect();
+        Ok(self.children_first(|snapshot| !needed.contains(&snapshot.id())))
+    }
+
+    /// The snapshots that `wanted` wants, none before those built on it.
+    fn children_first(&self, wanted: impl Fn(&Snapshot) -> bool) -> Vec<&Snapshot> {
+        let mut snapshots: Vec<&Snapshot> = self.0.iter().filter(|snapshot| wanted(snapshot)).collect();
+        snapshots.sort_by_cached_key(|snapshot| (Reverse(self.chain(snapshot).len()), snapshot.name.clone()));
+        snapshots
+    }
+}

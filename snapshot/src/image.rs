@@ -1,0 +1,194 @@
+//! Images: arrays of pages (guest memory, a disk), of which each snapshot of a chain stores some.
+//!
+//! ```text
+//!  file NAME.pages:   [ chunk ][ chunk ]  …  [ index ]        written by [`ImageWriter`]
+//!                          ▲                     │
+//!                          └── offset, checksum ─┘
+//!  chain, newest first:  3 │   a           b     │
+//!                        2 │         c     d     │  ── PageMap ──►  Image: every page's newest place
+//!                        1 │ e f g h i j k l m n │                    └─ Reader: verified pages
+//! ```
+//!
+//! A chunk is the unit of reading: a few pages, checksummed together, possibly compressed. Zero pages are not stored.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+use crate::manifest::{Base, ImageEntry};
+use index::{Chunk, Index};
+use map::{Extent, PageMap, Place};
+
+mod index;
+mod map;
+mod reader;
+mod source;
+mod writer;
+
+pub use index::{CHUNK_BYTES_MAX, INDEX_BYTES_MAX};
+pub(crate) use reader::ChunkReader;
+pub use reader::{Found, Reader};
+pub use source::{PageSource, Pages, Progress, Scan};
+pub use writer::{CHUNK_BYTES, ImageWriter, Layout, Shape};
+
+/// Least bytes of a page.
+pub const PAGE_BYTES_MIN: u32 = 4 << 10;
+/// Most bytes of a page: what the writer puts into one chunk.
+pub const PAGE_BYTES_MAX: u32 = writer::CHUNK_BYTES;
+/// Most bytes of an image: 64 TiB, more than any guest's memory or disk here.
+pub const IMAGE_BYTES_MAX: u64 = 64 << 40;
+/// Most bytes of an image's file before the index: every page, and padding.
+pub const DATA_BYTES_MAX: u64 = 2 * IMAGE_BYTES_MAX;
+
+/// Checks the size of pages and image; the error is the reason.
+pub(crate) fn check_shape(page_bytes: u32, pages: u64) -> Result<(), String> {
+    if !page_bytes.is_power_of_two() || !(PAGE_BYTES_MIN..=PAGE_BYTES_MAX).contains(&page_bytes) {
+        return Err(format!(
+            "pages of {page_bytes} bytes: a page has a power of two from {PAGE_BYTES_MIN} to {PAGE_BYTES_MAX}"
+        ));
+    }
+    if pages > IMAGE_BYTES_MAX / u64::from(page_bytes) {
+        return Err(format!("{pages} pages are too many"));
+    }
+    Ok(())
+}
+
+/// An image as the newest snapshot of a chain sees it. Its pages come through a [`Reader`].
+#[derive(Debug)]
+pub struct Image {
+    page_bytes: u32,
+    pages: u64,
+    /// Newest first.
+    layers: Vec<Layer>,
+    map: PageMap,
+}
+
+impl Image {
+    /// Puts together what the snapshots in the directories of `layers` (newest first, down to the one that is
+    /// complete) store of an image.
+    pub(crate) fn open(layers: &[(&Path, &ImageEntry)]) -> Result<Self, Error> {
+        let mut map = PageMap::default();
+        let mut opened = Vec::with_capacity(layers.len());
+        let (newest_dir, newest) = layers.first().expect("a chain has a newest snapshot");
+        let mut visible = newest.pages;
+        for (number, (dir, entry)) in (0..).zip(layers) {
+            if entry.page_bytes != newest.page_bytes {
+                let reason = format!(
+                    "has pages of {} bytes, but {} of {}",
+                    entry.page_bytes,
+                    newest_dir.join(newest.file()).display(),
+                    newest.page_bytes
+                );
+                return Err(Error::invalid(&dir.join(entry.file()), reason));
+            }
+            let (layer, extents) = Layer::open(dir, entry, number)?;
+            // What a shorter image once cut off does not come back when the image grows again.
+            visible = visible.min(entry.pages);
+            map.put_below(extents, visible);
+            opened.push(layer);
+        }
+        Ok(Self {
+            page_bytes: newest.page_bytes,
+            pages: newest.pages,
+            layers: opened,
+            map,
+        })
+    }
+
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> u32 {
+        self.page_bytes
+    }
+
+    /// Number of pages.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Something to read pages with; each thread has its own.
+    ///
+    /// # Errors
+    /// There is no memory for a decompressor.
+    pub fn reader(&self) -> Result<Reader<'_>, Error> {
+        Reader::new(self)
+    }
+
+    /// The file in which page *n* lies at *n* times the size of a page, pages that are not stored being holes: the
+    /// file of a snapshot that is complete in itself and was written flat. Who maps it forgoes the checksums.
+    pub fn flat_file(&self) -> Option<&File> {
+        match self.layers.as_slice() {
+            [layer] if layer.flat => Some(&layer.file),
+            _ => None,
+        }
+    }
+
+    fn layer(&self, number: u32) -> &Layer {
+        &self.layers[number as usize]
+    }
+}
+
+/// What one snapshot stores of an image.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    path: PathBuf,
+    file: File,
+    page_bytes: u32,
+    chunks: Vec<Chunk>,
+    /// Complete in itself, and each page at its own place.
+    flat: bool,
+}
+
+impl Layer {
+    /// Opens the file of an image, the `number`th of its chain, reads and verifies the index; with it come the pages
+    /// it stores, in order.
+    pub(crate) fn open(dir: &Path, entry: &ImageEntry, number: u32) -> Result<(Self, Vec<Extent>), Error> {
+        let path = dir.join(entry.file());
+        let file = File::open(&path).map_err(Error::io("open it", &path))?;
+        let index = Index::read(&path, &file, entry)?;
+        let extents = index
+            .extents(entry, number)
+            .map_err(|what| Error::damaged(&path, entry.data_bytes, format!("index: {what}")))?;
+        let page_bytes = entry.page_bytes;
+        let in_place = |extent: &Extent| match extent.place {
+            Place::Zero => true,
+            Place::Stored { chunk, .. } => index.chunks[chunk as usize].is_at(extent.first, page_bytes),
+        };
+        // The file is as long as the image even if the last pages are zero: what maps it finds them.
+        let flat = entry.base == Base::Zero
+            && entry.data_bytes == entry.pages * u64::from(page_bytes)
+            && extents.iter().all(in_place);
+        let layer = Self {
+            path,
+            file,
+            page_bytes,
+            chunks: index.chunks,
+            flat,
+        };
+        Ok((layer, extents))
+    }
+
+    /// Bytes of a page.
+    pub(crate) fn page_bytes(&self) -> u32 {
+        self.page_bytes
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The chunks, in the order of the index.
+    pub(crate) fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
+    /// Whether each page is at its own place, see [`Image::flat_file`].
+    pub(crate) fn is_flat(&self) -> bool {
+        self.flat
+    }
+
+    /// Fills `buffer` from `offset` on.
+    pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+        index::read_at(&self.path, &self.file, buffer, offset)
+    }
+}

@@ -1,0 +1,212 @@
+//! The index of an image's file: where each chunk lies, and which pages are in it. Bytes from a file, so hostile.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::map::{Extent, Place};
+use crate::checksum::Checksum;
+use crate::error::{Error, SectionError};
+use crate::manifest::{ImageEntry, IndexEntry};
+use crate::section::{Payload, Section};
+
+/// Most bytes of a chunk's pages.
+pub const CHUNK_BYTES_MAX: u32 = 1 << 20;
+/// Most bytes of an index. One of a 4 TiB guest that is full of data has about 400 MiB.
+pub const INDEX_BYTES_MAX: u64 = 1 << 30;
+
+/// What an image's file holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Index {
+    /// In the order they were written.
+    pub chunks: Vec<Chunk>,
+    /// The pages of the chunks, those of the first chunk first.
+    pub runs: Vec<Run>,
+}
+
+/// Pages that were written, checksummed and perhaps compressed together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Chunk {
+    /// How the pages are stored.
+    pub encoding: Encoding,
+    /// Where in the file.
+    pub offset: u64,
+    /// How many bytes of the file.
+    pub stored_bytes: u32,
+    /// Of these bytes.
+    pub checksum: Checksum,
+    /// Number of pages.
+    pub pages: u64,
+    /// Number of runs these pages make.
+    pub runs: u32,
+}
+
+/// How the pages of a chunk are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Encoding {
+    /// Not at all: they are zero.
+    Zero,
+    /// As they are.
+    Raw,
+    /// As one zstd frame.
+    Zstd,
+}
+
+/// Pages that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Run {
+    /// Number of the first page.
+    pub first: u64,
+    /// How many.
+    pub count: u64,
+}
+
+impl Section for Index {
+    const VERSION: u16 = 1;
+
+    fn read(payload: &Payload<'_>) -> Result<Self, SectionError> {
+        match payload.version {
+            1 => payload.decode(),
+            _ => Err(payload.unknown_version::<Self>()),
+        }
+    }
+}
+
+impl Chunk {
+    /// Whether this is plain data at the very place that page `first` has in an image without gaps.
+    pub fn is_at(&self, first: u64, page_bytes: u32) -> bool {
+        self.encoding == Encoding::Raw && self.runs == 1 && self.offset == first * u64::from(page_bytes)
+    }
+
+    /// Checks that the chunk can be what it says.
+    fn check(&self, entry: &ImageEntry) -> Result<(), String> {
+        let Self { offset, pages, .. } = *self;
+        let stored = u64::from(self.stored_bytes);
+        if self.encoding == Encoding::Zero {
+            return if stored == 0 {
+                Ok(())
+            } else {
+                Err("zero pages that take room".to_owned())
+            };
+        }
+        let bytes = pages
+            .checked_mul(u64::from(entry.page_bytes))
+            .filter(|bytes| *bytes > 0 && *bytes <= u64::from(CHUNK_BYTES_MAX))
+            .ok_or_else(|| format!("a chunk of {pages} pages"))?;
+        let fits = match self.encoding {
+            Encoding::Raw => stored == bytes,
+            _ => stored > 0 && stored < bytes,
+        };
+        if !fits {
+            return Err(format!("a chunk of {pages} pages in {stored} bytes"));
+        }
+        match offset.checked_add(stored) {
+            Some(end) if end <= entry.data_bytes => Ok(()),
+            _ => Err(format!(
+                "a chunk of {stored} bytes at {offset}, past the end of all chunks"
+            )),
+        }
+    }
+}
+
+impl Index {
+    /// Reads and verifies the index at the end of `file`.
+    pub fn read(path: &Path, file: &File, entry: &ImageEntry) -> Result<Self, Error> {
+        let IndexEntry {
+            version,
+            bytes,
+            checksum,
+        } = entry.index;
+        // The manifest's check has bounded it, and the chain has compared it with the file's length.
+        let mut encoded = vec![0; usize::try_from(bytes).expect("at most INDEX_BYTES_MAX")];
+        read_at(path, file, &mut encoded, entry.data_bytes)?;
+        if Checksum::of(&encoded) != checksum {
+            return Err(Error::damaged(
+                path,
+                entry.data_bytes,
+                "the index does not have its checksum",
+            ));
+        }
+        Section::read(&Payload {
+            version,
+            bytes: &encoded,
+        })
+        .map_err(|source| Error::Section {
+            path: path.to_owned(),
+            name: "index".to_owned(),
+            source,
+        })
+    }
+
+    /// The pages of the image, in order, as layer `layer` of a chain; the error says what cannot be.
+    pub fn extents(&self, entry: &ImageEntry, layer: u32) -> Result<Vec<Extent>, String> {
+        let mut extents = Vec::with_capacity(self.runs.len());
+        let mut runs = self.runs.iter();
+        let (mut stored_pages, mut zero_pages) = (0, 0);
+        for (number, chunk) in (0..).zip(&self.chunks) {
+            chunk.check(entry)?;
+            let mut slot = 0;
+            for _ in 0..chunk.runs {
+                let Run { first, count } = *runs.next().ok_or("fewer pages than the chunks have")?;
+                let end = first.checked_add(count).filter(|end| count > 0 && *end <= entry.pages);
+                if end.is_none() {
+                    return Err(format!("{count} pages from {first} of an image of {}", entry.pages));
+                }
+                let place = match chunk.encoding {
+                    Encoding::Zero => Place::Zero,
+                    _ => Place::Stored {
+                        layer,
+                        chunk: number,
+                        slot,
+                    },
+                };
+                extents.push(Extent { first, count, place });
+                // Each count is at most the pages of an image; so is each sum that the checks below let pass.
+                slot = slot.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+            }
+            check_pages(chunk, &extents[extents.len() - chunk.runs as usize..])?;
+            match chunk.encoding {
+                Encoding::Zero => zero_pages = chunk.pages.saturating_add(zero_pages),
+                _ => stored_pages = chunk.pages.saturating_add(stored_pages),
+            }
+        }
+        if runs.next().is_some() {
+            return Err("more pages than the chunks have".to_owned());
+        }
+        extents.sort_unstable_by_key(|extent| extent.first);
+        for pair in extents.windows(2) {
+            if pair[0].end() > pair[1].first {
+                return Err(format!("page {} is there twice", pair[1].first));
+            }
+        }
+        if (stored_pages, zero_pages) != (entry.stored_pages, entry.zero_pages) {
+            return Err(format!(
+                "{stored_pages} pages and {zero_pages} zero ones, which is not what the manifest says"
+            ));
+        }
+        Ok(extents)
+    }
+}
+
+/// Fills `buffer` from `offset` of `file` on.
+pub(crate) fn read_at(path: &Path, file: &File, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+    match file.read_exact_at(buffer, offset) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(Error::damaged(path, offset, "the file ends early"))
+        }
+        other => other.map_err(Error::io("read it", path)),
+    }
+}
+
+fn check_pages(chunk: &Chunk, extents: &[Extent]) -> Result<(), String> {
+    let sum = extents
+        .iter()
+        .try_fold(0_u64, |sum, extent| sum.checked_add(extent.count));
+    if sum != Some(chunk.pages) {
+        return Err(format!("a chunk of {} pages with other ones than these", chunk.pages));
+    }
+    Ok(())
+}

@@ -1,0 +1,271 @@
+//! Writing an image: pages in any order become chunks and an index.
+
+use std::path::{Path, PathBuf};
+
+use zstd::bulk::Compressor;
+
+use super::index::{Chunk, Encoding, INDEX_BYTES_MAX, Index, Run};
+use super::source::{PageSource, Progress};
+use super::{PAGE_BYTES_MIN, check_shape};
+use crate::checksum::Checksum;
+use crate::error::Error;
+use crate::files::{Files, NewFile};
+use crate::manifest::{Base, ImageEntry, IndexEntry, image_file};
+use crate::section::Section;
+
+/// Bytes of pages that are put into one chunk: more make compression better, fewer make the first access to a page
+/// after a restore faster, which waits for a whole chunk to be read and verified.
+pub const CHUNK_BYTES: u32 = 256 << 10;
+
+/// Content that most pages that have none are compared with.
+static ZEROS: [u8; CHUNK_BYTES as usize] = [0; CHUNK_BYTES as usize];
+
+/// What an image is, and how it is to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Bytes of a page, a power of two from [`PAGE_BYTES_MIN`] to [`PAGE_BYTES_MAX`](super::PAGE_BYTES_MAX).
+    pub page_bytes: u32,
+    /// Number of pages.
+    pub pages: u64,
+    /// What the pages hold that are not written.
+    pub base: Base,
+    /// How pages are laid out.
+    pub layout: Layout,
+}
+
+/// How the pages of an image are laid out in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Each at its number times the size of a page, so that the file can be mapped as a whole; only for images that
+    /// are complete. Where zero pages would be, the file has holes.
+    Flat,
+    /// One after the other, aligned to [`PAGE_BYTES_MIN`].
+    Packed,
+    /// Compressed with zstd, one chunk after the other; chunks that do not get smaller are stored as they are.
+    Compressed {
+        /// zstd's level, 1 (fast) to 19.
+        level: i32,
+    },
+}
+
+/// Writes the file of an image. After an error the whole snapshot is to be dropped.
+pub struct ImageWriter {
+    name: String,
+    path: PathBuf,
+    file: Box<dyn NewFile>,
+    shape: Shape,
+    compressor: Option<Compressor<'static>>,
+    index: Index,
+    /// End of the last chunk.
+    data_bytes: u64,
+    /// Pages that do not yet make a chunk.
+    pending: Vec<u8>,
+    pending_runs: Vec<Run>,
+    /// Zero pages, in an image whose parent may have others there.
+    zero_runs: Vec<Run>,
+}
+
+impl ImageWriter {
+    /// Begins the file of image `name` in directory `dir`.
+    pub(crate) fn create(files: &dyn Files, dir: &Path, name: &str, shape: Shape) -> Result<Self, Error> {
+        let path = dir.join(image_file(name));
+        check_shape(shape.page_bytes, shape.pages).map_err(|reason| Error::unwritable(&path, reason))?;
+        if shape.layout == Layout::Flat && shape.base != Base::Zero {
+            return Err(Error::unwritable(&path, "only a complete image can be flat"));
+        }
+        let compressor = match shape.layout {
+            Layout::Compressed { level } => {
+                Some(Compressor::new(level).map_err(Error::io("set up compression", &path))?)
+            }
+            Layout::Flat | Layout::Packed => None,
+        };
+        let file = files.create(&path).map_err(Error::io("create it", &path))?;
+        Ok(Self {
+            name: name.to_owned(),
+            path,
+            file,
+            shape,
+            compressor,
+            index: Index::default(),
+            data_bytes: 0,
+            pending: Vec::with_capacity(CHUNK_BYTES as usize),
+            pending_runs: Vec::new(),
+            zero_runs: Vec::new(),
+        })
+    }
+
+    /// Writes the pages from number `first` on; `bytes` is a multiple of the size of a page. No page comes twice.
+    ///
+    /// # Errors
+    /// There are no such pages, or the file cannot be written.
+    pub fn put(&mut self, first: u64, bytes: &[u8]) -> Result<(), Error> {
+        let page_bytes = self.shape.page_bytes as usize;
+        let count = (bytes.len() / page_bytes) as u64;
+        let within = first.checked_add(count).is_some_and(|end| end <= self.shape.pages);
+        if !within || !bytes.len().is_multiple_of(page_bytes) {
+            let reason = format!("{} bytes from page {first} of {}", bytes.len(), self.shape.pages);
+            return Err(Error::unwritable(&self.path, reason));
+        }
+        for (number, page) in (first..).zip(bytes.chunks_exact(page_bytes)) {
+            let zero = *page == ZEROS[..page_bytes];
+            match self.shape.base {
+                _ if !zero => self.append(number, page)?,
+                Base::Zero => {}
+                // The parent may have something else there.
+                Base::Parent => extend_runs(&mut self.zero_runs, number),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all pages of `source`.
+    ///
+    /// # Errors
+    /// They cannot be had, or not be written.
+    pub fn copy_from(&mut self, source: &mut dyn PageSource, progress: &mut dyn FnMut(Progress)) -> Result<(), Error> {
+        let total = source.bytes_total();
+        let mut done = 0;
+        while let Some(pages) = source.next_pages()? {
+            self.put(pages.first, pages.bytes)?;
+            done += pages.bytes.len() as u64;
+            progress(Progress { done, total });
+        }
+        Ok(())
+    }
+
+    /// Name of the image.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Writes what is left and the index, and makes the file permanent.
+    pub(crate) fn finish(mut self) -> Result<ImageEntry, Error> {
+        self.flush()?;
+        let zero_pages = self.put_zero_chunk()?;
+        let Shape {
+            page_bytes,
+            pages,
+            base,
+            layout,
+        } = self.shape;
+        let data_bytes = match layout {
+            Layout::Flat => pages * u64::from(page_bytes),
+            Layout::Packed | Layout::Compressed { .. } => self.data_bytes,
+        };
+        let encoded = postcard::to_stdvec(&self.index)
+            .map_err(|error| Error::unwritable(&self.path, format!("the index: {error}")))?;
+        if encoded.len() as u64 > INDEX_BYTES_MAX {
+            return Err(Error::unwritable(
+                &self.path,
+                "its pages are too scattered for an index",
+            ));
+        }
+        let stored: u64 = self.index.chunks.iter().map(|chunk| chunk.pages).sum();
+        let entry = ImageEntry {
+            name: self.name,
+            page_bytes,
+            pages,
+            base,
+            stored_pages: stored - zero_pages,
+            zero_pages,
+            data_bytes,
+            index: IndexEntry {
+                version: Index::VERSION,
+                bytes: encoded.len() as u64,
+                checksum: Checksum::of(&encoded),
+            },
+        };
+        // What cannot be read is not written: this finds pages that came twice.
+        self.index
+            .extents(&entry, 0)
+            .map_err(|reason| Error::unwritable(&self.path, reason))?;
+        let written = self.file.write_all_at(&encoded, data_bytes);
+        written.map_err(Error::io("write it", &self.path))?;
+        self.file.sync().map_err(Error::io("sync it", &self.path))?;
+        Ok(entry)
+    }
+
+    fn append(&mut self, number: u64, page: &[u8]) -> Result<(), Error> {
+        let full = self.pending.len() + page.len() > CHUNK_BYTES as usize;
+        let apart = self
+            .pending_runs
+            .last()
+            .is_some_and(|run| run.first + run.count != number);
+        if full || (apart && self.shape.layout == Layout::Flat) {
+            self.flush()?;
+        }
+        self.pending.extend_from_slice(page);
+        extend_runs(&mut self.pending_runs, number);
+        Ok(())
+    }
+
+    /// Makes a chunk of the pending pages.
+    fn flush(&mut self) -> Result<(), Error> {
+        let Some(first) = self.pending_runs.first() else {
+            return Ok(());
+        };
+        let page_bytes = u64::from(self.shape.page_bytes);
+        let compressed = match &mut self.compressor {
+            Some(compressor) => {
+                let compressed = compressor.compress(&self.pending);
+                Some(compressed.map_err(Error::io("compress pages for it", &self.path))?)
+            }
+            None => None,
+        };
+        let (encoding, bytes, offset) = match (&compressed, self.shape.layout) {
+            (Some(compressed), _) if compressed.len() < self.pending.len() => {
+                (Encoding::Zstd, compressed, self.data_bytes)
+            }
+            (_, Layout::Flat) => (Encoding::Raw, &self.pending, first.first * page_bytes),
+            _ => {
+                let offset = self.data_bytes.next_multiple_of(u64::from(PAGE_BYTES_MIN));
+                (Encoding::Raw, &self.pending, offset)
+            }
+        };
+        let written = self.file.write_all_at(bytes, offset);
+        written.map_err(Error::io("write it", &self.path))?;
+        self.index.chunks.push(Chunk {
+            encoding,
+            offset,
+            stored_bytes: u32::try_from(bytes.len()).expect("at most CHUNK_BYTES"),
+            checksum: Checksum::of(bytes),
+            pages: self.pending.len() as u64 / page_bytes,
+            runs: u32::try_from(self.pending_runs.len()).expect("at most the pages of a chunk"),
+        });
+        self.data_bytes = offset + bytes.len() as u64;
+        self.index.runs.append(&mut self.pending_runs);
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Notes the zero pages; returns how many there are.
+    fn put_zero_chunk(&mut self) -> Result<u64, Error> {
+        if self.zero_runs.is_empty() {
+            return Ok(0);
+        }
+        let pages = self.zero_runs.iter().map(|run| run.count).sum();
+        let runs = u32::try_from(self.zero_runs.len())
+            .map_err(|_| Error::unwritable(&self.path, "its zero pages are too scattered for an index"))?;
+        self.index.chunks.push(Chunk {
+            encoding: Encoding::Zero,
+            offset: 0,
+            stored_bytes: 0,
+            checksum: Checksum::of(&[]),
+            pages,
+            runs,
+        });
+        self.index.runs.append(&mut self.zero_runs);
+        Ok(pages)
+    }
+}
+
+/// Notes page `number` as the next of `runs`.
+fn extend_runs(runs: &mut Vec<Run>, number: u64) {
+    match runs.last_mut() {
+        Some(run) if run.first + run.count == number => run.count += 1,
+        _ => runs.push(Run {
+            first: number,
+            count: 1,
+        }),
+    }
+}

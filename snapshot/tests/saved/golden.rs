@@ -1,0 +1,80 @@
+//! Snapshots written by every version of the format so far, checked in: today's code reads them.
+//!
+//! When the format's version goes up, and before the release: make sure the sample shows what is new, run
+//! `cargo test -p cutover-snapshot --test saved -- --ignored the_sample_is_written_as_golden_files`, and commit the
+//! new directory `tests/golden/vN`. What is there already is never written again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cutover_snapshot::chain::Chain;
+use cutover_snapshot::files::HostFiles;
+use cutover_snapshot::manifest::{FORMAT_VERSION, Manifest};
+use cutover_snapshot::verify::verify;
+
+use crate::sample::{SAMPLE_PAGES, base_content, child_content, draft, read_content, write_base, write_child};
+
+fn golden(version: u32) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/v{version}"))
+}
+
+#[test]
+fn golden_files_of_every_version_are_read() {
+    for version in 1..=FORMAT_VERSION {
+        let store = golden(version);
+        assert_eq!(
+            read_content(&store.join("base")).expect("readable"),
+            base_content(),
+            "v{version}"
+        );
+        assert_eq!(
+            read_content(&store.join("child")).expect("readable"),
+            child_content(),
+            "v{version}"
+        );
+        let chain = Chain::open(&store.join("child")).expect("a chain");
+        assert_eq!(verify(&chain, &mut |_| ()).damage.len(), 0, "v{version}");
+    }
+}
+
+#[test]
+fn the_manifests_of_golden_files_say_what_was_written() {
+    for version in 1..=FORMAT_VERSION {
+        let chain = Chain::open(&golden(version).join("child")).expect("a chain");
+        let manifest = |number: usize| -> &Manifest { &chain.snapshots()[number].sealed.manifest };
+        let (child, base) = (manifest(0), manifest(1));
+        let written = draft(SAMPLE_PAGES, None);
+        for manifest in [child, base] {
+            assert_eq!(manifest.created, written.created);
+            assert_eq!(manifest.spec, written.spec);
+            assert_eq!(manifest.memory, written.memory);
+            assert_eq!(manifest.cpu, written.cpu);
+            assert_eq!(manifest.state.len(), 1);
+        }
+        let stored = |manifest: &Manifest| -> Vec<(String, u64, u64)> {
+            let images = manifest.images.iter();
+            images
+                .map(|image| (image.name.clone(), image.stored_pages, image.zero_pages))
+                .collect()
+        };
+        assert_eq!(
+            stored(base),
+            [("memory".to_owned(), 3, 0), ("disk-root".to_owned(), 1, 0)]
+        );
+        assert_eq!(
+            stored(child),
+            [("memory".to_owned(), 1, 1), ("disk-root".to_owned(), 1, 0)]
+        );
+        assert_eq!(child.parent.as_ref().map(|parent| parent.id), Some(base.id));
+    }
+}
+
+#[test]
+#[ignore = "writes into the source tree: see the head of this file"]
+fn the_sample_is_written_as_golden_files() {
+    let store = golden(FORMAT_VERSION);
+    fs::create_dir_all(&store).expect("created");
+    let base = write_base(&store, Arc::new(HostFiles)).expect("not there yet");
+    write_child(&store, &base, Arc::new(HostFiles)).expect("not there yet");
+}

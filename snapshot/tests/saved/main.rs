@@ -1,0 +1,11 @@
+//! Saved state: what is written is read back, what is damaged is noticed, and nothing that fails leaves a trace.
+
+mod chains;
+mod compaction;
+mod crashes;
+mod damage;
+mod faulty_files;
+mod golden;
+mod hostile;
+mod sample;
+mod sections;
