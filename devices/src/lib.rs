@@ -12,6 +12,7 @@ pub mod listener;
 pub mod power;
 pub mod pvpanic;
 pub mod serial;
+pub mod stats;
 pub mod virtio;
 
 /// Called first on every thread that a device starts, to confine it.

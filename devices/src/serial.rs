@@ -15,15 +15,17 @@ mod watch;
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use vm_superio::serial::NoEvents;
+use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
 use crate::console::{Command, Console, HELP, Input, Output};
 use crate::guest_event::{GuestEvent, GuestEventSink};
+use crate::stats::SerialCounters;
 use watch::Watch;
 
 /// Ports of a 16550.
@@ -39,9 +41,27 @@ impl Trigger for Interrupt {
     }
 }
 
+/// Counts what passes the uart.
+struct Traffic(Arc<SerialCounters>);
+
+impl SerialEvents for Traffic {
+    fn buffer_read(&self) {
+        self.0.input_bytes.add(1);
+    }
+
+    fn out_byte(&self) {
+        self.0.output_bytes.add(1);
+    }
+
+    fn tx_lost_byte(&self) {}
+
+    fn in_buffer_empty(&self) {}
+}
+
 /// A serial port. It belongs on the port bus and, at the same time, on the event loop.
 pub struct SerialPort {
-    uart: Serial<Interrupt, NoEvents, Output>,
+    uart: Serial<Interrupt, Traffic, Output>,
+    counters: Arc<SerialCounters>,
     fifo_size: usize,
     input: Input,
     /// The input cannot be polled because it never waits: a file, `/dev/null`.
@@ -57,10 +77,12 @@ impl SerialPort {
     /// A port that raises `interrupt`, talks to `console` and reports the console's escape to `events`.
     pub fn new(interrupt: EventFd, console: Console, events: GuestEventSink) -> Self {
         let Console { input, output, wake } = console;
-        let uart = Serial::new(Interrupt(interrupt), output);
+        let counters = Arc::<SerialCounters>::default();
+        let uart = Serial::with_events(Interrupt(interrupt), Traffic(counters.clone()), output);
         Self {
             fifo_size: uart.fifo_capacity(),
             uart,
+            counters,
             input,
             input_always_ready: false,
             wake,
@@ -69,6 +91,11 @@ impl SerialPort {
             readable: Watch::for_events(EventSet::IN),
             writable: Watch::for_events(EventSet::OUT),
         }
+    }
+
+    /// What has passed.
+    pub fn counters(&self) -> &Arc<SerialCounters> {
+        &self.counters
     }
 
     /// Whether the event loop must look at the port again, after the guest used it.

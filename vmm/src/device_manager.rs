@@ -2,6 +2,7 @@
 //!
 //! Addresses and lines follow from the order in the spec alone, so that the same spec always gives the same machine.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cutover_devices::bus::BusDevice;
@@ -12,13 +13,17 @@ use cutover_devices::i8042::I8042;
 use cutover_devices::power::PowerControl;
 use cutover_devices::pvpanic::Pvpanic;
 use cutover_devices::serial::SerialPort;
-use cutover_devices::virtio::VirtioDevice;
+use cutover_devices::stats::{
+    DiskCounters, DiskStats, NetCounters, NetStats, RngCounters, RngStats, SerialCounters, SerialStats,
+};
 use cutover_devices::virtio::block::Block;
 use cutover_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET};
 use cutover_devices::virtio::net::Net;
 use cutover_devices::virtio::rng::Rng;
+use cutover_devices::virtio::{DeviceError, VirtioDevice};
 use cutover_devices::{GuestMemory, OnThread};
-use cutover_snapshot::spec::{SerialSpec, VmSpec};
+use cutover_snapshot::spec::{RateLimiterSpec, SerialSpec, VmSpec};
+use serde::Serialize;
 use vm_allocator::{AddressAllocator, AllocPolicy, IdAllocator};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -34,8 +39,52 @@ use crate::layout::{
 /// Every device of a VM.
 pub struct DeviceManager {
     virtio: Vec<Arc<Mutex<MmioTransport>>>,
+    disks: Vec<Placed<Block, DiskCounters>>,
+    nets: Vec<Placed<Net, NetCounters>>,
+    rng: Option<Arc<RngCounters>>,
+    serial: Arc<SerialCounters>,
+    event_loop: EventLoopHandle,
     nodes: Vec<VirtioNode>,
     power_button: EventFd,
+}
+
+/// A virtio device with its id, and how to reach it.
+struct Placed<D, C> {
+    id: String,
+    device: Arc<Mutex<D>>,
+    transport: Arc<Mutex<MmioTransport>>,
+    counters: Arc<C>,
+}
+
+/// What is to be changed about a disk; what is absent stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskUpdate {
+    /// Another image, or the same one to be measured anew.
+    pub path: Option<PathBuf>,
+    /// Limits: each bucket that is given replaces the one there is.
+    pub rate_limiter: Option<RateLimiterSpec>,
+}
+
+/// What is to be changed about a network interface; what is absent stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetUpdate {
+    /// Limits of what the guest receives, as those of a disk.
+    pub rx_rate_limiter: Option<RateLimiterSpec>,
+    /// Limits of what it sends.
+    pub tx_rate_limiter: Option<RateLimiterSpec>,
+}
+
+/// What the devices have done since the VM was built.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceStats {
+    /// Disks, in the order the guest sees them.
+    pub disks: Vec<DiskStats>,
+    /// Network interfaces, in the order the guest sees them.
+    pub nets: Vec<NetStats>,
+    /// The entropy device, if there is one.
+    pub rng: Option<RngStats>,
+    /// The serial port.
+    pub serial: SerialStats,
 }
 
 impl DeviceManager {
@@ -56,20 +105,46 @@ impl DeviceManager {
         let power_button = new_interrupt()?;
         vm.connect_interrupt(&power_button, EVENT_DEVICE_GSI)?;
         add_platform_devices(buses, events)?;
-        add_serial_port(&spec.serial, vm, buses, event_loop, events)?;
+        let serial = add_serial_port(&spec.serial, vm, buses, event_loop, events)?;
         let mut builder = VirtioBuilder::new(vm, memory, buses, event_loop, events)?;
+        let mut disks = Vec::new();
         for (index, disk) in spec.disks.iter().enumerate() {
-            builder.add(format!("virtio-blk{index}"), Block::open(disk, on_disk_thread)?)?;
+            let block = Block::open(disk, on_disk_thread)?;
+            let counters = block.counters().clone();
+            let (device, transport) = builder.add(format!("virtio-blk{index}"), block)?;
+            disks.push(Placed {
+                id: disk.id_at(index),
+                device,
+                transport,
+                counters,
+            });
         }
+        let mut nets = Vec::new();
         for (index, net) in spec.nets.iter().enumerate() {
-            builder.add(format!("virtio-net{index}"), Net::open(net)?)?;
+            let device = Net::open(net)?;
+            let counters = device.counters().clone();
+            let (device, transport) = builder.add(format!("virtio-net{index}"), device)?;
+            nets.push(Placed {
+                id: net.id_at(index),
+                device,
+                transport,
+                counters,
+            });
         }
-        if spec.rng.is_some() {
-            builder.add("virtio-rng".to_owned(), Rng::new())?;
+        let mut rng = None;
+        if let Some(spec) = &spec.rng {
+            let device = Rng::new(spec)?;
+            rng = Some(device.counters().clone());
+            builder.add("virtio-rng".to_owned(), device)?;
         }
         let VirtioBuilder { virtio, nodes, .. } = builder;
         Ok(Self {
             virtio,
+            disks,
+            nets,
+            rng,
+            serial,
+            event_loop: event_loop.clone(),
             nodes,
             power_button,
         })
@@ -84,6 +159,62 @@ impl DeviceManager {
     pub fn press_power_button(&self) {
         if let Err(error) = self.power_button.write(1) {
             tracing::error!(%error, "cannot press the power button");
+        }
+    }
+
+    /// Changes the disk called `id` while its guest uses it, or while the VM is paused.
+    ///
+    /// Another image takes the old one's place between two requests; those under way are finished on the old one. A
+    /// guest that has set the disk up is told if the size differs. Whether the disk can be written does not change.
+    ///
+    /// # Errors
+    /// There is no such disk, or the image cannot be used, for the reasons for which [`create`](Self::create) refuses
+    /// one. Nothing is changed then.
+    pub fn update_disk(&self, id: &str, update: &DiskUpdate) -> Result<(), Error> {
+        let disk = find(&self.disks, "disk", id)?;
+        // Opened here, where a slow file system holds up nobody but this thread; so is the old image closed.
+        let current = lock(&disk.device).disk().clone();
+        let successor = update.path.as_ref().map(|path| current.successor(path)).transpose()?;
+        let resized = successor
+            .as_ref()
+            .is_some_and(|disk| disk.sectors() != current.sectors());
+        let (device, limits) = (disk.device.clone(), update.rate_limiter);
+        let _replaced = self.event_loop.call(move |_| {
+            let mut block = lock(&device);
+            if let Some(limits) = limits {
+                block.limit(&limits);
+            }
+            successor.map(|successor| block.replace(successor))
+        })?;
+        if resized {
+            lock(&disk.transport).config_changed();
+        }
+        Ok(())
+    }
+
+    /// Changes the network interface called `id` while its guest uses it, or while the VM is paused.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn update_net(&self, id: &str, update: &NetUpdate) -> Result<(), Error> {
+        let device = find(&self.nets, "network interface", id)?.device.clone();
+        let (rx, tx) = (update.rx_rate_limiter, update.tx_rate_limiter);
+        self.event_loop
+            .call(move |_| lock(&device).limit(&rx.unwrap_or_default(), &tx.unwrap_or_default()))?;
+        Ok(())
+    }
+
+    /// What the devices have done. Waits for none of them.
+    pub fn stats(&self) -> DeviceStats {
+        DeviceStats {
+            disks: self
+                .disks
+                .iter()
+                .map(|disk| disk.counters.read(disk.id.clone()))
+                .collect(),
+            nets: self.nets.iter().map(|net| net.counters.read(net.id.clone())).collect(),
+            rng: self.rng.as_ref().map(|rng| rng.read()),
+            serial: self.serial.read(),
         }
     }
 
@@ -102,10 +233,23 @@ impl DeviceManager {
     }
 
     fn transports(&self) -> impl Iterator<Item = MutexGuard<'_, MmioTransport>> {
-        self.virtio
-            .iter()
-            .map(|device| device.lock().unwrap_or_else(PoisonError::into_inner))
+        self.virtio.iter().map(|device| lock(device))
     }
+}
+
+fn find<'a, D, C>(devices: &'a [Placed<D, C>], kind: &'static str, id: &str) -> Result<&'a Placed<D, C>, DeviceError> {
+    devices
+        .iter()
+        .find(|device| device.id == id)
+        .ok_or_else(|| DeviceError::Unknown {
+            kind,
+            id: id.to_owned(),
+            known: devices.iter().map(|device| device.id.clone()).collect(),
+        })
+}
+
+fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for DeviceManager {
@@ -133,17 +277,15 @@ fn add_serial_port(
     buses: &mut Buses,
     event_loop: &EventLoopHandle,
     events: &GuestEventSink,
-) -> Result<(), Error> {
+) -> Result<Arc<SerialCounters>, Error> {
     let interrupt = new_interrupt()?;
     vm.connect_interrupt(&interrupt, COM1_GSI)?;
-    let port = Arc::new(Mutex::new(SerialPort::new(
-        interrupt,
-        Console::open(spec)?,
-        events.clone(),
-    )));
+    let port = SerialPort::new(interrupt, Console::open(spec)?, events.clone());
+    let counters = port.counters().clone();
+    let port = Arc::new(Mutex::new(port));
     event_loop.add(port.clone())?;
     buses.ports.insert(COM1_PORT.into(), COM1_PORTS.into(), port)?;
-    Ok(())
+    Ok(counters)
 }
 
 fn new_interrupt() -> Result<EventFd, Error> {
@@ -187,7 +329,12 @@ impl<'a> VirtioBuilder<'a> {
         })
     }
 
-    fn add(&mut self, name: String, device: impl VirtioDevice + 'static) -> Result<(), Error> {
+    /// Places `device`, which is called `name` in messages, behind its transport.
+    fn add<D: VirtioDevice + 'static>(
+        &mut self,
+        name: String,
+        device: D,
+    ) -> Result<(Arc<Mutex<D>>, Arc<Mutex<MmioTransport>>), Error> {
         let size = u64::from(VIRTIO_WINDOW);
         let window = self
             .windows
@@ -198,7 +345,7 @@ impl<'a> VirtioBuilder<'a> {
         let device = Arc::new(Mutex::new(device));
         let transport = MmioTransport::new(
             name,
-            device,
+            device.clone(),
             self.memory.clone(),
             self.event_loop.clone(),
             self.events.clone(),
@@ -210,9 +357,9 @@ impl<'a> VirtioBuilder<'a> {
         }
         let transport = Arc::new(Mutex::new(transport));
         self.buses.mmio.insert(window.start(), size, transport.clone())?;
-        self.virtio.push(transport);
+        self.virtio.push(transport.clone());
         self.nodes.push(VirtioNode { address, gsi });
-        Ok(())
+        Ok((device, transport))
     }
 }
 

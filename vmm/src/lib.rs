@@ -29,6 +29,7 @@ pub mod stats;
 mod testing;
 
 pub use control::{COMMANDS_MAX, Command, Controller, Reply};
+pub use device_manager::{DeviceStats, DiskUpdate, NetUpdate};
 pub use driver::{Options, Vmm};
 pub use error::Error;
 pub use events::EventLog;

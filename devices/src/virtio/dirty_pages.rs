@@ -1,8 +1,7 @@
 //! No page of guest memory changes without its mark: the check that every device is put through, and the entropy
 //! device as the first. The other devices' are beside their tests.
 
-use super::rng::Rng;
-use super::testing::{DATA, Guest, HIGH_SIZE, HIGH_START, LOW_SIZE, Piece};
+use super::testing::{DATA, Guest, HIGH_SIZE, HIGH_START, LOW_SIZE, Piece, entropy};
 
 const PAGE_SIZE: usize = 4096;
 
@@ -38,7 +37,7 @@ fn pages(guest: &Guest) -> Vec<(u64, Vec<u8>)> {
 
 #[test]
 fn random_bytes_and_the_used_ring_are_marked() {
-    let mut guest = Guest::started(Rng::new(), 0);
+    let mut guest = Guest::started(entropy(), 0);
     let buffers = [Piece::In(DATA + 0xff0, 0x20), Piece::In(HIGH_START + 0x1000, 0x1000)];
     let changed = changed_pages(
         &mut guest,

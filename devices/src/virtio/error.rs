@@ -33,8 +33,8 @@ pub enum DeviceError {
         /// Its size in bytes.
         size: u64,
     },
-    /// Another process has it open.
-    #[error("disk image '{path}' is in use by another process; only read-only disks can be shared")]
+    /// Somebody has it open.
+    #[error("disk image '{path}' is in use by another process or disk; only read-only disks can be shared")]
     DiskInUse {
         /// The image.
         path: PathBuf,
@@ -107,6 +107,16 @@ pub enum DeviceError {
         action: &'static str,
         /// From the system.
         source: io::Error,
+    },
+    /// No device of this kind has the id.
+    #[error("there is no {kind} '{id}'; the VM has {}", if .known.is_empty() { "none".to_owned() } else { .known.join(", ") })]
+    Unknown {
+        /// `disk` or `network interface`.
+        kind: &'static str,
+        /// What was asked for.
+        id: String,
+        /// Ids of this kind.
+        known: Vec<String>,
     },
     /// The driver set a queue up wrongly.
     #[error("queue {index} cannot be used: {reason}")]

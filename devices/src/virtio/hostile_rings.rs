@@ -7,8 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::rng::Rng;
-use super::testing::{DATA, Guest, HIGH_START, LOW_SIZE, Piece, QUEUE_SIZE};
+use super::testing::{DATA, Guest, HIGH_START, LOW_SIZE, Piece, QUEUE_SIZE, entropy};
 use crate::bus::BusDevice;
 
 const CASES: u32 = 400;
@@ -170,7 +169,7 @@ fn no_sequence_of_register_accesses_does_harm() {
     ];
     let len = prop_oneof![8 => Just(4_usize), 1 => 0..16_usize];
     let accesses = prop::collection::vec((register, value, len), 0..64);
-    let guest = RefCell::new(Guest::with(Rng::new()));
+    let guest = RefCell::new(Guest::with(entropy()));
     TestRunner::new(Config {
         cases: CASES,
         failure_persistence: None,
@@ -195,7 +194,7 @@ fn no_sequence_of_register_accesses_does_harm() {
 #[test]
 fn the_entropy_device_survives_them() {
     survives_hostile_rings(
-        Guest::with(Rng::new()),
+        Guest::with(entropy()),
         1,
         0,
         || {},

@@ -13,12 +13,14 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::Queue;
 
+pub use config_space::ConfigSpace;
 pub use error::DeviceError;
 pub use notifier::Notifier;
 pub use queue::ServedQueue;
 
 pub mod block;
 mod buffers;
+mod config_space;
 #[cfg(test)]
 mod dirty_pages;
 mod error;
@@ -29,6 +31,7 @@ pub mod mmio;
 pub mod net;
 mod notifier;
 mod queue;
+mod rate_limiter;
 pub mod rng;
 #[cfg(test)]
 mod testing;
@@ -41,7 +44,7 @@ pub const TRANSPORT_FEATURES: u64 =
 ///
 /// Lifecycle: `start` hands it its queues, `stop` takes them back with every request finished or not begun; a device
 /// cannot tell a guest's reset from a pause or a snapshot. Between the two it is an event-loop subscriber. What the
-/// other methods return never changes.
+/// other methods return never changes, but for the contents of the configuration space.
 pub trait VirtioDevice: event_manager::MutEventSubscriber + Send {
     /// Device type of virtio 1.2 §5.
     fn device_type(&self) -> u32;
@@ -50,7 +53,7 @@ pub trait VirtioDevice: event_manager::MutEventSubscriber + Send {
     /// Feature bits offered beyond [`TRANSPORT_FEATURES`].
     fn features(&self) -> u64;
     /// The configuration space, which the driver can only read.
-    fn config(&self) -> &[u8];
+    fn config(&self) -> ConfigSpace;
     /// Begins to serve `queues`. Called on the event loop's thread, before the device is made a subscriber.
     ///
     /// # Errors

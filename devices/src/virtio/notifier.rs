@@ -53,6 +53,11 @@ impl Notifier {
         self.raise(VIRTIO_MMIO_INT_VRING);
     }
 
+    /// Tells the driver that the configuration space has changed.
+    pub fn config_changed(&self) {
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
     /// Tells the driver that the device serves no longer, until it is reset; and the monitor, at most every now and then.
     pub fn fail(&self, reason: impl Display) {
         if self.shared.failed.swap(true, Ordering::AcqRel) {

@@ -1,21 +1,28 @@
 //! The entropy device (virtio 1.2 §5.4): fills the guest's buffers from the host's random number generator.
 
+use std::sync::Arc;
+
+use cutover_snapshot::spec::RngSpec;
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_queue::Queue;
 
 use super::queue::{Chain, QueueError};
-use super::{DeviceError, Notifier, ServedQueue, StartedQueues, VirtioDevice};
+use super::rate_limiter::Throttle;
+use super::{ConfigSpace, DeviceError, Notifier, ServedQueue, StartedQueues, VirtioDevice};
+use crate::stats::RngCounters;
 
 const QUEUE_SIZE: u16 = 64;
 /// Most bytes given for one request; a driver that wants more asks again.
 const REQUEST_BYTES_MAX: usize = 64 << 10;
 
 const DOORBELL: u32 = 0;
+const RESUME: u32 = 1;
 
 /// A virtio entropy source.
-#[derive(Default)]
 pub struct Rng {
+    throttle: Throttle,
+    counters: Arc<RngCounters>,
     service: Option<Service>,
 }
 
@@ -36,25 +43,47 @@ enum Failure {
 }
 
 impl Rng {
-    /// An entropy source.
-    pub fn new() -> Self {
-        Self::default()
+    /// An entropy source with the limits of `spec`.
+    ///
+    /// # Errors
+    /// No timer can be had.
+    pub fn new(spec: &RngSpec) -> Result<Self, DeviceError> {
+        Ok(Self {
+            throttle: Throttle::new(&spec.rate_limiter)?,
+            counters: Arc::default(),
+            service: None,
+        })
+    }
+
+    /// What it has done.
+    pub fn counters(&self) -> &Arc<RngCounters> {
+        &self.counters
     }
 }
 
 impl Service {
-    /// Answers every request there is, up to a queue full.
-    fn serve(&mut self) -> Result<(), Failure> {
+    /// Answers every request there is, up to a queue full, as far as the limits go.
+    fn serve(&mut self, throttle: &mut Throttle, counters: &RngCounters) -> Result<(), Failure> {
+        if throttle.is_waiting() {
+            return Ok(());
+        }
         let mut turn = self.queue.begin_turn(self.queue.size())?;
         while self.queue.pop(&mut turn, &mut self.chain)? {
-            let written = self.fill_chain()?;
+            let wanted = self.chain.writable.len().min(REQUEST_BYTES_MAX);
+            if !throttle.admit(wanted as u64) {
+                counters.throttled.add(1);
+                self.queue.unpop(1);
+                break;
+            }
+            let written = self.fill_chain(wanted)?;
+            counters.requests.add(1);
+            counters.bytes.add(written as u64);
             self.queue.push_used(self.chain.head, written)?;
         }
         Ok(self.queue.notify(&self.notifier)?)
     }
 
-    fn fill_chain(&mut self) -> Result<usize, Failure> {
-        let wanted = self.chain.writable.len().min(REQUEST_BYTES_MAX);
+    fn fill_chain(&mut self, wanted: usize) -> Result<usize, Failure> {
         self.random.resize(wanted, 0);
         let mut filled = 0;
         while filled < wanted {
@@ -81,8 +110,8 @@ impl VirtioDevice for Rng {
         0
     }
 
-    fn config(&self) -> &[u8] {
-        &[]
+    fn config(&self) -> ConfigSpace {
+        ConfigSpace::default()
     }
 
     fn start(&mut self, mut started: StartedQueues) -> Result<(), DeviceError> {
@@ -107,18 +136,25 @@ impl VirtioDevice for Rng {
 }
 
 impl MutEventSubscriber for Rng {
-    fn process(&mut self, _events: Events, ops: &mut EventOps) {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.data() == RESUME {
+            self.throttle.resume();
+        }
         if let Some(service) = &mut self.service
-            && let Err(failure) = service.serve()
+            && let Err(failure) = service.serve(&mut self.throttle, &self.counters)
         {
             service.notifier.fail(failure);
             service.queue.ignore_doorbell(ops);
+            self.throttle.ignore(ops);
         }
     }
 
     fn init(&mut self, ops: &mut EventOps) {
         if let Some(service) = &self.service
-            && let Err(error) = service.queue.watch_doorbell(ops, DOORBELL)
+            && let Err(error) = service
+                .queue
+                .watch_doorbell(ops, DOORBELL)
+                .and_then(|()| self.throttle.watch(ops, RESUME))
         {
             service.notifier.fail(error);
         }

@@ -4,6 +4,7 @@ use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 
+use cutover_snapshot::spec::RngSpec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_bindings::virtio_config::*;
 use virtio_bindings::virtio_mmio::*;
@@ -14,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, Gues
 
 use super::VirtioDevice;
 use super::mmio::MmioTransport;
+use super::rng::Rng;
 use crate::GuestMemory;
 use crate::bus::BusDevice;
 use crate::event_loop::EventLoop;
@@ -343,6 +345,11 @@ impl Guest {
         wait_readable(unsafe { BorrowedFd::borrow_raw(interrupt.as_raw_fd()) });
         interrupt.read().unwrap();
     }
+}
+
+/// An entropy device without limits: the simplest device there is.
+pub fn entropy() -> Rng {
+    Rng::new(&RngSpec::default()).unwrap()
 }
 
 /// Waits until `file` can be read.

@@ -51,7 +51,8 @@ const DISK: &[c_long] = &[
 /// What the console's output takes, which a vCPU writes through: on sockets and terminals, it must not wait.
 const CONSOLE_OUTPUT: &[c_long] = &[libc::SYS_poll, libc::SYS_ppoll, libc::SYS_sendto];
 
-/// What serving queues and the console takes besides: waiting, io_uring, taps, the console's clients.
+/// What serving queues and the console takes besides: waiting, io_uring, taps, rate limiters' timers,
+/// the console's clients.
 const EVENT_LOOP: &[c_long] = &[
     libc::SYS_accept4,
     libc::SYS_epoll_ctl,
@@ -62,6 +63,7 @@ const EVENT_LOOP: &[c_long] = &[
     libc::SYS_readv,
     libc::SYS_recvfrom,
     libc::SYS_shutdown,
+    libc::SYS_timerfd_settime,
 ];
 
 /// What cleaning up takes: a console's socket is removed.
@@ -93,6 +95,7 @@ const BUILD: &[c_long] = &[
     libc::SYS_seccomp,
     libc::SYS_socket,
     libc::SYS_statx,
+    libc::SYS_timerfd_create,
 ];
 
 /// What telling how much guest memory is resident takes.

@@ -1,8 +1,8 @@
 //! The host's side of a disk: the open image, its size and what may be done to it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +17,12 @@ pub const SECTOR_SIZE: u32 = 512;
 /// Bytes of a serial number.
 const SERIAL_SIZE: usize = VIRTIO_BLK_ID_BYTES as usize;
 
-/// An open disk image.
+/// What to do about an image that cannot be written, when a VM is built with it and when it is to replace another.
+const USE_READONLY: &str = "; add 'readonly' if the guest need not write to it";
+const STAYS_WRITABLE: &str = "; whether a disk can be written is settled when the VM is built";
+
+/// An open disk image. A clone is the same open image.
+#[derive(Clone)]
 pub struct Disk {
     file: Arc<File>,
     sectors: u64,
@@ -27,21 +32,14 @@ pub struct Disk {
 
 impl Disk {
     /// Opens and locks the image of `spec`.
-    pub fn open(spec: &DiskSpec) -> Result<Self, DeviceError> {
+    pub(super) fn open(spec: &DiskSpec) -> Result<Self, DeviceError> {
         let serial = serial_bytes(spec.serial.as_deref().unwrap_or_default())?;
-        let file = open_image(spec)?;
-        let size = image_size(&file, &spec.path).map_err(|error| match error {
-            Ok(device_error) => device_error,
-            Err(source) => open_error(spec, source),
-        })?;
-        if size == 0 || size % u64::from(SECTOR_SIZE) != 0 {
-            return Err(DeviceError::DiskSize {
-                path: spec.path.clone(),
-                size,
-            });
-        }
-        lock(&file, spec)?;
-        let sectors = size / u64::from(SECTOR_SIZE);
+        let image = Image {
+            path: &spec.path,
+            readonly: spec.readonly,
+            advice: USE_READONLY,
+        };
+        let (file, sectors) = image.open()?;
         Ok(Self {
             file: Arc::new(file),
             sectors,
@@ -50,8 +48,39 @@ impl Disk {
         })
     }
 
+    /// The disk that can take this one's place: the image at `path`, opened, locked and as writable as this one, under
+    /// the same serial number. The image of this disk stays open, and is measured anew, if `path` leads to it.
+    ///
+    /// # Errors
+    /// As if a VM were built with it. This disk is as before.
+    pub fn successor(&self, path: &Path) -> Result<Self, DeviceError> {
+        let image = Image {
+            path,
+            readonly: self.readonly,
+            advice: STAYS_WRITABLE,
+        };
+        let (file, sectors) = if self.is_at(path) {
+            (self.file.clone(), image.sectors(&self.file)?)
+        } else {
+            let (file, sectors) = image.open()?;
+            (Arc::new(file), sectors)
+        };
+        Ok(Self {
+            file,
+            sectors,
+            ..self.clone()
+        })
+    }
+
+    /// Whether `path` leads to this image. Opened twice it would be locked against itself.
+    fn is_at(&self, path: &Path) -> bool {
+        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let (own, other) = (self.file.metadata().map(identity), fs::metadata(path).map(identity));
+        matches!((own, other), (Ok(own), Ok(other)) if own == other)
+    }
+
     /// The image.
-    pub fn file(&self) -> &Arc<File> {
+    pub(super) fn file(&self) -> &Arc<File> {
         &self.file
     }
 
@@ -61,82 +90,99 @@ impl Disk {
     }
 
     /// Whether the guest may only read.
-    pub fn readonly(&self) -> bool {
+    pub(super) fn readonly(&self) -> bool {
         self.readonly
     }
 
     /// Serial number, padded with zero bytes.
-    pub fn serial(&self) -> &[u8] {
+    pub(super) fn serial(&self) -> &[u8] {
         &self.serial
     }
 
     /// Offset in bytes of `len` bytes from `sector` on, if these are whole sectors of the disk.
-    pub fn offset_of(&self, sector: u64, len: u64) -> Option<u64> {
+    pub(super) fn offset_of(&self, sector: u64, len: u64) -> Option<u64> {
         let sector_size = u64::from(SECTOR_SIZE);
         let end = sector.checked_add(len / sector_size)?;
         (len.is_multiple_of(sector_size) && end <= self.sectors).then(|| sector * sector_size)
     }
 }
 
-fn open_image(spec: &DiskSpec) -> Result<File, DeviceError> {
-    OpenOptions::new()
-        .read(true)
-        .write(!spec.readonly)
-        .open(&spec.path)
-        .map_err(|source| open_error(spec, source))
+/// An image to be opened.
+pub(super) struct Image<'a> {
+    pub path: &'a Path,
+    pub readonly: bool,
+    /// What the user can do if it cannot be written, with its leading punctuation.
+    pub advice: &'static str,
 }
 
-/// The refusal for what the system said, with what to do about it.
-pub fn open_error(spec: &DiskSpec, source: io::Error) -> DeviceError {
-    let access = if spec.readonly {
-        "reading"
-    } else {
-        "reading and writing"
-    };
-    let unwritable = matches!(
-        source.kind(),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-    );
-    let hint = if unwritable && !spec.readonly {
-        "; add 'readonly' if the guest need not write to it"
-    } else {
-        ""
-    };
-    DeviceError::OpenDisk {
-        path: spec.path.clone(),
-        access,
-        source,
-        hint,
+impl Image<'_> {
+    /// Opens and locks it; returns its size in sectors too.
+    fn open(&self) -> Result<(File, u64), DeviceError> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(!self.readonly)
+            .open(self.path)
+            .map_err(|source| self.open_error(source))?;
+        let sectors = self.sectors(&file)?;
+        self.lock(&file)?;
+        Ok((file, sectors))
     }
-}
 
-fn image_size(mut file: &File, path: &Path) -> Result<u64, Result<DeviceError, io::Error>> {
-    let metadata = file.metadata().map_err(Err)?;
-    if metadata.is_file() {
-        Ok(metadata.len())
-    } else if metadata.file_type().is_block_device() {
-        file.seek(SeekFrom::End(0)).map_err(Err)
-    } else {
-        Err(Ok(DeviceError::DiskKind(path.to_owned())))
+    /// Size of `file`, which is the image.
+    fn sectors(&self, mut file: &File) -> Result<u64, DeviceError> {
+        let metadata = file.metadata().map_err(|source| self.open_error(source))?;
+        let size = if metadata.is_file() {
+            metadata.len()
+        } else if metadata.file_type().is_block_device() {
+            file.seek(SeekFrom::End(0)).map_err(|source| self.open_error(source))?
+        } else {
+            return Err(DeviceError::DiskKind(self.path.to_owned()));
+        };
+        if size == 0 || size % u64::from(SECTOR_SIZE) != 0 {
+            return Err(DeviceError::DiskSize {
+                path: self.path.to_owned(),
+                size,
+            });
+        }
+        Ok(size / u64::from(SECTOR_SIZE))
     }
-}
 
-/// Keeps other monitors off the image for as long as it is open: all of them while it is written, writers while it is
-/// read.
-fn lock(file: &File, spec: &DiskSpec) -> Result<(), DeviceError> {
-    let operation = if spec.readonly {
-        FlockOperation::NonBlockingLockShared
-    } else {
-        FlockOperation::NonBlockingLockExclusive
-    };
-    match flock(file, operation) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(DeviceError::DiskInUse {
-            path: spec.path.clone(),
-        }),
-        Err(error) => {
-            tracing::warn!(path = %spec.path.display(), %error, "the disk image cannot be locked against other users");
-            Ok(())
+    /// Keeps other monitors off the image for as long as it is open: all of them while it is written, writers while it
+    /// is read.
+    fn lock(&self, file: &File) -> Result<(), DeviceError> {
+        let operation = if self.readonly {
+            FlockOperation::NonBlockingLockShared
+        } else {
+            FlockOperation::NonBlockingLockExclusive
+        };
+        match flock(file, operation) {
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(DeviceError::DiskInUse {
+                path: self.path.to_owned(),
+            }),
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "the disk image cannot be locked against other users");
+                Ok(())
+            }
+        }
+    }
+
+    /// The refusal for what the system said, with what to do about it.
+    pub fn open_error(&self, source: io::Error) -> DeviceError {
+        let access = if self.readonly {
+            "reading"
+        } else {
+            "reading and writing"
+        };
+        let unwritable = matches!(
+            source.kind(),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+        );
+        DeviceError::OpenDisk {
+            path: self.path.to_owned(),
+            access,
+            source,
+            hint: if unwritable && !self.readonly { self.advice } else { "" },
         }
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! A step is one host operation; a short read or write, or a refused way to write zeroes, makes for another one.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use rustix::fs::FallocateFlags;
 use vm_memory::{Bytes, GuestAddress};
@@ -11,11 +14,15 @@ use super::disk::Disk;
 use super::engine::Operation;
 use super::request::{Request, Status};
 use crate::GuestMemory;
+use crate::stats::DiskCounters;
 use crate::virtio::queue::{Chain, QueueError};
 
 /// A request the device has taken and not answered.
 pub struct InFlight {
+    request: Result<Request, Status>,
     chain: Chain,
+    /// The disk may get another image while the request is under way.
+    image: Arc<File>,
     status_address: GuestAddress,
     operation: Operation,
     /// Bytes of the chain's writable part that are filled.
@@ -61,7 +68,9 @@ impl InFlight {
         writes_are_durable: bool,
     ) -> Result<Step, QueueError> {
         let mut in_flight = Self {
+            request,
             chain,
+            image: disk.file().clone(),
             status_address,
             operation: Operation::Sync,
             written: 0,
@@ -72,8 +81,8 @@ impl InFlight {
                 in_flight.written = in_flight.chain.writable.copy_from(0, disk.serial())?;
                 return Ok(in_flight.answer(Status::Ok));
             }
-            Ok(Request::Read { offset }) => Operation::Read { offset },
-            Ok(Request::Write { offset }) => Operation::Write {
+            Ok(Request::Read { offset, .. }) => Operation::Read { offset },
+            Ok(Request::Write { offset, .. }) => Operation::Write {
                 offset,
                 durable: writes_are_durable,
             },
@@ -124,6 +133,19 @@ impl InFlight {
     /// Index of the chain's first descriptor.
     pub fn head(&self) -> u16 {
         self.chain.head
+    }
+
+    /// What it works on.
+    pub fn image(&self) -> BorrowedFd<'_> {
+        self.image.as_fd()
+    }
+
+    /// Counts how it ended.
+    pub fn count(&self, status: Status, counters: &DiskCounters) {
+        match &self.request {
+            Ok(request) if status == Status::Ok => request.count(counters),
+            Ok(_) | Err(_) => counters.failed.add(1),
+        }
     }
 
     /// The memory the current operation is about.

@@ -3,23 +3,30 @@
 //! Owns the device's life: it takes requests off its queue, hands them to an `engine` that does the I/O beside the
 //! event loop, and answers when the engine reports them done. `request` says what the guest asks for, `disk` what
 //! the host has.
+//!
+//! The image can be replaced while requests are under way: each request holds on to the image it began on, so nothing
+//! has to be waited for. A request that the rate limiter holds back is still in the queue.
 
 use std::io;
+use std::sync::Arc;
 
-use cutover_snapshot::spec::DiskSpec;
+use cutover_snapshot::spec::{DiskSpec, RateLimiterSpec};
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_blk::*;
 use virtio_queue::Queue;
+use vm_memory::GuestAddress;
 use vmm_sys_util::epoll::EventSet;
 
-use self::disk::Disk;
+pub use self::disk::Disk;
 use self::engine::{Completion, Engine};
 use self::in_flight::{InFlight, Step};
 use self::request::Request;
 use super::log_limit::LogLimit;
 use super::queue::{Chain, QueueError, Turn};
-use super::{DeviceError, Notifier, ServedQueue, StartedQueues, VirtioDevice, has_feature};
+use super::rate_limiter::Throttle;
+use super::{ConfigSpace, DeviceError, Notifier, ServedQueue, StartedQueues, VirtioDevice, has_feature};
 use crate::OnThread;
+use crate::stats::DiskCounters;
 
 mod config;
 mod disk;
@@ -36,13 +43,16 @@ const REQUESTS_PER_TURN: u16 = 32;
 
 const DOORBELL: u32 = 0;
 const COMPLETION: u32 = 1;
+const RESUME: u32 = 2;
 
 /// A virtio disk.
 pub struct Block {
     disk: Disk,
     engine: Engine,
     features: u64,
-    config: Vec<u8>,
+    config: ConfigSpace,
+    throttle: Throttle,
+    counters: Arc<DiskCounters>,
     service: Option<Service>,
 }
 
@@ -50,6 +60,7 @@ pub struct Block {
 struct Service {
     queue: ServedQueue,
     notifier: Notifier,
+    counters: Arc<DiskCounters>,
     /// Requests the engine works on, by the index of their first descriptor.
     in_flight: Vec<Option<InFlight>>,
     in_flight_count: usize,
@@ -78,7 +89,7 @@ impl Block {
     /// It cannot be opened or is in use, is not whole sectors, or has too long a serial number.
     pub fn open(spec: &DiskSpec, on_thread: &OnThread) -> Result<Self, DeviceError> {
         let disk = Disk::open(spec)?;
-        let engine = Engine::new(&disk, spec, QUEUE_SIZE, on_thread)?;
+        let engine = Engine::new(spec, QUEUE_SIZE, on_thread)?;
         let mut features = 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_BLK_SIZE
             | 1 << VIRTIO_BLK_F_TOPOLOGY
@@ -88,23 +99,52 @@ impl Block {
         } else {
             1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
         };
-        let config = config::bytes(disk.sectors(), QUEUE_SIZE);
         Ok(Self {
+            config: ConfigSpace::new(config::bytes(disk.sectors(), QUEUE_SIZE)),
+            throttle: Throttle::new(&spec.rate_limiter)?,
+            counters: Arc::default(),
             disk,
             engine,
             features,
-            config,
             service: None,
         })
     }
 
+    /// The image in use, from which [its successor](Disk::successor) can be had.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Puts `disk`, a [successor](Disk::successor) of the image in use, in its place, and returns the old one. Requests
+    /// under way are finished on that. If the number of sectors differs, the driver has to be told that its
+    /// configuration space has changed.
+    pub fn replace(&mut self, disk: Disk) -> Disk {
+        if disk.sectors() != self.disk.sectors() {
+            self.config.replace(config::bytes(disk.sectors(), QUEUE_SIZE));
+        }
+        std::mem::replace(&mut self.disk, disk)
+    }
+
+    /// Changes the limits; see [`RateLimiterSpec`] for what is left as it is.
+    pub fn limit(&mut self, limits: &RateLimiterSpec) {
+        self.throttle.update(limits);
+    }
+
+    /// What it has done.
+    pub fn counters(&self) -> &Arc<DiskCounters> {
+        &self.counters
+    }
+
     /// Serves whatever event `data` names.
     fn serve(&mut self, data: u32) -> Result<(), Failure> {
+        if data == RESUME {
+            self.throttle.resume();
+        }
         let Some(service) = &mut self.service else {
             return Ok(());
         };
-        if data == DOORBELL {
-            service.take_requests(&self.disk, &mut self.engine)?;
+        if data != COMPLETION && !self.throttle.is_waiting() {
+            service.take_requests(&self.disk, &mut self.engine, &mut self.throttle)?;
         }
         // Also after taking requests: what the page cache answered is complete by now.
         service.reap(&mut self.engine)?;
@@ -114,11 +154,20 @@ impl Block {
 }
 
 impl Service {
-    /// Takes the requests there are and submits them to the engine together.
-    fn take_requests(&mut self, disk: &Disk, engine: &mut Engine) -> Result<(), Failure> {
+    /// Takes the requests there are, as far as the limits go, and submits them to the engine together.
+    fn take_requests(&mut self, disk: &Disk, engine: &mut Engine, throttle: &mut Throttle) -> Result<(), Failure> {
         let mut turn = self.queue.begin_turn(REQUESTS_PER_TURN)?;
-        while let Some(chain) = self.next_chain(&mut turn)? {
-            self.begin_request(chain, disk, engine)?;
+        while let Some(mut chain) = self.next_chain(&mut turn)? {
+            let status = self.status_address(&mut chain)?;
+            let request = Request::parse(&mut chain, disk);
+            if !throttle.admit(request.map_or(0, |request| request.data_len())) {
+                self.counters.throttled.add(1);
+                self.queue.unpop(1);
+                self.spare.push(chain);
+                break;
+            }
+            let step = InFlight::begin(chain, status, request, disk, self.writes_are_durable)?;
+            self.proceed(step, engine)?;
         }
         Ok(engine.submit()?)
     }
@@ -133,19 +182,17 @@ impl Service {
         }
     }
 
-    fn begin_request(&mut self, mut chain: Chain, disk: &Disk, engine: &mut Engine) -> Result<(), Failure> {
+    /// Takes the place for the status byte off `chain`, which must not be under way already.
+    fn status_address(&self, chain: &mut Chain) -> Result<GuestAddress, QueueError> {
         let head = chain.head;
         let slot = self
             .in_flight
             .get(usize::from(head))
             .ok_or(QueueError::Endless { head })?;
         if slot.is_some() {
-            return Err(QueueError::InUse { head }.into());
+            return Err(QueueError::InUse { head });
         }
-        let status = chain.writable.pop_byte().ok_or(QueueError::NoAnswer { head })?;
-        let request = Request::parse(&mut chain, disk);
-        let step = InFlight::begin(chain, status, request, disk, self.writes_are_durable)?;
-        self.proceed(step, engine)
+        chain.writable.pop_byte().ok_or(QueueError::NoAnswer { head })
     }
 
     /// Collects what the engine has done and takes each request one step further.
@@ -175,9 +222,9 @@ impl Service {
         match step {
             Step::Do(operation, request) => {
                 let token = request.head();
-                // SAFETY: the request, and with it its I/O vector and the guest memory, is kept in `in_flight` until
-                // the engine reports the token; `stop` and `drop` wait for that.
-                unsafe { engine.prepare(token, operation, request.iovecs()) }?;
+                // SAFETY: the request, and with it its image, its I/O vector and the guest memory, is kept in `in_flight`
+                // until the engine reports the token; `stop` and `drop` wait for that.
+                unsafe { engine.prepare(token, operation, request.image(), request.iovecs()) }?;
                 self.in_flight[usize::from(token)] = Some(request);
                 self.in_flight_count += 1;
             }
@@ -192,6 +239,7 @@ impl Service {
                 {
                     tracing::warn!(device = self.notifier.name(), %error, "disk request failed");
                 }
+                request.count(status, &self.counters);
                 request.write_status(self.queue.memory(), status)?;
                 self.queue.push_used(request.head(), written)?;
                 self.spare.push(request.into_chain());
@@ -224,8 +272,8 @@ impl VirtioDevice for Block {
         self.features
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> ConfigSpace {
+        self.config.clone()
     }
 
     fn start(&mut self, mut started: StartedQueues) -> Result<(), DeviceError> {
@@ -234,6 +282,7 @@ impl VirtioDevice for Block {
             in_flight: (0..queue.size()).map(|_| None).collect(),
             queue,
             notifier: started.notifier,
+            counters: self.counters.clone(),
             in_flight_count: 0,
             spare: Vec::new(),
             completions: Vec::new(),
@@ -262,6 +311,7 @@ impl MutEventSubscriber for Block {
         {
             service.notifier.fail(failure);
             service.queue.ignore_doorbell(ops);
+            self.throttle.ignore(ops);
         }
     }
 
@@ -273,6 +323,7 @@ impl MutEventSubscriber for Block {
         let watched = service
             .queue
             .watch_doorbell(ops, DOORBELL)
+            .and_then(|()| self.throttle.watch(ops, RESUME))
             .and_then(|()| ops.add(completions));
         if let Err(error) = watched {
             service.notifier.fail(error);

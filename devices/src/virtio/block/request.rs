@@ -5,6 +5,7 @@ use vm_memory::{ByteValued, Le32, Le64};
 
 use super::config::CLEAR_SECTORS_MAX;
 use super::disk::{Disk, SECTOR_SIZE};
+use crate::stats::DiskCounters;
 use crate::virtio::buffers::GuestBuffers;
 use crate::virtio::queue::Chain;
 
@@ -27,11 +28,15 @@ pub enum Request {
     Read {
         /// Where from.
         offset: u64,
+        /// How much.
+        len: u64,
     },
     /// Store the chain's readable part.
     Write {
         /// Where to.
         offset: u64,
+        /// How much.
+        len: u64,
     },
     /// Make everything written so far durable.
     Flush,
@@ -86,13 +91,15 @@ impl Request {
     pub fn parse(chain: &mut Chain, disk: &Disk) -> Result<Self, Status> {
         let header: Header = take(&mut chain.readable)?;
         match u32::from(header.kind) {
-            VIRTIO_BLK_T_IN => Ok(Self::Read {
-                offset: offset_of(disk, header.sector, &chain.writable)?,
-            }),
+            VIRTIO_BLK_T_IN => {
+                let (offset, len) = range_of(disk, header.sector, &chain.writable)?;
+                Ok(Self::Read { offset, len })
+            }
             VIRTIO_BLK_T_OUT if disk.readonly() => Err(Status::IoError),
-            VIRTIO_BLK_T_OUT => Ok(Self::Write {
-                offset: offset_of(disk, header.sector, &chain.readable)?,
-            }),
+            VIRTIO_BLK_T_OUT => {
+                let (offset, len) = range_of(disk, header.sector, &chain.readable)?;
+                Ok(Self::Write { offset, len })
+            }
             VIRTIO_BLK_T_FLUSH => Ok(Self::Flush),
             VIRTIO_BLK_T_GET_ID => Ok(Self::GetId),
             VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if disk.readonly() => Err(Status::IoError),
@@ -116,6 +123,31 @@ impl Request {
             _ => Err(Status::Unsupported),
         }
     }
+
+    /// Bytes that go between guest and disk: what a rate limiter counts.
+    pub fn data_len(&self) -> u64 {
+        match *self {
+            Self::Read { len, .. } | Self::Write { len, .. } => len,
+            Self::Flush | Self::GetId | Self::Discard { .. } | Self::WriteZeroes { .. } => 0,
+        }
+    }
+
+    /// Counts it as done.
+    pub fn count(&self, counters: &DiskCounters) {
+        match *self {
+            Self::Read { len, .. } => {
+                counters.reads.add(1);
+                counters.read_bytes.add(len);
+            }
+            Self::Write { len, .. } => {
+                counters.writes.add(1);
+                counters.written_bytes.add(len);
+            }
+            Self::Flush => counters.flushes.add(1),
+            Self::Discard { .. } | Self::WriteZeroes { .. } => counters.discards.add(1),
+            Self::GetId => {}
+        }
+    }
 }
 
 /// Offset, length and flags of the one segment that the configuration space allows.
@@ -130,8 +162,11 @@ fn parse_segment(data: &mut GuestBuffers, disk: &Disk) -> Result<(u64, u64, u32)
     Ok((offset, len, segment.flags.into()))
 }
 
-fn offset_of(disk: &Disk, sector: Le64, data: &GuestBuffers) -> Result<u64, Status> {
-    disk.offset_of(sector.into(), data.len() as u64).ok_or(Status::IoError)
+/// Offset and length of `data` on the disk.
+fn range_of(disk: &Disk, sector: Le64, data: &GuestBuffers) -> Result<(u64, u64), Status> {
+    let len = data.len() as u64;
+    let offset = disk.offset_of(sector.into(), len).ok_or(Status::IoError)?;
+    Ok((offset, len))
 }
 
 fn take<T: ByteValued + Default>(data: &mut GuestBuffers) -> Result<T, Status> {

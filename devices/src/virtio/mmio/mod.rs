@@ -18,7 +18,9 @@ use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::queue_setup::QueueSetup;
-use super::{DeviceError, Notifier, ServedQueue, StartedQueues, TRANSPORT_FEATURES, VirtioDevice, has_feature};
+use super::{
+    ConfigSpace, DeviceError, Notifier, ServedQueue, StartedQueues, TRANSPORT_FEATURES, VirtioDevice, has_feature,
+};
 use crate::GuestMemory;
 use crate::bus::BusDevice;
 use crate::event_loop::{EventLoopError, EventLoopHandle, Subscriber};
@@ -38,8 +40,6 @@ const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
 /// Any value identifies a vendor; Linux shows it and does nothing with it: `CTVR`.
 const VENDOR_ID: u32 = 0x5256_5443;
-/// The configuration space never changes while a driver looks at it.
-const CONFIG_GENERATION: u32 = 0;
 /// Reading a shared memory region that does not exist gives a length of all ones (virtio 1.2 §4.2.2).
 const NO_SHARED_MEMORY: u32 = u32::MAX;
 
@@ -55,7 +55,7 @@ pub struct MmioTransport {
     subscriber: Subscriber,
     device_type: u32,
     offered_features: u64,
-    config: Vec<u8>,
+    config: ConfigSpace,
     memory: Arc<GuestMemory>,
     event_loop: EventLoopHandle,
     notifier: Notifier,
@@ -100,7 +100,7 @@ impl MmioTransport {
             (
                 device.device_type(),
                 device.features() | TRANSPORT_FEATURES,
-                device.config().to_vec(),
+                device.config(),
                 queues,
             )
         };
@@ -155,6 +155,14 @@ impl MmioTransport {
         }
     }
 
+    /// Tells the driver, if it has set the device up, that the device changed its configuration space. A driver that
+    /// has not will read it then.
+    pub fn config_changed(&self) {
+        if self.status & DRIVER_OK == DRIVER_OK {
+            self.notifier.config_changed();
+        }
+    }
+
     fn read_register(&self, offset: u32) -> u32 {
         match offset {
             VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
@@ -168,7 +176,7 @@ impl MmioTransport {
             VIRTIO_MMIO_STATUS if self.notifier.has_failed() => self.status | VIRTIO_CONFIG_S_NEEDS_RESET,
             VIRTIO_MMIO_STATUS => self.status,
             VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => NO_SHARED_MEMORY,
-            VIRTIO_MMIO_CONFIG_GENERATION => CONFIG_GENERATION,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.config.generation(),
             _ => 0,
         }
     }
@@ -357,15 +365,10 @@ impl Drop for MmioTransport {
 
 impl BusDevice for MmioTransport {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
         match Access::of(offset, data.len()) {
             Access::Register(register) => data.copy_from_slice(&self.read_register(register).to_le_bytes()),
-            Access::Config(start) => {
-                let known = self.config.get(start..).unwrap_or_default();
-                let len = known.len().min(data.len());
-                data[..len].copy_from_slice(&known[..len]);
-            }
-            Access::Invalid => {}
+            Access::Config(start) => self.config.read(start, data),
+            Access::Invalid => data.fill(0),
         }
     }
 

@@ -4,14 +4,13 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use super::*;
 use crate::guest_event::GuestEvent;
-use crate::virtio::rng::Rng;
-use crate::virtio::testing::{DATA, Guest, HIGH_START, LOW_SIZE, Piece, QUEUE_SIZE};
+use crate::virtio::testing::{DATA, Guest, HIGH_START, LOW_SIZE, Piece, QUEUE_SIZE, entropy};
 
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 
 /// A guest at FEATURES_OK with its queue set up.
 fn ready_guest() -> Guest {
-    let mut guest = Guest::with(Rng::new());
+    let mut guest = Guest::with(entropy());
     assert_eq!(guest.negotiate(VERSION_1), FEATURES_OK);
     guest.set_queues_up();
     guest
@@ -27,7 +26,7 @@ fn device_failures(guest: &Guest) -> Vec<String> {
 
 #[test]
 fn the_window_identifies_a_modern_virtio_device() {
-    let mut guest = Guest::with(Rng::new());
+    let mut guest = Guest::with(entropy());
     let registers = [
         VIRTIO_MMIO_MAGIC_VALUE,
         VIRTIO_MMIO_VERSION,
@@ -44,7 +43,7 @@ fn the_window_identifies_a_modern_virtio_device() {
 
 #[test]
 fn features_are_read_in_halves_and_there_are_only_two() {
-    let mut guest = Guest::with(Rng::new());
+    let mut guest = Guest::with(entropy());
     let mut offered = [0; 3];
     for (select, half) in (0..).zip(&mut offered) {
         guest.write_register(VIRTIO_MMIO_DEVICE_FEATURES_SEL, select);
@@ -55,14 +54,14 @@ fn features_are_read_in_halves_and_there_are_only_two() {
 
 #[test]
 fn a_shared_memory_region_has_the_length_of_one_that_does_not_exist() {
-    let mut guest = Guest::with(Rng::new());
+    let mut guest = Guest::with(entropy());
     assert_eq!(guest.read_register(VIRTIO_MMIO_SHM_LEN_LOW), u32::MAX);
     assert_eq!(guest.read_register(VIRTIO_MMIO_SHM_LEN_HIGH), u32::MAX);
 }
 
 #[test]
 fn only_aligned_words_reach_registers() {
-    let mut guest = Guest::with(Rng::new());
+    let mut guest = Guest::with(entropy());
     let mut data = [0xaa; 2];
     guest.transport.read(0, &mut data);
     assert_eq!(data, [0, 0]);
@@ -76,7 +75,7 @@ fn only_aligned_words_reach_registers() {
 
 #[test]
 fn configuration_space_past_its_end_reads_as_zero() {
-    let mut guest = Guest::with(Rng::new());
+    let mut guest = Guest::with(entropy());
     for offset in [0x100, 0x101, 0xfff, u64::from(u32::MAX), u64::MAX] {
         let mut data = [0xaa; 8];
         guest.transport.read(offset, &mut data);
@@ -86,7 +85,7 @@ fn configuration_space_past_its_end_reads_as_zero() {
 
 #[test]
 fn a_driver_cannot_skip_a_rung_of_the_status_ladder() {
-    let mut guest = Guest::with(Rng::new());
+    let mut guest = Guest::with(entropy());
     for refused in [2, 3, 4, 8, 15] {
         guest.write_register(VIRTIO_MMIO_STATUS, refused);
         assert_eq!(guest.status(), 0);
@@ -100,13 +99,13 @@ fn a_driver_cannot_skip_a_rung_of_the_status_ladder() {
 
 #[test]
 fn features_without_version_1_are_refused() {
-    let mut guest = Guest::with(Rng::new());
+    let mut guest = Guest::with(entropy());
     assert_eq!(guest.negotiate(1 << VIRTIO_RING_F_EVENT_IDX), DRIVER);
 }
 
 #[test]
 fn features_that_were_not_offered_are_refused() {
-    let mut guest = Guest::with(Rng::new());
+    let mut guest = Guest::with(entropy());
     assert_eq!(guest.negotiate(VERSION_1 | 1 << 5), DRIVER);
     assert_eq!(guest.negotiate(VERSION_1), FEATURES_OK);
 }
@@ -188,7 +187,7 @@ fn a_badly_set_up_queue_makes_the_device_need_a_reset_which_helps() {
 
 #[test]
 fn an_interrupt_stays_pending_until_it_is_acknowledged() {
-    let mut guest = Guest::started(Rng::new(), 0);
+    let mut guest = Guest::started(entropy(), 0);
     guest.request(0, &[Piece::In(DATA, 8)]);
     assert_eq!(guest.read_register(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_VRING);
     guest.write_register(VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INT_CONFIG);
@@ -199,7 +198,7 @@ fn an_interrupt_stays_pending_until_it_is_acknowledged() {
 
 #[test]
 fn a_reset_takes_everything_back_to_the_beginning() {
-    let mut guest = Guest::started(Rng::new(), 0);
+    let mut guest = Guest::started(entropy(), 0);
     guest.request(0, &[Piece::In(DATA, 8)]);
     guest.write_register(VIRTIO_MMIO_STATUS, 0);
     assert_eq!(guest.status(), 0);
@@ -214,7 +213,7 @@ fn a_reset_takes_everything_back_to_the_beginning() {
 
 #[test]
 fn a_device_its_driver_gave_up_serves_nobody_until_it_is_reset() {
-    let mut guest = Guest::started(Rng::new(), 0);
+    let mut guest = Guest::started(entropy(), 0);
     guest.write_register(VIRTIO_MMIO_STATUS, DRIVER_OK | VIRTIO_CONFIG_S_FAILED);
     guest.write_register(VIRTIO_MMIO_STATUS, DRIVER_OK);
     assert_eq!(guest.status(), DRIVER_OK | VIRTIO_CONFIG_S_FAILED);
@@ -225,7 +224,7 @@ fn a_device_its_driver_gave_up_serves_nobody_until_it_is_reset() {
 
 #[test]
 fn what_is_offered_while_paused_is_served_after_resume() {
-    let mut guest = Guest::started(Rng::new(), 0);
+    let mut guest = Guest::started(entropy(), 0);
     guest.request(0, &[Piece::In(DATA, 8)]);
     guest.transport.pause();
     guest.transport.pause();
@@ -240,7 +239,7 @@ fn what_is_offered_while_paused_is_served_after_resume() {
 
 #[test]
 fn a_device_that_gave_up_serves_nobody_after_a_pause() {
-    let mut guest = Guest::started(Rng::new(), 0);
+    let mut guest = Guest::started(entropy(), 0);
     guest.offer_head(0, QUEUE_SIZE);
     guest.kick(0);
     guest.wait_for_failure();
@@ -254,7 +253,7 @@ fn a_device_that_gave_up_serves_nobody_after_a_pause() {
 
 #[test]
 fn a_paused_device_can_be_reset() {
-    let mut guest = Guest::started(Rng::new(), 0);
+    let mut guest = Guest::started(entropy(), 0);
     guest.transport.pause();
     guest.write_register(VIRTIO_MMIO_STATUS, 0);
     guest.transport.resume();
@@ -265,7 +264,7 @@ fn a_paused_device_can_be_reset() {
 
 #[test]
 fn random_bytes_fill_the_writable_buffers_and_mark_their_pages() {
-    let mut guest = Guest::started(Rng::new(), 0);
+    let mut guest = Guest::started(entropy(), 0);
     guest.clean();
     assert_eq!(
         guest.request(
@@ -286,13 +285,13 @@ fn random_bytes_fill_the_writable_buffers_and_mark_their_pages() {
 
 #[test]
 fn a_request_for_much_randomness_gets_64_kib() {
-    let mut guest = Guest::started(Rng::new(), 0);
+    let mut guest = Guest::started(entropy(), 0);
     assert_eq!(guest.request(0, &[Piece::In(DATA, 0x2_0000)]), 0x1_0000);
 }
 
 #[test]
 fn an_indirect_table_is_followed() {
-    let mut guest = Guest::started(Rng::new(), 1 << VIRTIO_RING_F_INDIRECT_DESC);
+    let mut guest = Guest::started(entropy(), 1 << VIRTIO_RING_F_INDIRECT_DESC);
     let pieces: Vec<_> = (0..QUEUE_SIZE)
         .map(|index| Piece::In(DATA + 0x1000 * u64::from(index), 10))
         .collect();
@@ -303,7 +302,7 @@ fn an_indirect_table_is_followed() {
 
 #[test]
 fn the_event_index_says_when_to_interrupt() {
-    let mut guest = Guest::started(Rng::new(), 1 << VIRTIO_RING_F_EVENT_IDX);
+    let mut guest = Guest::started(entropy(), 1 << VIRTIO_RING_F_EVENT_IDX);
     let used_event = guest.available_ring(0) + 4 + 2 * u64::from(QUEUE_SIZE);
     guest.write(used_event, &2_u16.to_le_bytes());
     for _ in 0..2 {
@@ -343,7 +342,7 @@ fn a_driver_that_breaks_the_rules_of_the_ring_stops_the_device_with_the_reason()
             &[(DATA, 8, WRITE | NEXT, 1), (DATA, 8, 0, 0)],
         ),
     ];
-    let mut guest = Guest::with(Rng::new());
+    let mut guest = Guest::with(entropy());
     for (expected, descriptors) in cases {
         guest.start(1 << VIRTIO_RING_F_INDIRECT_DESC);
         for (index, &(address, len, flags, next)) in (0..).zip(descriptors) {

@@ -1,9 +1,12 @@
 //! The network device (virtio 1.2 §5.1): an Ethernet interface whose other end is a tap device of the host.
 //!
 //! Frames go between guest memory and the tap without a copy in the monitor, each behind the 12-byte header that tap
-//! and virtio share. `rx` brings frames in; `tx` takes frames out, all of them through the `gate`.
+//! and virtio share. `rx` brings frames in; `tx` takes frames out, all of them through the `gate`. Each direction has its
+//! own rate limiter: what waits for one is left on the tap or in the guest's queue.
 
-use cutover_snapshot::spec::{MacAddr, NetSpec};
+use std::sync::Arc;
+
+use cutover_snapshot::spec::{MacAddr, NetSpec, RateLimiterSpec};
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_net::*;
@@ -16,7 +19,9 @@ use self::rx::Receiver;
 pub use self::tap::Tap;
 use self::tx::Transmitter;
 use super::queue::QueueError;
-use super::{DeviceError, Notifier, StartedQueues, VirtioDevice, has_feature};
+use super::rate_limiter::Throttle;
+use super::{ConfigSpace, DeviceError, Notifier, StartedQueues, VirtioDevice, has_feature};
+use crate::stats::NetCounters;
 
 mod gate;
 mod interface;
@@ -41,14 +46,24 @@ const MTU_MIN: u16 = 68;
 const RX_DOORBELL: u32 = 0;
 const TX_DOORBELL: u32 = 1;
 const TAP: u32 = 2;
+const RX_RESUME: u32 = 3;
+const TX_RESUME: u32 = 4;
 
 /// A virtio network interface.
 pub struct Net {
     tap: Tap,
     gate: Gate,
     features: u64,
-    config: Vec<u8>,
+    config: ConfigSpace,
+    limits: Limits,
+    counters: Arc<NetCounters>,
     service: Option<Service>,
+}
+
+/// What holds frames back, in each direction.
+struct Limits {
+    rx: Throttle,
+    tx: Throttle,
 }
 
 /// What there is between start and stop.
@@ -110,23 +125,60 @@ impl Net {
             features: features | tap.features(),
             tap,
             gate,
-            config: config.as_slice().to_vec(),
+            config: ConfigSpace::new(config.as_slice().to_vec()),
+            limits: Limits {
+                rx: Throttle::new(&spec.rx_rate_limiter)?,
+                tx: Throttle::new(&spec.tx_rate_limiter)?,
+            },
+            counters: Arc::default(),
             service: None,
         })
+    }
+
+    /// Changes the limits of what the guest receives and sends; see [`RateLimiterSpec`] for what is left as it is.
+    pub fn limit(&mut self, rx: &RateLimiterSpec, tx: &RateLimiterSpec) {
+        self.limits.rx.update(rx);
+        self.limits.tx.update(tx);
+    }
+
+    /// What it has done.
+    pub fn counters(&self) -> &Arc<NetCounters> {
+        &self.counters
+    }
+}
+
+impl Limits {
+    /// If a timer rang, frames may be tried again.
+    fn resume(&mut self, data: u32) {
+        match data {
+            RX_RESUME => self.rx.resume(),
+            TX_RESUME => self.tx.resume(),
+            _ => {}
+        }
+    }
+
+    fn watch(&self, ops: &mut EventOps) -> Result<(), event_manager::Error> {
+        self.rx.watch(ops, RX_RESUME)?;
+        self.tx.watch(ops, TX_RESUME)
+    }
+
+    fn ignore(&self, ops: &mut EventOps) {
+        self.rx.ignore(ops);
+        self.tx.ignore(ops);
     }
 }
 
 impl Service {
-    fn serve(&mut self, tap: &Tap, gate: &mut Gate, events: Events) -> Result<(), QueueError> {
+    fn serve(&mut self, tap: &Tap, gate: &mut Gate, limits: &mut Limits, events: Events) -> Result<(), QueueError> {
         let writable = events.event_set().contains(EventSet::OUT);
         match events.data() {
-            RX_DOORBELL => self.rx.serve(tap, &self.notifier),
-            TX_DOORBELL => self.tx.serve(gate, &self.notifier),
+            RX_DOORBELL | RX_RESUME => self.rx.serve(tap, &mut limits.rx, &self.notifier),
+            TX_DOORBELL | TX_RESUME => self.tx.serve(gate, &mut limits.tx, &self.notifier),
             _ => {
                 if writable && self.tx.holds_frame() {
-                    self.tx.serve(gate, &self.notifier)?;
+                    self.tx.serve(gate, &mut limits.tx, &self.notifier)?;
                 }
-                self.rx.serve(tap, &self.notifier)
+                self.rx.serve(tap, &mut limits.rx, &self.notifier)
             }
         }
     }
@@ -145,19 +197,18 @@ impl VirtioDevice for Net {
         self.features
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> ConfigSpace {
+        self.config.clone()
     }
 
     fn start(&mut self, mut started: StartedQueues) -> Result<(), DeviceError> {
         self.tap.accept_features(started.features)?;
         let [rx, tx] = started.take_queues();
         let mergeable = has_feature(started.features, VIRTIO_NET_F_MRG_RXBUF);
-        let (rx, tx) = (Receiver::new(rx, mergeable), Transmitter::new(tx));
         self.service = Some(Service {
             notifier: started.notifier,
-            rx,
-            tx,
+            rx: Receiver::new(rx, mergeable, self.counters.clone()),
+            tx: Transmitter::new(tx, self.counters.clone()),
         });
         Ok(())
     }
@@ -172,10 +223,12 @@ impl VirtioDevice for Net {
 
 impl MutEventSubscriber for Net {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
+        self.limits.resume(events.data());
         let Some(service) = &mut self.service else {
             return;
         };
-        let mut served = service.serve(&self.tap, &mut self.gate, events).map_err(Failure::from);
+        let served = service.serve(&self.tap, &mut self.gate, &mut self.limits, events);
+        let mut served = served.map_err(Failure::from);
         if service.tx.holds_frame() {
             served = served.and(self.tap.watch_again(ops, TAP).map_err(Failure::from));
         }
@@ -184,6 +237,7 @@ impl MutEventSubscriber for Net {
             service.rx.queue().ignore_doorbell(ops);
             service.tx.queue().ignore_doorbell(ops);
             self.tap.ignore(ops);
+            self.limits.ignore(ops);
         }
     }
 
@@ -196,7 +250,8 @@ impl MutEventSubscriber for Net {
             .queue()
             .watch_doorbell(ops, RX_DOORBELL)
             .and_then(|()| service.tx.queue().watch_doorbell(ops, TX_DOORBELL))
-            .and_then(|()| self.tap.watch(ops, TAP));
+            .and_then(|()| self.tap.watch(ops, TAP))
+            .and_then(|()| self.limits.watch(ops));
         if let Err(error) = watched {
             service.notifier.fail(error);
         }

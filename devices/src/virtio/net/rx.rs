@@ -2,18 +2,23 @@
 //!
 //! The length of a frame is not known before it is read. With mergeable buffers, as many are kept posted as the longest
 //! frame needs, and a frame takes of them what it fills; without, each buffer has to hold a whole frame. When there
-//! are too few the tap is left alone until the driver posts more: the host's queue fills and then drops.
+//! are too few the tap is left alone until the driver posts more: the host's queue fills and then drops. The same while
+//! the rate limiter has the device wait; as lengths are known afterwards, the last frame before may go beyond the limit
+//! and is paid for by the next.
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 
 use virtio_queue::Queue;
 
 use super::tap::Tap;
 use super::{FRAME_LEN_MAX, FRAMES_PER_TURN, HEADER_LEN};
+use crate::stats::NetCounters;
 use crate::virtio::buffers::GuestBuffers;
 use crate::virtio::log_limit::LogLimit;
 use crate::virtio::queue::{Chain, QueueError, Turn};
+use crate::virtio::rate_limiter::Throttle;
 use crate::virtio::{Notifier, ServedQueue};
 
 /// Offset of `num_buffers` in the header; the tap leaves it to us.
@@ -29,12 +34,13 @@ pub struct Receiver {
     space: GuestBuffers,
     /// Chains to take others with, so that none is allocated per frame.
     spare: Vec<Chain>,
+    counters: Arc<NetCounters>,
     errors_logged: LogLimit,
 }
 
 impl Receiver {
     /// Serves `queue`.
-    pub fn new(queue: ServedQueue, mergeable: bool) -> Self {
+    pub fn new(queue: ServedQueue, mergeable: bool, counters: Arc<NetCounters>) -> Self {
         let space = queue.new_buffers();
         Self {
             queue,
@@ -42,6 +48,7 @@ impl Receiver {
             posted: VecDeque::new(),
             space,
             spare: Vec::new(),
+            counters,
             errors_logged: LogLimit::default(),
         }
     }
@@ -51,13 +58,19 @@ impl Receiver {
         &self.queue
     }
 
-    /// Moves frames until there are none, or no buffers, or others have to get their turn.
-    pub fn serve(&mut self, tap: &Tap, notifier: &Notifier) -> Result<(), QueueError> {
+    /// Moves frames until there are none, or no buffers, or the limits are used up, or others have to get their turn.
+    pub fn serve(&mut self, tap: &Tap, throttle: &mut Throttle, notifier: &Notifier) -> Result<(), QueueError> {
+        if throttle.is_waiting() {
+            return Ok(());
+        }
         let mut turn = self.queue.begin_turn(self.queue.size())?;
         for frames in 0..=FRAMES_PER_TURN {
             if frames == FRAMES_PER_TURN {
                 self.queue.ring_doorbell();
-            } else if !self.post_buffers(&mut turn)? || !self.receive(tap, notifier)? {
+            } else if !throttle.allows_any() {
+                self.counters.rx_throttled.add(1);
+                break;
+            } else if !self.post_buffers(&mut turn)? || !self.receive(tap, throttle, notifier)? {
                 break;
             }
         }
@@ -72,10 +85,14 @@ impl Receiver {
     }
 
     /// Takes one frame in; false if there is none.
-    fn receive(&mut self, tap: &Tap, notifier: &Notifier) -> Result<bool, QueueError> {
+    fn receive(&mut self, tap: &Tap, throttle: &mut Throttle, notifier: &Notifier) -> Result<bool, QueueError> {
         match tap.receive(&self.space) {
             Ok(len) if len < HEADER_LEN => Ok(false),
             Ok(len) => {
+                let frame_len = (len - HEADER_LEN) as u64;
+                throttle.charge(frame_len);
+                self.counters.rx_frames.add(1);
+                self.counters.rx_bytes.add(frame_len);
                 self.deliver(len)?;
                 Ok(true)
             }

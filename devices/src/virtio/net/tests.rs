@@ -312,7 +312,9 @@ fn the_driver_reads_the_address_link_state_and_mtu() {
         },
     )
     .unwrap();
-    assert_eq!(net.config()[..12], [2, 0, 0, 0, 0, 0x2a, 1, 0, 0, 0, 0x28, 0x23]);
+    let mut config = [0; 12];
+    net.config().read(0, &mut config);
+    assert_eq!(config, [2, 0, 0, 0, 0, 0x2a, 1, 0, 0, 0, 0x28, 0x23]);
     assert!(has_feature(net.features(), VIRTIO_NET_F_MTU));
 }
 

@@ -1,31 +1,36 @@
-//! Frames of the guest: from its buffers straight through the gate.
+//! Frames of the guest: from its buffers straight through the gate, as far as the rate limiter lets them.
 
 use std::io;
+use std::sync::Arc;
 
 use virtio_queue::Queue;
 
 use super::gate::Gate;
 use super::{FRAME_LEN_MAX, FRAMES_PER_TURN, HEADER_LEN};
+use crate::stats::NetCounters;
 use crate::virtio::log_limit::LogLimit;
 use crate::virtio::queue::{Chain, QueueError, Turn};
+use crate::virtio::rate_limiter::Throttle;
 use crate::virtio::{Notifier, ServedQueue};
 
 /// The transmit queue in service.
 pub struct Transmitter {
     queue: ServedQueue,
     chain: Chain,
-    /// Whether `chain` is a frame that the gate had no room for.
+    /// Whether `chain` is a frame that the gate had no room for. It is paid for.
     held: bool,
+    counters: Arc<NetCounters>,
     drops_logged: LogLimit,
 }
 
 impl Transmitter {
     /// Serves `queue`.
-    pub fn new(queue: ServedQueue) -> Self {
+    pub fn new(queue: ServedQueue, counters: Arc<NetCounters>) -> Self {
         Self {
             chain: queue.new_chain(),
             queue,
             held: false,
+            counters,
             drops_logged: LogLimit::default(),
         }
     }
@@ -40,10 +45,10 @@ impl Transmitter {
         self.held
     }
 
-    /// Moves frames until there are none, or no room, or others have to get their turn.
-    pub fn serve(&mut self, gate: &mut Gate, notifier: &Notifier) -> Result<(), QueueError> {
+    /// Moves frames until there are none, or no room, or the limits are used up, or others have to get their turn.
+    pub fn serve(&mut self, gate: &mut Gate, throttle: &mut Throttle, notifier: &Notifier) -> Result<(), QueueError> {
         let mut turn = self.queue.begin_turn(FRAMES_PER_TURN)?;
-        while self.next_frame(&mut turn)? && self.send(gate, notifier)? {}
+        while self.next_frame(&mut turn, throttle)? && self.send(gate, notifier)? {}
         self.queue.notify(notifier)
     }
 
@@ -53,12 +58,21 @@ impl Transmitter {
         self.queue.into_queue()
     }
 
-    /// Has a frame in `chain`, if there is one.
-    fn next_frame(&mut self, turn: &mut Turn) -> Result<bool, QueueError> {
-        if !self.held {
-            self.held = self.queue.pop(turn, &mut self.chain)?;
+    /// Has a frame in `chain`, if there is one that may leave. One that may not is still in the queue.
+    fn next_frame(&mut self, turn: &mut Turn, throttle: &mut Throttle) -> Result<bool, QueueError> {
+        if !self.held && !throttle.is_waiting() && self.queue.pop(turn, &mut self.chain)? {
+            self.held = throttle.admit(self.frame_len());
+            if !self.held {
+                self.counters.tx_throttled.add(1);
+                self.queue.unpop(1);
+            }
         }
         Ok(self.held)
+    }
+
+    /// Bytes of the frame in `chain`, without its header.
+    fn frame_len(&self) -> u64 {
+        self.chain.readable.len().saturating_sub(HEADER_LEN) as u64
     }
 
     /// Sends the frame in `chain` on its way; false if it has to wait.
@@ -73,11 +87,17 @@ impl Transmitter {
             ))
         };
         match passed {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(error) if self.drops_logged.allows() => {
-                tracing::warn!(device = notifier.name(), %error, "frame of the guest dropped");
+            Ok(()) => {
+                self.counters.tx_frames.add(1);
+                self.counters.tx_bytes.add(self.frame_len());
             }
-            _ => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => {
+                self.counters.tx_dropped.add(1);
+                if self.drops_logged.allows() {
+                    tracing::warn!(device = notifier.name(), %error, "frame of the guest dropped");
+                }
+            }
         }
         self.held = false;
         self.queue.push_used(self.chain.head, 0)?;

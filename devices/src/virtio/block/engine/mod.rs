@@ -4,7 +4,7 @@
 //! file descriptor becomes readable when tokens can be reaped.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use cutover_snapshot::spec::{DiskIo, DiskSpec};
@@ -14,7 +14,6 @@ use rustix::fs::FallocateFlags;
 use self::threads::Threads;
 use self::uring::Uring;
 use super::DeviceError;
-use super::disk::Disk;
 use crate::OnThread;
 
 mod threads;
@@ -68,39 +67,44 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// An engine for `disk`, of the kind `spec` wants, that holds up to `depth` operations. Threads it starts call
-    /// `on_thread` first.
-    pub fn new(disk: &Disk, spec: &DiskSpec, depth: u16, on_thread: &OnThread) -> Result<Self, DeviceError> {
+    /// An engine of the kind `spec` wants, that holds up to `depth` operations. Threads it starts call `on_thread`
+    /// first.
+    pub fn new(spec: &DiskSpec, depth: u16, on_thread: &OnThread) -> Result<Self, DeviceError> {
         let uring = match spec.io {
             DiskIo::Threads => None,
-            DiskIo::Auto => Uring::new(disk.file().clone(), depth)
+            DiskIo::Auto => Uring::new(depth)
                 .inspect_err(|error| tracing::info!(%error, "no io_uring here; disk uses threads"))
                 .ok(),
-            DiskIo::IoUring => Some(
-                Uring::new(disk.file().clone(), depth).map_err(|source| DeviceError::IoUring {
-                    path: spec.path.clone(),
-                    source,
-                })?,
-            ),
+            DiskIo::IoUring => Some(Uring::new(depth).map_err(|source| DeviceError::IoUring {
+                path: spec.path.clone(),
+                source,
+            })?),
         };
         match uring {
             Some(uring) => Ok(Self::Uring(Box::new(uring))),
-            None => Threads::new(disk.file().clone(), on_thread)
+            None => Threads::new(on_thread)
                 .map(Self::Threads)
                 .map_err(DeviceError::system("start the disk's I/O threads")),
         }
     }
 
-    /// Prepares `operation`, on the memory of `iovecs` where it needs any.
+    /// Prepares `operation` on `image`, with the memory of `iovecs` where it needs any.
     ///
     /// # Safety
-    /// The vector and the memory it points to stay valid and in place until the token is reaped.
-    pub unsafe fn prepare(&mut self, token: u16, operation: Operation, iovecs: &[libc::iovec]) -> io::Result<()> {
+    /// The image stays open, and the vector and the memory it points to stay valid and in place, until the token is
+    /// reaped.
+    pub unsafe fn prepare(
+        &mut self,
+        token: u16,
+        operation: Operation,
+        image: BorrowedFd<'_>,
+        iovecs: &[libc::iovec],
+    ) -> io::Result<()> {
         match self {
             // SAFETY: the same contract.
-            Self::Uring(uring) => unsafe { uring.prepare(token, operation, iovecs) },
+            Self::Uring(uring) => unsafe { uring.prepare(token, operation, image, iovecs) },
             // SAFETY: the same contract.
-            Self::Threads(threads) => unsafe { threads.prepare(token, operation, iovecs) },
+            Self::Threads(threads) => unsafe { threads.prepare(token, operation, image, iovecs) },
         }
     }
 
@@ -137,7 +141,7 @@ impl Engine {
 }
 
 impl AsFd for Engine {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Uring(uring) => uring.as_fd(),
             Self::Threads(threads) => threads.as_fd(),

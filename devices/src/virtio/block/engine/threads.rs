@@ -1,9 +1,8 @@
 //! The engine for hosts without io_uring: a few threads, each of which does one operation at a time.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -23,7 +22,6 @@ pub struct Threads {
 }
 
 struct Shared {
-    image: Arc<File>,
     work: Mutex<Work>,
     /// Jobs came, or the end.
     changed: Condvar,
@@ -41,19 +39,20 @@ struct Work {
 struct Job {
     token: u16,
     operation: Operation,
+    image: RawFd,
     iovecs: *const libc::iovec,
     count: libc::c_int,
 }
 
-// SAFETY: whoever prepared the job keeps the vector and its memory, which any thread may use, in place.
+// SAFETY: whoever prepared the job keeps the image open and the vector and its memory, which any thread may use, in
+// place.
 unsafe impl Send for Job {}
 
 impl Threads {
-    /// Threads that work on `image`, each of which calls `on_thread` first.
-    pub fn new(image: Arc<File>, on_thread: &OnThread) -> io::Result<Self> {
+    /// Threads, each of which calls `on_thread` first.
+    pub fn new(on_thread: &OnThread) -> io::Result<Self> {
         let completed = EventFd::new(EFD_NONBLOCK)?;
         let shared = Arc::new(Shared {
-            image,
             work: Mutex::default(),
             changed: Condvar::new(),
             completed,
@@ -79,11 +78,18 @@ impl Threads {
 
     /// # Safety
     /// As [`Engine::prepare`](super::Engine::prepare).
-    pub unsafe fn prepare(&mut self, token: u16, operation: Operation, iovecs: &[libc::iovec]) -> io::Result<()> {
+    pub unsafe fn prepare(
+        &mut self,
+        token: u16,
+        operation: Operation,
+        image: BorrowedFd<'_>,
+        iovecs: &[libc::iovec],
+    ) -> io::Result<()> {
         let count = libc::c_int::try_from(iovecs.len()).map_err(io::Error::other)?;
         self.prepared.push(Job {
             token,
             operation,
+            image: image.as_raw_fd(),
             iovecs: iovecs.as_ptr(),
             count,
         });
@@ -112,7 +118,7 @@ impl Shared {
     /// A worker's life.
     fn run(&self) {
         while let Some(job) = self.next_job() {
-            let result = self.perform(&job);
+            let result = job.perform();
             self.lock().completions.push(Completion {
                 token: job.token,
                 result,
@@ -133,27 +139,33 @@ impl Shared {
             }
         }
     }
+}
 
-    fn perform(&self, job: &Job) -> io::Result<usize> {
-        let image = self.image.as_raw_fd();
-        let count = match job.operation {
+impl Job {
+    fn perform(&self) -> io::Result<usize> {
+        let count = match self.operation {
             Operation::Read { offset } => {
                 let offset = offset.try_into().map_err(io::Error::other)?;
                 // SAFETY: whoever prepared the job keeps the vector and its memory in place.
-                unsafe { libc::preadv(image, job.iovecs, job.count, offset) }
+                unsafe { libc::preadv(self.image, self.iovecs, self.count, offset) }
             }
             Operation::Write { offset, durable } => {
                 let offset = offset.try_into().map_err(io::Error::other)?;
                 let flags = if durable { libc::RWF_DSYNC } else { 0 };
                 // SAFETY: as above.
-                unsafe { libc::pwritev2(image, job.iovecs, job.count, offset, flags) }
+                unsafe { libc::pwritev2(self.image, self.iovecs, self.count, offset, flags) }
             }
-            Operation::Sync => return Ok(rustix::fs::fdatasync(&*self.image).map(|()| 0)?),
+            Operation::Sync => return Ok(rustix::fs::fdatasync(self.image()).map(|()| 0)?),
             Operation::Allocate { mode, offset, len } => {
-                return Ok(rustix::fs::fallocate(&*self.image, mode, offset, len).map(|()| 0)?);
+                return Ok(rustix::fs::fallocate(self.image(), mode, offset, len).map(|()| 0)?);
             }
         };
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn image(&self) -> BorrowedFd<'_> {
+        // SAFETY: whoever prepared the job keeps the image open.
+        unsafe { BorrowedFd::borrow_raw(self.image) }
     }
 }
 

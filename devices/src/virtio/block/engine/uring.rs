@@ -2,11 +2,12 @@
 //!
 //! The ring's own descriptor is what the event loop watches. It is readable only while completions wait, so a batch
 //! that the page cache answered during its submission, and that was reaped at once, wakes nobody.
+//!
+//! Images are not registered with the ring: the kernel takes a closed ring apart some time later, and until then they
+//! would stay open, and locked, after the VM's end.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::Arc;
 
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode};
@@ -24,14 +25,11 @@ const OPCODES: [u8; 4] = [
 /// See the module.
 pub struct Uring {
     ring: IoUring,
-    /// Not registered with the ring: the kernel takes a closed ring apart some time later, and until then the image
-    /// would stay open, and locked, after the VM's end.
-    image: Arc<File>,
 }
 
 impl Uring {
-    /// A ring for up to `depth` operations on `image`.
-    pub fn new(image: Arc<File>, depth: u16) -> io::Result<Self> {
+    /// A ring for up to `depth` operations.
+    pub fn new(depth: u16) -> io::Result<Self> {
         let ring = IoUring::new(depth.into())?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
@@ -41,14 +39,20 @@ impl Uring {
                 "the kernel's io_uring is older than Linux 5.6",
             ));
         }
-        Ok(Self { ring, image })
+        Ok(Self { ring })
     }
 
     /// # Safety
     /// As [`Engine::prepare`](super::Engine::prepare).
-    pub unsafe fn prepare(&mut self, token: u16, operation: Operation, iovecs: &[libc::iovec]) -> io::Result<()> {
+    pub unsafe fn prepare(
+        &mut self,
+        token: u16,
+        operation: Operation,
+        image: BorrowedFd<'_>,
+        iovecs: &[libc::iovec],
+    ) -> io::Result<()> {
         let count = u32::try_from(iovecs.len()).map_err(io::Error::other)?;
-        let image = Fd(self.image.as_raw_fd());
+        let image = Fd(image.as_raw_fd());
         let entry = match operation {
             Operation::Read { offset } => opcode::Readv::new(image, iovecs.as_ptr(), count).offset(offset).build(),
             Operation::Write { offset, durable } => opcode::Writev::new(image, iovecs.as_ptr(), count)
@@ -65,7 +69,7 @@ impl Uring {
         if self.ring.submission().is_full() {
             self.submit()?;
         }
-        // SAFETY: the caller keeps the vector and its memory in place, and `self.image` the image open.
+        // SAFETY: the caller keeps the vector and its memory in place, and the image open.
         unsafe { self.ring.submission().push(&entry) }.map_err(io::Error::other)
     }
 

@@ -51,10 +51,7 @@ fn an_image_that_cannot_be_written_suggests_readonly() {
     let message = refusal(&spec(&std::env::current_exe().unwrap(), DiskIo::Auto));
     assert!(message.contains("for reading and writing: Text file busy"), "{message}");
     let denied = disk_open_error(std::io::ErrorKind::PermissionDenied, false);
-    assert!(
-        denied.ends_with("; add 'readonly' if the guest need not write to it"),
-        "{denied}"
-    );
+    assert!(denied.ends_with("; add 'readonly'"), "{denied}");
     let denied = disk_open_error(std::io::ErrorKind::PermissionDenied, true);
     assert!(
         denied.contains("for reading: permission denied") && !denied.contains("add"),
@@ -63,11 +60,12 @@ fn an_image_that_cannot_be_written_suggests_readonly() {
 }
 
 fn disk_open_error(kind: std::io::ErrorKind, readonly: bool) -> String {
-    let spec = DiskSpec {
+    let image = disk::Image {
+        path: Path::new("disk.raw"),
         readonly,
-        ..spec(Path::new("disk.raw"), DiskIo::Auto)
+        advice: "; add 'readonly'",
     };
-    disk::open_error(&spec, kind.into()).to_string()
+    image.open_error(kind.into()).to_string()
 }
 
 #[test]
@@ -79,7 +77,7 @@ fn an_image_in_use_is_refused_unless_all_users_only_read() {
         ..writer.clone()
     };
     let open = Block::open(&writer, &unconfined()).unwrap();
-    assert!(refusal(&writer).contains("disk.raw' is in use by another process"));
+    assert!(refusal(&writer).contains("disk.raw' is in use by another process or disk"));
     assert!(refusal(&reader).contains("is in use"));
     drop(open);
     let _first = Block::open(&reader, &unconfined()).unwrap();
