@@ -10,6 +10,7 @@ use clap_complete::Shell;
 use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::{BootProtocol, DiskSpec, NetSpec, SerialSpec};
 
+use crate::client::{VM_HELP, VmArgs};
 use crate::log::LogArgs;
 use crate::options;
 
@@ -28,6 +29,9 @@ pub enum Command {
     /// Run a VM until its guest ends or it is ended
     #[command(after_help = RUN_HELP)]
     Run(Box<RunArgs>),
+    /// See and steer the VMs that run
+    #[command(after_help = VM_HELP)]
+    Vm(VmArgs),
     /// Tell whether this machine can run guests, and if not, why
     #[command(after_help = CHECK_HELP)]
     Check(CheckArgs),
@@ -315,17 +319,17 @@ mod tests {
 
     #[test]
     fn help_has_examples_at_every_level() {
-        let mut cutover = Cli::command();
-        let names: Vec<String> = cutover
-            .get_subcommands()
-            .map(|command| command.get_name().to_owned())
-            .collect();
-        assert_eq!(names, ["run", "check", "completions"]);
-        assert!(cutover.render_long_help().to_string().contains("Examples:"));
-        for name in names {
-            let command = cutover.find_subcommand_mut(&name).expect("listed");
-            assert!(command.render_long_help().to_string().contains("Examples:"), "{name}");
+        fn check(command: &mut clap::Command) {
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Examples:"), "{}", command.get_name());
+            let commands = command.get_subcommands_mut();
+            commands.filter(|command| command.get_name() != "help").for_each(check);
         }
+        let mut cutover = Cli::command();
+        for name in ["run", "vm", "check", "completions"] {
+            assert!(cutover.find_subcommand(name).is_some(), "{name}");
+        }
+        check(&mut cutover);
     }
 
     #[test]
@@ -334,7 +338,15 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "cutover", &mut script);
             let script = String::from_utf8(script).expect("a script is text");
-            for word in ["run", "check", "completions", "memory-shared", "log-level"] {
+            for word in [
+                "run",
+                "check",
+                "completions",
+                "memory-shared",
+                "log-level",
+                "shutdown",
+                "no-wait",
+            ] {
                 assert!(script.contains(word), "{shell}: {word}");
             }
         }

@@ -6,13 +6,14 @@ use std::process::{ExitCode, Termination};
 
 use cutover_vmm::Exit;
 
-/// Exit codes of `cutover`. Those above 2 are of `cutover run` only.
+/// Exit codes of `cutover`. Those from 3 to 5 are of commands that run a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitStatus {
-    /// Done; for `run`: the guest shut itself down; for `check`: this machine can run guests.
+    /// Done; for `run`: the guest shut itself down; for `check`: this machine can run guests; for `vm`: every VM did as
+    /// asked.
     Success = 0,
-    /// The monitor failed; for `check`: this machine cannot run guests.
+    /// The monitor failed; for `check`: this machine cannot run guests; for `vm`: no VM did as asked.
     Failure = 1,
     /// The command line or the configuration file is wrong.
     Usage = 2,
@@ -22,6 +23,8 @@ pub enum ExitStatus {
     Panic = 4,
     /// The VM was ended by force: console escape, or a second signal.
     Ended = 5,
+    /// For `vm`: some VMs did as asked, and some did not.
+    Partly = 6,
 }
 
 impl From<Exit> for ExitStatus {
@@ -60,7 +63,7 @@ pub fn report(error: &dyn Error) {
 }
 
 /// The message of `error` followed by those of its causes, as far as they add something.
-fn with_causes(error: &dyn Error) -> String {
+pub fn with_causes(error: &dyn Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -109,6 +112,7 @@ mod tests {
         }
         assert_eq!(ExitStatus::Failure as u8, 1);
         assert_eq!(ExitStatus::Usage as u8, 2);
+        assert_eq!(ExitStatus::Partly as u8, 6);
     }
 
     #[test]

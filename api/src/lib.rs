@@ -7,6 +7,7 @@
 
 pub mod check;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod exit;
 pub mod log;
@@ -15,6 +16,7 @@ pub mod run;
 pub mod runtime_dir;
 pub mod server;
 mod signals;
+mod text;
 
 use std::io;
 
@@ -26,6 +28,7 @@ use exit::ExitStatus;
 pub fn main() -> ExitStatus {
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Vm(args) => client::run(&args),
         Command::Check(args) => check::check(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

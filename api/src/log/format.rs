@@ -20,6 +20,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata};
 
 use super::limit::WINDOW;
+use crate::text::escaped;
 
 /// Most bytes of one text in a message; what is longer is cut.
 pub const TEXT_MAX: usize = 1024;
@@ -104,11 +105,11 @@ impl Record {
         {
             write!(line, "{faint}{file}:{number}:{faint:#} ")?;
         }
-        write_escaped(line, &self.fields.message)?;
+        line.push_str(&escaped(&self.fields.message));
         for (name, value) in &self.fields.others {
             write!(line, " {faint}{name}={faint:#}")?;
             match value {
-                Value::String(text) => write_escaped(line, text)?,
+                Value::String(text) => line.push_str(&escaped(text)),
                 value => write!(line, "{value}")?,
             }
         }
@@ -193,17 +194,6 @@ impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.add(field, format!("{value:?}").into());
     }
-}
-
-fn write_escaped(line: &mut String, text: &str) -> fmt::Result {
-    for character in text.chars() {
-        if character.is_control() {
-            write!(line, "{}", character.escape_default())?;
-        } else {
-            line.write_char(character)?;
-        }
-    }
-    Ok(())
 }
 
 /// `text`, cut to at most [`TEXT_MAX`] bytes.

@@ -17,12 +17,12 @@ pub const HELP: &str = "\r\n\
     Ctrl-A Ctrl-A  send Ctrl-A to the guest\r\n\
     Ctrl-A h       show this help\r\n";
 
-/// What the person asked the monitor, not the guest, to do.
+/// What the person asked of whoever holds the terminal, not of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// End the VM.
+    /// End the VM; for a client of its console, leave it.
     Quit,
-    /// Show [`HELP`].
+    /// Show the keys.
     Help,
 }
 

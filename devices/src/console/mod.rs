@@ -32,13 +32,11 @@ use cutover_snapshot::spec::SerialSpec;
 use rustix::io::fcntl_dupfd_cloexec;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+pub use escape::{Command, Escape};
 pub use output::{Output, PENDING_MAX};
-pub use terminal::restore as restore_terminal;
+pub use terminal::{RawTerminal, restore as restore_terminal};
 
-pub(crate) use escape::{Command, HELP};
-
-use escape::Escape;
-use terminal::RawTerminal;
+pub(crate) use escape::HELP;
 
 use crate::listener::{ListenError, Listener};
 

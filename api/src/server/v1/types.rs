@@ -70,6 +70,8 @@ pub struct InfoV1 {
     pub rng: bool,
     /// Where the guest's serial port goes.
     pub serial: SerialInfoV1,
+    /// Number of the newest event, 0 before the first: who follows the events from there misses nothing.
+    pub last_event: u64,
 }
 
 /// A disk, as `GET /v1/info` tells of it.
@@ -145,12 +147,14 @@ pub enum PowerAction {
     Destroy,
 }
 
-/// Answer of `GET /v1/stats`: counters since the VM was started; they only grow.
+/// Answer of `GET /v1/stats`: counters since the VM was built; they only grow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StatsV1 {
     /// What the VM is doing.
     pub state: StateV1,
-    /// Time since the VM was started, pauses included.
+    /// How often it has been built: 1, and 1 more for each reboot or cycle. The other counters begin anew then.
+    pub boots: u64,
+    /// Time since the VM first ran, pauses included.
     pub uptime_ns: u64,
     /// vCPUs, by number.
     pub cpus: Vec<CpuStatsV1>,
@@ -253,6 +257,11 @@ pub enum EventKindV1 {
         /// How it came to its end.
         exit: ExitV1,
     },
+    /// The VM is over because the monitor could not go on.
+    VmFailed {
+        /// Why.
+        reason: String,
+    },
     /// The guest powered itself off.
     GuestShutdown,
     /// The guest asked for a reset.
@@ -277,13 +286,6 @@ pub enum EventKindV1 {
     OperationForced {
         /// The state that took too long.
         state: StateV1,
-    },
-    /// What was accepted could not be done.
-    OperationFailed {
-        /// Which operation.
-        operation: String,
-        /// Why.
-        reason: String,
     },
     /// A disk has another file or other limits.
     DriveUpdated {
