@@ -16,6 +16,7 @@ use cutover_snapshot::spec::VmSpec;
 
 use crate::Error;
 use crate::control::{Command, Controller, Ending, Mailbox, Message};
+use crate::device_manager::{DiskUpdate, NetUpdate};
 use crate::events::{EventKind, EventLog};
 use crate::lifecycle::{Action, Exit, Refusal, Request, State, Step};
 use crate::machine::Machine;
@@ -193,6 +194,8 @@ impl Driver {
             },
             Command::State(reply) => reply.send(Ok(self.state)),
             Command::Stats(reply) => reply.send(self.stats(machine)),
+            Command::UpdateDisk { id, update, reply } => reply.send(self.update_disk(machine, id, &update)),
+            Command::UpdateNet { id, update, reply } => reply.send(self.update_net(machine, id, &update)),
         }
         None
     }
@@ -253,7 +256,37 @@ impl Driver {
             uptime_ns: u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX),
             vcpus: machine.vcpu_stats(),
             memory: machine.memory_stats()?,
+            devices: machine.devices.stats(),
         })
+    }
+
+    /// Changes a disk of `machine`, and of those that will take its place.
+    fn update_disk(&mut self, machine: &Machine, id: String, update: &DiskUpdate) -> Result<(), Error> {
+        self.decide(Request::UpdateDevice)?;
+        let mut spec = self.spec.clone();
+        let mut disks = spec.disks.iter_mut().enumerate();
+        if let Some((_, disk)) = disks.find(|(index, disk)| disk.id_at(*index) == id) {
+            disk.path = update.path.clone().unwrap_or_else(|| disk.path.clone());
+            disk.rate_limiter = disk.rate_limiter.updated(update.rate_limiter.unwrap_or_default());
+        }
+        spec.check()?;
+        machine.devices.update_disk(&id, update)?;
+        self.spec = spec;
+        self.log(EventKind::DriveUpdated { drive: id });
+        Ok(())
+    }
+
+    /// Changes a network interface of `machine`, and of those that will take its place.
+    fn update_net(&mut self, machine: &Machine, id: String, update: &NetUpdate) -> Result<(), Error> {
+        self.decide(Request::UpdateDevice)?;
+        machine.devices.update_net(&id, update)?;
+        let mut nets = self.spec.nets.iter_mut().enumerate();
+        if let Some((_, net)) = nets.find(|(index, net)| net.id_at(*index) == id) {
+            net.rx_rate_limiter = net.rx_rate_limiter.updated(update.rx_rate_limiter.unwrap_or_default());
+            net.tx_rate_limiter = net.tx_rate_limiter.updated(update.tx_rate_limiter.unwrap_or_default());
+        }
+        self.log(EventKind::NetworkInterfaceUpdated { interface: id });
+        Ok(())
     }
 
     fn log(&self, kind: EventKind) {

@@ -7,6 +7,7 @@ use serde::Serialize;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::Error;
+use crate::device_manager::DeviceStats;
 use crate::lifecycle::State;
 
 /// Everything that is counted of a VM. Counters begin when the VM is built, and anew when it is built anew.
@@ -22,6 +23,8 @@ pub struct VmStats {
     pub vcpus: Vec<VcpuStats>,
     /// Its memory.
     pub memory: MemoryStats,
+    /// Its devices.
+    pub devices: DeviceStats,
 }
 
 /// One vCPU.

@@ -13,6 +13,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use crate::Error;
+use crate::device_manager::{DiskUpdate, NetUpdate};
 use crate::lifecycle::{Refusal, Request, State};
 use crate::stats::VmStats;
 
@@ -27,6 +28,24 @@ pub enum Command {
     State(Reply<State>),
     /// What it has done so far.
     Stats(Reply<VmStats>),
+    /// Other limits or another file for a disk.
+    UpdateDisk {
+        /// Which, by the id that its [spec](cutover_snapshot::spec::DiskSpec::id_at) gives it.
+        id: String,
+        /// What is to be changed.
+        update: DiskUpdate,
+        /// Where the answer goes.
+        reply: Reply<()>,
+    },
+    /// Other limits for a network interface.
+    UpdateNet {
+        /// Which, by the id that its [spec](cutover_snapshot::spec::NetSpec::id_at) gives it.
+        id: String,
+        /// What is to be changed.
+        update: NetUpdate,
+        /// Where the answer goes.
+        reply: Reply<()>,
+    },
 }
 
 /// The way of an answer to whoever asked. It is called on the state driver's thread (a refusal perhaps on the thread
@@ -49,7 +68,9 @@ impl Command {
     /// Answers that nothing comes of it.
     pub fn refuse(self, refusal: Refusal) {
         match self {
-            Self::Lifecycle(_, reply) => reply.send(Err(refusal.into())),
+            Self::Lifecycle(_, reply) | Self::UpdateDisk { reply, .. } | Self::UpdateNet { reply, .. } => {
+                reply.send(Err(refusal.into()));
+            }
             Self::State(reply) => reply.send(Err(refusal.into())),
             Self::Stats(reply) => reply.send(Err(refusal.into())),
         }
@@ -69,6 +90,11 @@ impl Controller {
         Self { mailbox }
     }
 
+    /// Asks without waiting, where the command has the way of its answer already.
+    pub fn send(&self, command: Command) {
+        self.mailbox.submit(command);
+    }
+
     /// Asks without waiting; `answer` is called with what came of it.
     ///
     /// ```no_run
@@ -84,7 +110,7 @@ impl Controller {
         command: impl FnOnce(Reply<T>) -> Command,
         answer: impl FnOnce(Result<T, Error>) + Send + 'static,
     ) {
-        self.mailbox.submit(command(Reply::new(answer)));
+        self.send(command(Reply::new(answer)));
     }
 
     /// Asks and waits for the answer.
@@ -157,6 +183,22 @@ impl Controller {
     /// It has ended already.
     pub fn destroy(&self) -> Result<(), Error> {
         self.request(Request::Destroy)
+    }
+
+    /// Changes what is behind the disk called `id`, or its limits.
+    ///
+    /// # Errors
+    /// There is no such disk, the file cannot be used, or the VM is not [managed](crate::Options::managed).
+    pub fn update_disk(&self, id: String, update: DiskUpdate) -> Result<(), Error> {
+        self.ask(|reply| Command::UpdateDisk { id, update, reply })
+    }
+
+    /// Changes the limits of the network interface called `id`.
+    ///
+    /// # Errors
+    /// There is no such interface, or the VM is not [managed](crate::Options::managed).
+    pub fn update_net(&self, id: String, update: NetUpdate) -> Result<(), Error> {
+        self.ask(|reply| Command::UpdateNet { id, update, reply })
     }
 
     /// What the VM is doing.

@@ -2,6 +2,7 @@
 //! confined as in production, so that a call missing from a filter's list ends the test.
 
 use std::io::Write;
+use std::path::Path;
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
@@ -316,13 +317,65 @@ fn a_reboot_builds_the_vm_anew_gracefully_or_by_force() {
     }
 }
 
+fn image() -> NamedTempFile {
+    let image = NamedTempFile::new().expect("temporary file");
+    image.as_file().set_len(1 << 20).expect("temporary file");
+    image
+}
+
+fn disk(image: &NamedTempFile, io: DiskIo) -> DiskSpec {
+    DiskSpec {
+        id: None,
+        path: image.path().to_owned(),
+        readonly: false,
+        serial: None,
+        io,
+        rate_limiter: RateLimiterSpec::default(),
+    }
+}
+
+#[test]
+fn a_disk_changes_for_this_machine_and_the_next_or_for_none() {
+    let images = [image(), image(), image()];
+    let guest = run_with(IDLE, true, |spec| {
+        spec.disks = images[..2].iter().map(|image| disk(image, DiskIo::Auto)).collect();
+    });
+    let Some(guest) = guest else { return };
+    let update = |id: &str, path: &Path| {
+        let update = DiskUpdate {
+            path: Some(path.to_owned()),
+            rate_limiter: None,
+        };
+        guest.vm.update_disk(id.to_owned(), update)
+    };
+    for (id, path) in [
+        ("disk7", images[2].path()),
+        ("disk1", Path::new("/nonexistent")),
+        // It is disk0 already.
+        ("disk1", images[0].path()),
+    ] {
+        let error = update(id, path).expect_err("cannot be");
+        assert!(!matches!(error, Error::Refused(_)), "{error}");
+    }
+    update("disk1", images[2].path()).expect("an image like the others");
+    let updated = EventKind::DriveUpdated {
+        drive: "disk1".to_owned(),
+    };
+    let happened = guest.happened();
+    assert_eq!(happened.iter().filter(|kind| **kind == updated).count(), 1);
+    // Were the next machine built with it, it would not be.
+    let [kept, replaced, replacing] = images;
+    drop(replaced);
+    guest.vm.cycle().expect("a running VM can be cycled");
+    guest.wait_until_booted(2);
+    guest.vm.destroy().expect("a running VM can be destroyed");
+    guest.exit();
+    drop((kept, replacing));
+}
+
 #[test]
 fn a_vm_with_files_of_every_kind_is_built_anew() {
-    let disks = [1, 2].map(|_| {
-        let disk = NamedTempFile::new().expect("temporary file");
-        disk.as_file().set_len(1 << 20).expect("temporary file");
-        disk
-    });
+    let images = [image(), image()];
     let directory = tempfile::tempdir().expect("temporary directory");
     for serial in [
         SerialSpec::Socket(directory.path().join("socket")),
@@ -330,15 +383,7 @@ fn a_vm_with_files_of_every_kind_is_built_anew() {
         SerialSpec::Pty,
     ] {
         let guest = run_with(IDLE, true, |spec| {
-            let disk = |(disk, io): (&NamedTempFile, DiskIo)| DiskSpec {
-                id: None,
-                path: disk.path().to_owned(),
-                readonly: false,
-                serial: None,
-                io,
-                rate_limiter: RateLimiterSpec::default(),
-            };
-            spec.disks = disks.iter().zip([DiskIo::Auto, DiskIo::Threads]).map(disk).collect();
+            spec.disks = vec![disk(&images[0], DiskIo::Auto), disk(&images[1], DiskIo::Threads)];
             spec.rng = Some(RngSpec::default());
             spec.memory.shared = true;
             spec.serial = serial;
