@@ -12,6 +12,7 @@ use std::ffi::CString;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cutover_devices::virtio::net::random_mac;
 use cutover_snapshot::spec::VmSpec;
 
 use crate::Error;
@@ -79,12 +80,17 @@ impl Vmm {
         if options.seccomp {
             seccomp::install_violation_handler()?;
         }
+        let mut spec = spec.clone();
+        // Made up here, so that the guest still knows its network interfaces when it is built anew.
+        for net in spec.nets.iter_mut().filter(|net| net.mac.is_none()) {
+            net.mac = Some(random_mac()?);
+        }
         let mailbox = Arc::<Mailbox>::default();
-        let machine = Machine::build(spec, options, &mailbox)?;
+        let machine = Machine::build(&spec, options, &mailbox)?;
         Ok(Self {
             machine,
             driver: Driver {
-                spec: spec.clone(),
+                spec,
                 options: options.clone(),
                 mailbox,
                 state: State::Built,

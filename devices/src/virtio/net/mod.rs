@@ -108,7 +108,7 @@ impl Net {
         }
         let mac = match spec.mac {
             Some(mac) => mac,
-            None => random_mac().map_err(DeviceError::system("make up a MAC address"))?,
+            None => random_mac()?,
         };
         let config = Config(virtio_net_config {
             mac: mac.0,
@@ -258,11 +258,14 @@ impl MutEventSubscriber for Net {
     }
 }
 
-/// A unicast address marked as made up by an administrator rather than a manufacturer.
-fn random_mac() -> Result<MacAddr, rustix::io::Errno> {
+/// Makes up a unicast address, marked as given by an administrator rather than a manufacturer.
+///
+/// # Errors
+/// The operating system has no random numbers.
+pub fn random_mac() -> Result<MacAddr, DeviceError> {
     let mut bytes = [0; 6];
     // So few bytes come in one piece (getrandom(2)).
-    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    getrandom(&mut bytes, GetRandomFlags::empty()).map_err(DeviceError::system("make up a MAC address"))?;
     bytes[0] = bytes[0] & !1 | 2;
     Ok(MacAddr(bytes))
 }
