@@ -3,11 +3,13 @@
 
 use std::cell::RefCell;
 
+use cutover_snapshot::spec::{RateLimiterSpec, RngSpec};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::testing::{DATA, Guest, HIGH_START, LOW_SIZE, Piece, QUEUE_SIZE, entropy};
+use super::rng::Rng;
+use super::testing::{DATA, Guest, HIGH_START, LOW_SIZE, Piece, QUEUE_SIZE, entropy, tight_limits};
 use crate::bus::BusDevice;
 
 const CASES: u32 = 400;
@@ -193,11 +195,13 @@ fn no_sequence_of_register_accesses_does_harm() {
 
 #[test]
 fn the_entropy_device_survives_them() {
-    survives_hostile_rings(
-        Guest::with(entropy()),
-        1,
-        0,
-        || {},
-        |guest| assert_eq!(guest.request(0, &[Piece::In(DATA, 32)]), 32),
-    );
+    for rate_limiter in [RateLimiterSpec::default(), tight_limits()] {
+        survives_hostile_rings(
+            Guest::with(Rng::new(&RngSpec { rate_limiter }).unwrap()),
+            1,
+            0,
+            || {},
+            |guest| assert_eq!(guest.request(0, &[Piece::In(DATA, 32)]), 32),
+        );
+    }
 }

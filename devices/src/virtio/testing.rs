@@ -3,8 +3,9 @@
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use cutover_snapshot::spec::RngSpec;
+use cutover_snapshot::spec::{RateLimiterSpec, RngSpec, TokenBucketSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_bindings::virtio_config::*;
 use virtio_bindings::virtio_mmio::*;
@@ -35,7 +36,7 @@ pub const HIGH_SIZE: usize = 0x1_0000;
 const FENCE: usize = 0x1_0000;
 const FENCE_BYTE: u8 = 0xfe;
 /// A device that has not answered by then never will.
-const ANSWER_TIMEOUT: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One piece of a descriptor chain.
 #[derive(Clone, Copy)]
@@ -53,7 +54,7 @@ pub struct Guest {
     pub events: Recorded,
     queues: Vec<DriverQueue>,
     fences: Vec<Fence>,
-    _event_loop: EventLoop,
+    event_loop: EventLoop,
 }
 
 /// The driver's side of one queue.
@@ -92,11 +93,15 @@ struct Fence {
 impl Guest {
     /// A guest with `device`, which its driver has not touched yet.
     pub fn with(device: impl VirtioDevice + 'static) -> Self {
+        Self::sharing(Arc::new(Mutex::new(device)))
+    }
+
+    /// A guest with `device`, to which the test keeps a way.
+    pub fn sharing(device: Arc<Mutex<impl VirtioDevice + 'static>>) -> Self {
         let (memory, fences) = fenced_memory(&[(0, LOW_SIZE), (HIGH_START, HIGH_SIZE)]);
         let event_loop = EventLoop::spawn("test-devices", || {}).unwrap();
         let (sink, events) = recorder();
-        let queues = (0..device.queue_sizes().len()).map(DriverQueue::new).collect();
-        let device = Arc::new(Mutex::new(device));
+        let queues = device.lock().unwrap().queue_sizes().len();
         let transport = MmioTransport::new(
             "virtio-test".to_owned(),
             device,
@@ -109,9 +114,9 @@ impl Guest {
             memory,
             transport,
             events,
-            queues,
+            queues: (0..queues).map(DriverQueue::new).collect(),
             fences,
-            _event_loop: event_loop,
+            event_loop,
         }
     }
 
@@ -186,6 +191,20 @@ impl Guest {
     /// Whether the device has given up.
     pub fn needs_reset(&mut self) -> bool {
         self.status() & VIRTIO_CONFIG_S_NEEDS_RESET != 0
+    }
+
+    /// Runs `task` on the event loop, between its other work.
+    pub fn on_loop<T: Send + 'static>(&self, task: impl FnOnce() -> T + Send + 'static) -> T {
+        self.event_loop.handle().call(|_| task()).unwrap()
+    }
+
+    /// Lets the event loop work until `condition` holds.
+    pub fn until(&self, condition: impl Fn() -> bool) {
+        let end = Instant::now() + ANSWER_TIMEOUT;
+        while !condition() {
+            assert!(Instant::now() < end, "the device does not do it");
+            self.on_loop(|| ());
+        }
     }
 
     /// Waits until the device gives up.
@@ -352,14 +371,50 @@ pub fn entropy() -> Rng {
     Rng::new(&RngSpec::default()).unwrap()
 }
 
+/// A bucket of `size` tokens that fills again in `refill_time_ms`.
+pub fn bucket(size: u64, refill_time_ms: u64) -> Option<TokenBucketSpec> {
+    Some(TokenBucketSpec {
+        size,
+        one_time_burst: None,
+        refill_time_ms,
+    })
+}
+
+/// Two operations, and no more while any test runs.
+pub const TWO_OPERATIONS: RateLimiterSpec = RateLimiterSpec {
+    bandwidth: None,
+    ops: Some(TokenBucketSpec {
+        size: 2,
+        one_time_burst: None,
+        refill_time_ms: 3_600_000,
+    }),
+};
+
+/// As an update, takes every limit off.
+pub const NO_LIMITS: RateLimiterSpec = RateLimiterSpec {
+    bandwidth: Some(NO_LIMIT),
+    ops: Some(NO_LIMIT),
+};
+
+const NO_LIMIT: TokenBucketSpec = TokenBucketSpec {
+    size: 0,
+    one_time_burst: None,
+    refill_time_ms: 0,
+};
+
+/// Limits that hold a guest up every few requests, for no longer than a moment.
+pub fn tight_limits() -> RateLimiterSpec {
+    RateLimiterSpec {
+        bandwidth: bucket(1 << 20, 1),
+        ops: bucket(4, 1),
+    }
+}
+
 /// Waits until `file` can be read.
 pub fn wait_readable(file: BorrowedFd<'_>) {
     let mut ready = [PollFd::from_borrowed_fd(file, PollFlags::IN)];
-    assert_eq!(
-        poll(&mut ready, Some(&ANSWER_TIMEOUT)),
-        Ok(1),
-        "the device does not answer"
-    );
+    let timeout = Timespec::try_from(ANSWER_TIMEOUT).unwrap();
+    assert_eq!(poll(&mut ready, Some(&timeout)), Ok(1), "the device does not answer");
 }
 
 impl Fence {

@@ -14,14 +14,16 @@ use virtio_bindings::virtio_blk::*;
 use super::*;
 use crate::guest_event::GuestEvent;
 use crate::virtio::hostile_rings::survives_hostile_rings;
-use crate::virtio::testing::{DATA, Guest, HIGH_START, Piece, QUEUE_SIZE};
+use crate::virtio::testing::{DATA, Guest, HIGH_START, Piece, QUEUE_SIZE, tight_limits};
 
 fn unconfined() -> OnThread {
     std::sync::Arc::new(|| {})
 }
 
 mod dirty_pages;
+mod limits;
 mod refusals;
+mod replace;
 
 const ENGINES: [DiskIo; 2] = [DiskIo::IoUring, DiskIo::Threads];
 const SECTORS: u64 = 256;
@@ -523,9 +525,14 @@ fn a_request_without_room_for_its_status_stops_the_device() {
 
 #[test]
 fn hostile_rings_do_no_harm() {
-    for io in ENGINES {
+    let limits = [RateLimiterSpec::default(), tight_limits()];
+    for (io, rate_limiter) in ENGINES.into_iter().flat_map(|io| limits.map(|limits| (io, limits))) {
         let image = Image::new();
-        let block = Block::open(&image.spec(io), &unconfined()).unwrap();
+        let spec = DiskSpec {
+            rate_limiter,
+            ..image.spec(io)
+        };
+        let block = Block::open(&spec, &unconfined()).unwrap();
         survives_hostile_rings(
             Guest::with(block),
             1,

@@ -9,9 +9,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::*;
 use crate::virtio::hostile_rings::survives_hostile_rings;
-use crate::virtio::testing::{DATA, Guest, HIGH_START, Piece, QUEUE_SIZE, wait_readable};
+use crate::virtio::testing::{DATA, Guest, HIGH_START, Piece, QUEUE_SIZE, tight_limits, wait_readable};
 
 mod dirty_pages;
+mod limits;
 
 const RX: usize = 0;
 const TX: usize = 1;
@@ -25,9 +26,13 @@ fn spec() -> NetSpec {
 
 /// A network device and the other end of its cable.
 fn device() -> (Net, OwnedFd) {
+    device_of(&spec())
+}
+
+fn device_of(spec: &NetSpec) -> (Net, OwnedFd) {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-    (Net::over(Tap::over_socket(ours), &spec()).unwrap(), theirs)
+    (Net::over(Tap::over_socket(ours), spec).unwrap(), theirs)
 }
 
 fn guest(features: u64) -> (Guest, OwnedFd) {
@@ -275,8 +280,16 @@ fn a_receive_buffer_too_small_for_the_header_stops_the_device() {
 
 #[test]
 fn hostile_rings_do_no_harm() {
-    for features in [0, MERGEABLE] {
-        let (net, cable) = device();
+    let limits = [RateLimiterSpec::default(), tight_limits()];
+    for (features, limits) in [0, MERGEABLE]
+        .into_iter()
+        .flat_map(|features| limits.map(|limits| (features, limits)))
+    {
+        let (net, cable) = device_of(&NetSpec {
+            rx_rate_limiter: limits,
+            tx_rate_limiter: limits,
+            ..spec()
+        });
         let disturb = || {
             for number in 0..3 {
                 // The socket is full when the guest does not receive.

@@ -70,9 +70,11 @@ impl Transmitter {
         Ok(self.held)
     }
 
-    /// Bytes of the frame in `chain`, without its header.
+    /// Bytes of the frame in `chain`, without its header. What is too long for a frame counts as the longest: it costs
+    /// something, but not more than the host has to do.
     fn frame_len(&self) -> u64 {
-        self.chain.readable.len().saturating_sub(HEADER_LEN) as u64
+        let len = self.chain.readable.len().min(FRAME_LEN_MAX);
+        len.saturating_sub(HEADER_LEN) as u64
     }
 
     /// Sends the frame in `chain` on its way; false if it has to wait.

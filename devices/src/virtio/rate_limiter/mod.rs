@@ -26,6 +26,8 @@ use self::bucket::TokenBucket;
 use super::DeviceError;
 
 mod bucket;
+#[cfg(test)]
+mod tests;
 
 /// Shortest time for which a queue is left alone, so that small requests are served several at a time.
 const WAIT_MIN: Duration = Duration::from_millis(1);
