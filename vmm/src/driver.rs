@@ -77,9 +77,6 @@ impl Vmm {
     /// # Errors
     /// The spec is wrong, a file is missing or of the wrong kind, or the host lacks something. Nothing is left behind.
     pub fn build(spec: &VmSpec, options: &Options) -> Result<Self, Error> {
-        if options.seccomp {
-            seccomp::install_violation_handler()?;
-        }
         let mut spec = spec.clone();
         // Made up here, so that the guest still knows its network interfaces when it is built anew.
         for net in spec.nets.iter_mut().filter(|net| net.mac.is_none()) {

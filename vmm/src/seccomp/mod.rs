@@ -74,6 +74,7 @@ fn compile(kind: ThreadKind) -> Result<BpfProgram, Error> {
 /// # Errors
 /// The kernel refused.
 pub fn confine(kind: ThreadKind) -> Result<(), Error> {
+    install_violation_handler()?;
     seccompiler::apply_filter(&compile(kind)?).map_err(|error| Error::Seccomp {
         thread: kind.name(),
         reason: error.to_string(),
@@ -88,11 +89,8 @@ pub fn confine_or_abort(kind: ThreadKind) {
     }
 }
 
-/// Installs the handler that reports a forbidden call by its name and ends the process.
-///
-/// # Errors
-/// The operating system refused.
-pub fn install_violation_handler() -> Result<(), Error> {
+/// Has a forbidden call reported by its name, and the process ended. Once is enough, and more often does no harm.
+fn install_violation_handler() -> Result<(), Error> {
     register_signal_handler(libc::SIGSYS, report_violation).map_err(Error::os("install the SIGSYS handler"))
 }
 
@@ -132,7 +130,6 @@ mod tests {
     #[test]
     fn a_forbidden_call_ends_the_process_and_is_named() {
         if std::env::var_os("CUTOVER_TEST_VIOLATION").is_some() {
-            install_violation_handler().expect("handler");
             confine(ThreadKind::Vcpu).expect("filter");
             // SAFETY: does nothing but fail.
             unsafe { libc::ptrace(libc::PTRACE_ATTACH, 0, 0, 0) };
