@@ -71,7 +71,12 @@ impl Distribution {
 /// Installs what is missing; without the right to do so, says exactly what to run and stops.
 pub fn ensure_packages() -> Result<()> {
     Distribution::detect()?;
-    let missing = missing_packages()?;
+    ensure_installed(&PACKAGES)
+}
+
+/// The same for packages whose names are known only later.
+pub fn ensure_installed(packages: &[&str]) -> Result<()> {
+    let missing = missing_packages(packages)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -175,22 +180,23 @@ fn reaches_sources(option: &str) -> bool {
         && !option.ends_with("\"\"")
 }
 
-fn missing_packages() -> Result<Vec<&'static str>> {
+fn missing_packages<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
     let query = Command::new("dpkg-query")
         .args(["--show", "--showformat=${db:Status-Status} ${Package}\n"])
-        .args(PACKAGES)
+        .args(packages)
         .output()
         .context("cannot run dpkg-query")?;
-    Ok(not_installed(&String::from_utf8_lossy(&query.stdout)))
+    Ok(not_installed(packages, &String::from_utf8_lossy(&query.stdout)))
 }
 
-fn not_installed(listing: &str) -> Vec<&'static str> {
+fn not_installed<'a>(packages: &[&'a str], listing: &str) -> Vec<&'a str> {
     let installed: Vec<&str> = listing
         .lines()
         .filter_map(|line| line.strip_prefix("installed "))
         .collect();
-    PACKAGES
-        .into_iter()
+    packages
+        .iter()
+        .copied()
         .filter(|package| !installed.contains(package))
         .collect()
 }
@@ -236,7 +242,7 @@ mod tests {
                 other => format!("installed {other}\n"),
             })
             .collect();
-        assert_eq!(not_installed(&listing), ["cpio", "kmod"]);
+        assert_eq!(not_installed(&PACKAGES, &listing), ["cpio", "kmod"]);
     }
 
     #[test]

@@ -38,23 +38,10 @@ pub enum Bench {
 /// How to measure.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Who is measured how often.
-    pub turns: Turns,
+    /// Measurements of each contestant, after one that is not counted.
+    pub runs: u32,
     /// The Firecracker program, to be measured where a bench has a place for it.
     pub firecracker: Option<PathBuf>,
-}
-
-/// Who is measured how often.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turns {
-    /// All contestants, in turns, so that a drift of the machine hits all alike; after a turn that warms the page cache
-    /// and the emulator up and does not count.
-    All {
-        /// Turns that count.
-        runs: u32,
-    },
-    /// One contestant, once. Nobody, if there are not so many.
-    Only(usize),
 }
 
 /// One value that was measured.
@@ -84,36 +71,30 @@ pub fn run(bench: Bench, options: &Options, out: &mut impl Write) -> Result<()> 
     match bench {
         Bench::Boot => {
             let stage = Stage::new(options.firecracker.as_deref())?;
-            take_turns(&boot::contestants(&stage), options.turns, out)
+            take_turns(&boot::contestants(&stage), options.runs, out)
         }
         Bench::Api => {
             let stage = Stage::new(options.firecracker.as_deref())?;
-            take_turns(&api::contestants(&stage), options.turns, out)
+            take_turns(&api::contestants(&stage), options.runs, out)
         }
-        Bench::Block => take_turns(&block::contestants(), options.turns, out),
-        Bench::Net => take_turns(&net::contestants(), options.turns, out),
+        Bench::Block => take_turns(&block::contestants(), options.runs, out),
+        Bench::Net => take_turns(&net::contestants(), options.runs, out),
     }
 }
 
-fn take_turns(contestants: &[Contestant], turns: Turns, out: &mut impl Write) -> Result<()> {
-    match turns {
-        Turns::All { runs } => {
-            for turn in 0..=runs {
-                for contestant in contestants {
-                    if turn == 0 {
-                        contestant.measure("warm-up")?;
-                    } else {
-                        contestant.sample(&format!("run {turn} of {runs}"), out)?;
-                    }
-                }
+/// Measures the contestants in turns, so that a drift of the machine hits all alike. The first turn warms the page
+/// cache and the emulator up and does not count.
+fn take_turns(contestants: &[Contestant], runs: u32, out: &mut impl Write) -> Result<()> {
+    for turn in 0..=runs {
+        for contestant in contestants {
+            if turn == 0 {
+                contestant.measure("warm-up")?;
+            } else {
+                contestant.sample(&format!("run {turn} of {runs}"), out)?;
             }
-            Ok(())
         }
-        Turns::Only(index) => match contestants.get(index) {
-            Some(contestant) => contestant.sample("alone", out),
-            None => Ok(()),
-        },
     }
+    Ok(())
 }
 
 impl Contestant<'_> {
@@ -181,8 +162,8 @@ mod tests {
 
     use super::*;
 
-    /// What two contestants with fixed values write, and the order in which they were measured.
-    fn written(turns: Turns) -> (String, Vec<&'static str>) {
+    #[test]
+    fn contestants_take_turns_and_the_first_turn_does_not_count() {
         let order = RefCell::new(Vec::new());
         let contestant = |name: &'static str, value: f64| Contestant {
             name,
@@ -195,26 +176,13 @@ mod tests {
             }),
         };
         let mut out = Vec::new();
-        take_turns(&[contestant("a", 1.0), contestant("b", 2.5)], turns, &mut out).unwrap();
-        (String::from_utf8(out).unwrap(), order.take())
-    }
-
-    fn line(name: &str, value: &str) -> String {
-        format!("{{\"contestant\":\"{name}\",\"metric\":\"speed_mib_s\",\"value\":{value}}}\n")
-    }
-
-    #[test]
-    fn contestants_take_turns_and_the_first_turn_does_not_count() {
-        let (written, order) = written(Turns::All { runs: 2 });
-        assert_eq!(order, ["a", "b", "a", "b", "a", "b"]);
+        take_turns(&[contestant("a", 1.0), contestant("b", 2.5)], 2, &mut out).unwrap();
+        assert_eq!(*order.borrow(), ["a", "b", "a", "b", "a", "b"]);
+        let line = |name: &str, value: &str| {
+            format!("{{\"contestant\":\"{name}\",\"metric\":\"speed_mib_s\",\"value\":{value}}}\n")
+        };
         let turn = line("a", "1.0") + &line("b", "2.5");
-        assert_eq!(written, turn.repeat(2));
-    }
-
-    #[test]
-    fn a_contestant_can_be_measured_alone() {
-        assert_eq!(written(Turns::Only(1)), (line("b", "2.5"), vec!["b"]));
-        assert_eq!(written(Turns::Only(2)), (String::new(), vec![]));
+        assert_eq!(String::from_utf8(out).unwrap(), turn.repeat(2));
     }
 
     #[test]

@@ -6,20 +6,8 @@ pub struct Bench {
     pub name: &'static str,
     /// What it compares, in a few words.
     pub title: &'static str,
-    /// What shares a host.
-    pub hosting: Hosting,
     /// What it measures, in the order of the report.
     pub metrics: &'static [Metric],
-}
-
-/// What shares a host, where hosts are nested.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hosting {
-    /// All contestants take turns on one host, and the first turn does not count.
-    Shared,
-    /// Every measurement has a host to itself, and is repeated on another if that one stands still: the emulator
-    /// delivers an interrupt twice at times (see [`crate::host::Options::cpus`]), and many interrupts make it likely.
-    Alone,
 }
 
 /// One quantity that is measured of every contestant.
@@ -69,7 +57,6 @@ pub const BENCHES: [Bench; 4] = [
     Bench {
         name: "boot",
         title: "exec to the guest's user space; ELF kernel, 1 vCPU, 128 MiB",
-        hosting: Hosting::Shared,
         metrics: &[
             Metric {
                 id: "user_space_ms",
@@ -94,7 +81,6 @@ pub const BENCHES: [Bench; 4] = [
     Bench {
         name: "api",
         title: "the API on a Unix socket; 1 vCPU, 128 MiB, an idle guest",
-        hosting: Hosting::Shared,
         metrics: &[
             at_most("api_up_ms", "exec to the first answer", "ms", 3.0),
             at_most("pause_ms", "pause", "ms", 0.4),
@@ -105,7 +91,6 @@ pub const BENCHES: [Bench; 4] = [
     Bench {
         name: "block",
         title: "fio in the guest, direct, 16 in flight, on a raw image in the host's memory",
-        hosting: Hosting::Alone,
         metrics: &[
             throughput("random_read_4k_iops", "random read, 4 KiB", "IOPS"),
             throughput("random_write_4k_iops", "random write, 4 KiB", "IOPS"),
@@ -116,7 +101,6 @@ pub const BENCHES: [Bench; 4] = [
     Bench {
         name: "net",
         title: "iperf3 between the guest and its host, TCP over a tap",
-        hosting: Hosting::Alone,
         metrics: &[
             throughput("guest_to_host_mib_s", "guest to host", "MiB/s"),
             throughput("host_to_guest_mib_s", "host to guest", "MiB/s"),

@@ -17,25 +17,18 @@ mod report;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use tempfile::TempDir;
 
-use self::catalogue::{BENCHES, Bench, Hosting};
+use self::catalogue::{BENCHES, Bench};
 use self::report::{Clock, Report, Sample};
 use crate::workspace::{Workspace, cargo};
 use crate::{guest, host, setup, test, ui};
 
 /// Room for the staged images, and for the guests that are alive at the same time.
 const HOST_MEMORY_MIB: u32 = 4096;
-
-/// A measurement that prints nothing for so long stands still; on a quiet machine it takes two minutes.
-const SILENCE_MAX: Duration = Duration::from_secs(8 * 60);
-
-/// Hosts on which a measurement is tried.
-const ATTEMPTS_MAX: u32 = 4;
 
 /// A file system in memory, so that nothing measured waits for a disk.
 const MEMORY_FILE_SYSTEM: &str = "/dev/shm";
@@ -131,40 +124,6 @@ impl<'a> Setting<'a> {
     /// Runs one bench where guests can run, and returns what it measured.
     fn measure(&self, bench: &Bench) -> Result<Vec<Sample>> {
         ui::say(format_args!("bench {}: {}", bench.name, bench.title));
-        match bench.hosting {
-            Hosting::Shared => self.measure_on_one_host(bench, &["--runs".into(), self.runs.to_string()]),
-            Hosting::Alone => {
-                let mut samples = Vec::new();
-                for run in 1..=self.runs {
-                    ui::say(format_args!("run {run} of {}", self.runs));
-                    samples.extend(self.measure_each_alone(bench)?);
-                }
-                Ok(samples)
-            }
-        }
-    }
-
-    /// Measures every contestant once, each on a host of its own.
-    fn measure_each_alone(&self, bench: &Bench) -> Result<Vec<Sample>> {
-        let mut samples = Vec::new();
-        for contestant in 0.. {
-            let schedule = ["--contestant".into(), contestant.to_string()];
-            let mut attempt = 1;
-            let measured = loop {
-                match self.measure_on_one_host(bench, &schedule) {
-                    Err(error) if attempt < ATTEMPTS_MAX && error.is::<host::StoodStill>() => attempt += 1,
-                    done => break done?,
-                }
-            };
-            if measured.is_empty() {
-                break;
-            }
-            samples.extend(measured);
-        }
-        Ok(samples)
-    }
-
-    fn measure_on_one_host(&self, bench: &Bench, schedule: &[String]) -> Result<Vec<Sample>> {
         // The folder that a nested host shares with this machine.
         let shared = self.workspace.target.join("host");
         fs::create_dir_all(&shared)?;
@@ -173,17 +132,15 @@ impl<'a> Setting<'a> {
         let options = host::Options {
             memory_mib: HOST_MEMORY_MIB,
             icount: true,
-            silence_max: (bench.hosting == Hosting::Alone).then_some(SILENCE_MAX),
             ..host::Options::default()
         };
-        let command = self.command(bench, schedule, &samples);
-        let code = host::run_where_guests_run(self.workspace, &options, &command)?;
+        let code = host::run_where_guests_run(self.workspace, &options, &self.command(bench, &samples))?;
         ensure!(code == 0, "bench {} ended with exit code {code}", bench.name);
         let text = fs::read_to_string(&samples).with_context(|| format!("cannot read {}", samples.display()))?;
         report::parse_samples(&text)
     }
 
-    fn command(&self, bench: &Bench, schedule: &[String], samples: &Path) -> Vec<OsString> {
+    fn command(&self, bench: &Bench, samples: &Path) -> Vec<OsString> {
         let variable = |name: &str, value: &Path| {
             let mut assignment = OsString::from(format!("{name}="));
             assignment.push(value);
@@ -196,10 +153,11 @@ impl<'a> Setting<'a> {
             variable("CUTOVER_SCRATCH", Path::new(MEMORY_FILE_SYSTEM)),
             self.bench_binary.clone().into(),
             bench.name.into(),
+            "--runs".into(),
+            self.runs.to_string().into(),
             "--samples".into(),
             samples.into(),
         ];
-        command.extend(schedule.iter().map(OsString::from));
         if let Some(firecracker) = &self.firecracker {
             command.extend(["--firecracker".into(), firecracker.into()]);
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+use super::exit_after_injection;
 use crate::guest::kernel::{Kernel, Use};
 use crate::guest::{Ingredients, build_if_changed};
 use crate::initramfs::Initramfs;
@@ -31,11 +32,13 @@ pub fn build(workspace: &Workspace) -> Result<Image> {
     ingredients.add(&kernel.package);
     ingredients.add_contents("init", INIT.as_bytes());
     ingredients.add_contents("modules", MODULES.as_bytes());
+    ingredients.add_contents(exit_after_injection::PATH, exit_after_injection::SOURCE.as_bytes());
     build_if_changed(&directory, &ingredients, || {
         let tree = Initramfs::new()?;
         tree.add_busybox()?;
         tree.write("init", INIT, 0o755)?;
         tree.add_modules(&kernel, MODULES)?;
+        tree.write(exit_after_injection::PATH, exit_after_injection::build(&kernel)?, 0o644)?;
         tree.pack(&initrd)
     })?;
     Ok(Image {

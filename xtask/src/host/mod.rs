@@ -3,6 +3,7 @@
 //! Without hardware virtualization, QEMU's emulator provides it: a Linux booted under it has a real `/dev/kvm`. That
 //! *nested host* sees the machine's files through 9p and runs the same programs, so what works here works there.
 
+mod exit_after_injection;
 mod image;
 mod qemu;
 mod run;
@@ -27,28 +28,13 @@ pub struct Options {
     pub hosts: u8,
     /// Memory of each, in MiB.
     pub memory_mib: u32,
-    /// Processors of each. One is sound; with more, about one guest in fifty meets a triple fault or hangs (with one,
-    /// none in a hundred did).
-    ///
-    /// The emulator is to blame. An interrupt that `VMRUN` injects stays noted as pending until the next `#VMEXIT`
-    /// (`exception_index` in QEMU's `svm_helper.c`), and if the emulated processor is asked to leave its loop before
-    /// that, it delivers the interrupt again, even to a guest that has interrupts disabled, which then waits for a
-    /// lock that it holds itself. Other processors ask for that, and so does counting instructions.
+    /// Processors of each. One is sound; with more, about one guest in fifty met a triple fault or hung, before the
+    /// fault of the emulator that [`exit_after_injection`] mends was known.
     pub cpus: u8,
     /// Let the host's clock count instructions, so that timing repeats.
     pub icount: bool,
-    /// How long a host may print nothing before it is taken for hung and ended ([`StoodStill`]).
+    /// How long a host may print nothing before it is taken for hung and ended; only where there are several.
     pub silence_max: Option<Duration>,
-}
-
-/// A nested host printed nothing for too long.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("nested host {host} printed nothing for {silence:?}: it stood still and was ended")]
-pub struct StoodStill {
-    /// Its number.
-    pub host: u8,
-    /// How long.
-    pub silence: Duration,
 }
 
 impl Default for Options {

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::image::Image;
 use super::qemu::{self, Host};
-use super::{Options, StoodStill, switch};
+use super::{Options, switch};
 use crate::ui;
 use crate::workspace::{Workspace, text};
 
@@ -58,26 +58,18 @@ pub fn run(workspace: &Workspace, image: &Image, options: &Options, command: &[O
                 interactive,
             },
         );
-        let output = match (options.hosts, options.silence_max) {
-            (1, None) => Output::Inherited { interactive },
-            (1, Some(_)) => Output::Watched { label: None },
-            _ => Output::Watched { label: Some(number) },
-        };
-        hosts.push(RunningHost::start(&arguments, number, output, directory)?);
+        hosts.push(RunningHost::start(
+            &arguments,
+            number,
+            options.hosts > 1,
+            interactive,
+            directory,
+        )?);
     }
     // All are waited for before the first failure is reported, so that what the others found out is not lost.
     let codes: Vec<_> = hosts.into_iter().map(|host| host.wait(options.silence_max)).collect();
     let codes = codes.into_iter().collect::<Result<Vec<_>>>()?;
     Ok(codes.into_iter().find(|&code| code != 0).unwrap_or(0))
-}
-
-/// Where a host's output goes.
-#[derive(Clone, Copy)]
-enum Output {
-    /// Where this process's goes; with a person at the console, its input comes from there too.
-    Inherited { interactive: bool },
-    /// Through this process, line by line, with the host's number in front where there are several.
-    Watched { label: Option<u8> },
 }
 
 /// A QEMU process and what to do when it ends.
@@ -90,32 +82,31 @@ struct RunningHost {
 }
 
 impl RunningHost {
-    fn start(arguments: &[OsString], number: u8, output: Output, directory: PathBuf) -> Result<Self> {
+    fn start(
+        arguments: &[OsString],
+        number: u8,
+        labelled: bool,
+        interactive: bool,
+        directory: PathBuf,
+    ) -> Result<Self> {
         let mut command = Command::new("qemu-system-x86_64");
         command.args(arguments);
-        match output {
-            Output::Inherited { interactive: true } => {}
-            Output::Inherited { interactive: false } => {
-                command.stdin(Stdio::null());
-            }
-            Output::Watched { .. } => {
-                command.stdin(Stdio::null()).stdout(Stdio::piped());
-            }
+        if !interactive {
+            command.stdin(Stdio::null());
+        }
+        if labelled {
+            command.stdout(Stdio::piped());
         }
         // SAFETY: prctl is async-signal-safe and touches nothing of the parent's that the fork may have left in pieces.
         unsafe {
             command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
         }
         let mut qemu = command.spawn().context("cannot run qemu-system-x86_64")?;
-        let label = match output {
-            Output::Watched { label: Some(number) } => format!("[host {number}] "),
-            _ => String::new(),
-        };
         let output = qemu.stdout.take().map(|output| {
             let (printed, heard) = channel();
             thread::spawn(move || {
                 for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-                    print_labelled(&label, &line);
+                    print_labelled(number, &line);
                     // Nobody listens any more when the run is given up.
                     let _ = printed.send(());
                 }
@@ -134,20 +125,17 @@ impl RunningHost {
     /// `silence_max` is ended.
     fn wait(mut self, silence_max: Option<Duration>) -> Result<i32> {
         if let Some(output) = &self.output {
-            let silence = silence_max.unwrap_or(Duration::MAX);
+            let silence_max = silence_max.unwrap_or(Duration::MAX);
             loop {
-                match output.recv_timeout(silence) {
+                match output.recv_timeout(silence_max) {
                     Ok(()) => {}
                     Err(RecvTimeoutError::Disconnected) => break,
                     Err(RecvTimeoutError::Timeout) => {
+                        ui::say(format_args!(
+                            "nested host {} printed nothing for {silence_max:?}: it hangs and is ended",
+                            self.number
+                        ));
                         self.qemu.kill()?;
-                        self.qemu.wait()?;
-                        let stood_still = StoodStill {
-                            host: self.number,
-                            silence,
-                        };
-                        ui::say(stood_still);
-                        return Err(stood_still.into());
                     }
                 }
             }
@@ -162,10 +150,10 @@ impl RunningHost {
 }
 
 /// Lines of different hosts do not mix: each is written under the lock of standard output.
-fn print_labelled(label: &str, line: &[u8]) {
+fn print_labelled(number: u8, line: &[u8]) {
     let mut out = std::io::stdout().lock();
     let _ = out
-        .write_all(label.as_bytes())
+        .write_all(format!("[host {number}] ").as_bytes())
         .and_then(|()| out.write_all(line))
         .and_then(|()| out.write_all(b"\n"));
 }
