@@ -33,8 +33,8 @@ pub use writer::{CHUNK_BYTES, ImageWriter, Layout, Shape};
 
 /// Least bytes of a page.
 pub const PAGE_BYTES_MIN: u32 = 4 << 10;
-/// Most bytes of a page: what the writer puts into one chunk.
-pub const PAGE_BYTES_MAX: u32 = writer::CHUNK_BYTES;
+/// Most bytes of a page.
+pub const PAGE_BYTES_MAX: u32 = 256 << 10;
 /// Most bytes of an image: 64 TiB, more than any guest's memory or disk here.
 pub const IMAGE_BYTES_MAX: u64 = 64 << 40;
 /// Most bytes of an image's file before the index: every page, and padding.

@@ -203,7 +203,9 @@ struct Head {
 impl Manifest {
     /// The text of the manifest's file, and the checksum by which children know it.
     pub(crate) fn seal(&self) -> serde_json::Result<(String, Checksum)> {
-        let manifest = RawValue::from_string(serde_json::to_string_pretty(self)?)?;
+        // Within the envelope; strings in JSON have no line feeds.
+        let indented = serde_json::to_string_pretty(self)?.replace('\n', "\n  ");
+        let manifest = RawValue::from_string(indented)?;
         let checksum = Checksum::of(manifest.get().as_bytes());
         let text = serde_json::to_string_pretty(&Envelope {
             format: FORMAT.to_owned(),
@@ -271,7 +273,7 @@ impl Sealed {
         };
         let head: Head = serde_json::from_slice(text).map_err(not_a_manifest)?;
         if head.format != FORMAT {
-            let reason = format!("its format is called '{}', not '{FORMAT}'", head.format);
+            let reason = format!("its format is called {:?}, not {FORMAT:?}", head.format);
             return Err(Error::invalid(&path, reason));
         }
         if !(1..=FORMAT_VERSION).contains(&head.version) {

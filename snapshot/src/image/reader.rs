@@ -10,19 +10,27 @@ use super::{Image, Layer};
 use crate::checksum::Checksum;
 use crate::error::Error;
 
-/// Reads pages of an image. Each layer's last chunk is kept, so that reading in order reads each chunk once.
+/// Chunks that a reader keeps besides one for each snapshot of the chain. A live snapshot has pages out of order where
+/// the guest wrote before they were copied, so that reading in order goes back and forth between chunks.
+const KEPT_CHUNKS: usize = 32;
+
+/// Reads pages of an image. The chunks used last are kept, so that reading in order reads most chunks once.
 pub struct Reader<'a> {
     image: &'a Image,
     chunks: ChunkReader,
-    /// For each layer.
     kept: Vec<KeptChunk>,
+    /// Counts the uses of chunks.
+    clock: u64,
 }
 
 /// The pages of a chunk.
 #[derive(Default)]
 struct KeptChunk {
-    number: Option<u32>,
+    /// Layer, and number of the chunk in it.
+    key: Option<(u32, u32)>,
     bytes: Vec<u8>,
+    /// When it was used last.
+    used: u64,
 }
 
 /// Pages that follow each other.
@@ -40,7 +48,8 @@ impl<'a> Reader<'a> {
         Ok(Self {
             image,
             chunks: ChunkReader::new(newest)?,
-            kept: image.layers.iter().map(|_| KeptChunk::default()).collect(),
+            kept: Vec::new(),
+            clock: 0,
         })
     }
 
@@ -62,15 +71,7 @@ impl<'a> Reader<'a> {
         let Place::Stored { layer, chunk, slot } = place else {
             return Ok(Some(Found { count, bytes: None }));
         };
-        let kept = &mut self.kept[layer as usize];
-        if kept.number != Some(chunk) {
-            // What is there if reading fails is no chunk.
-            kept.number = None;
-            let layer = image.layer(layer);
-            self.chunks
-                .read(layer, &layer.chunks()[chunk as usize], &mut kept.bytes)?;
-            kept.number = Some(chunk);
-        }
+        let kept = self.chunk(layer, chunk)?;
         // A chunk is small, and the index was checked: the pages are within it.
         let page_bytes = image.page_bytes as usize;
         let pages = usize::try_from(count).expect("pages of a chunk");
@@ -79,6 +80,38 @@ impl<'a> Reader<'a> {
             count,
             bytes: Some(bytes),
         }))
+    }
+
+    /// A chunk, read if it is not kept.
+    fn chunk(&mut self, layer: u32, chunk: u32) -> Result<&KeptChunk, Error> {
+        self.clock += 1;
+        let key = Some((layer, chunk));
+        let position = match self.kept.iter().position(|kept| kept.key == key) {
+            Some(position) => position,
+            None => self.read_chunk(layer, chunk)?,
+        };
+        let kept = &mut self.kept[position];
+        kept.used = self.clock;
+        Ok(kept)
+    }
+
+    /// Reads a chunk in place of the one that was not used for the longest time; returns its position.
+    fn read_chunk(&mut self, layer: u32, chunk: u32) -> Result<usize, Error> {
+        let position = if self.kept.len() < self.image.layers.len() + KEPT_CHUNKS {
+            self.kept.push(KeptChunk::default());
+            self.kept.len() - 1
+        } else {
+            let oldest = (0..self.kept.len()).min_by_key(|position| self.kept[*position].used);
+            oldest.expect("there are more than no chunks")
+        };
+        let kept = &mut self.kept[position];
+        // What is there if reading fails is no chunk.
+        kept.key = None;
+        let source = self.image.layer(layer);
+        self.chunks
+            .read(source, &source.chunks()[chunk as usize], &mut kept.bytes)?;
+        kept.key = Some((layer, chunk));
+        Ok(position)
     }
 }
 

@@ -6,24 +6,24 @@ use zstd::bulk::Compressor;
 
 use super::index::{Chunk, Encoding, INDEX_BYTES_MAX, Index, Run};
 use super::source::{PageSource, Progress};
-use super::{PAGE_BYTES_MIN, check_shape};
+use super::{PAGE_BYTES_MAX, PAGE_BYTES_MIN, check_shape};
 use crate::checksum::Checksum;
 use crate::error::Error;
 use crate::files::{Files, NewFile};
 use crate::manifest::{Base, ImageEntry, IndexEntry, image_file};
 use crate::section::Section;
 
-/// Bytes of pages that are put into one chunk: more make compression better, fewer make the first access to a page
-/// after a restore faster, which waits for a whole chunk to be read and verified.
+/// Bytes of pages that are put into one chunk, or one page if it has more. Larger chunks compress better; smaller ones
+/// make the first access to a page after a restore faster, which waits for a whole chunk to be read and verified.
 pub const CHUNK_BYTES: u32 = 256 << 10;
 
-/// Content that most pages that have none are compared with.
-static ZEROS: [u8; CHUNK_BYTES as usize] = [0; CHUNK_BYTES as usize];
+/// What pages are compared with to find out whether they are zero.
+static ZEROS: [u8; PAGE_BYTES_MAX as usize] = [0; PAGE_BYTES_MAX as usize];
 
 /// What an image is, and how it is to be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Bytes of a page, a power of two from [`PAGE_BYTES_MIN`] to [`PAGE_BYTES_MAX`](super::PAGE_BYTES_MAX).
+    /// Bytes of a page, a power of two from [`PAGE_BYTES_MIN`] to [`PAGE_BYTES_MAX`].
     pub page_bytes: u32,
     /// Number of pages.
     pub pages: u64,
@@ -227,7 +227,7 @@ impl ImageWriter {
         self.index.chunks.push(Chunk {
             encoding,
             offset,
-            stored_bytes: u32::try_from(bytes.len()).expect("at most CHUNK_BYTES"),
+            stored_bytes: u32::try_from(bytes.len()).expect("the size of a chunk"),
             checksum: Checksum::of(bytes),
             pages: self.pending.len() as u64 / page_bytes,
             runs: u32::try_from(self.pending_runs.len()).expect("at most the pages of a chunk"),

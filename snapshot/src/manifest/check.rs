@@ -33,7 +33,7 @@ impl Manifest {
         at_most("images", self.images.len(), IMAGES_MAX)?;
         unique("images", self.images.iter().map(|image| image.name.as_str()))?;
         for image in &self.images {
-            let wrong = |reason: String| format!("image '{}': {reason}", image.name);
+            let wrong = |reason: String| format!("image {:?}: {reason}", image.name);
             image.check().map_err(wrong)?;
             if image.base == Base::Parent && self.parent.is_none() {
                 return Err(wrong("is based on a parent, but the snapshot has none".to_owned()));
@@ -126,7 +126,7 @@ fn at_most(what: &str, count: usize, max: usize) -> Result<(), String> {
 fn unique<'a>(what: &str, mut names: impl Iterator<Item = &'a str>) -> Result<(), String> {
     let mut seen = HashSet::new();
     match names.find(|name| !seen.insert(*name)) {
-        Some(name) => Err(format!("{what}: '{name}' is there twice")),
+        Some(name) => Err(format!("{what}: {name:?} is there twice")),
         None => Ok(()),
     }
 }

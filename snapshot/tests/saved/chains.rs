@@ -213,6 +213,34 @@ fn a_source_is_copied_with_progress_up_to_its_end() {
 }
 
 #[test]
+fn images_are_written_by_several_threads_at_a_time() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut writer = store(dir.path()).create("both", draft(1, None)).expect("begun");
+    let images = ["disk-a", "disk-b"].map(|name| {
+        let image = writer.image(name, shape(100, Base::Zero, Layout::Compressed { level: 1 }));
+        image.expect("begun")
+    });
+    let threads = images.map(|mut image| {
+        std::thread::spawn(move || {
+            for number in 0..100 {
+                image.put(number, &noise(number + 1)).expect("written");
+            }
+            image
+        })
+    });
+    for thread in threads {
+        writer.complete(thread.join().expect("no panic")).expect("completed");
+    }
+    writer.commit().expect("committed");
+    let chain = Chain::open(&dir.path().join("both")).expect("a chain");
+    for name in ["disk-a", "disk-b"] {
+        let image = read_all(&chain.image(name).expect("an image")).expect("readable");
+        assert!((0..100).eq(image.content.keys().copied()));
+        assert!(image.content.iter().all(|(number, bytes)| *bytes == noise(number + 1)));
+    }
+}
+
+#[test]
 fn pages_that_cannot_be_had_are_the_end_of_the_snapshot() {
     struct Broken;
     impl PageSource for Broken {

@@ -9,7 +9,7 @@ use cutover_snapshot::chain::Chain;
 use cutover_snapshot::verify::verify;
 
 use crate::faulty_files::FaultyFiles;
-use crate::sample::{child_content, read_chain, write_base, write_child};
+use crate::sample::{child_content, page, read_chain, write_base, write_child};
 
 struct Sample {
     dir: tempfile::TempDir,
@@ -186,4 +186,21 @@ fn every_damaged_place_is_told_once() {
         fs::write(file, &bytes).expect("writable");
     }
     assert_eq!(sample.complaints("").len(), 2 * 3, "state and two images each");
+}
+
+#[test]
+fn a_damaged_chunk_is_refused_at_every_read_and_others_are_read() {
+    let sample = Sample::new();
+    let file = sample.dir.path().join("base/disk-root.pages");
+    let mut bytes = fs::read(&file).expect("readable");
+    bytes[4096] ^= 1;
+    fs::write(&file, &bytes).expect("writable");
+    let chain = Chain::open(&sample.dir.path().join("child")).expect("a chain");
+    let image = chain.image("disk-root").expect("an image");
+    let mut reader = image.reader().expect("a reader");
+    for _ in 0..2 {
+        assert!(matches!(reader.at(1), Err(Error::Damaged { offset: 4096, .. })));
+        let found = reader.at(0).expect("another chunk").expect("within the image");
+        assert_eq!(found.bytes, Some(&page(5)[..]));
+    }
 }

@@ -53,7 +53,7 @@ fn a_manifest_that_says_what_cannot_be_is_refused_with_the_reason() {
     for (pointer, value, reason) in [
         ("/images/0/name", json!("../memory"), "cannot be the name of a part"),
         ("/images/0/name", json!(""), "cannot be the name of a part"),
-        ("/images/1/name", json!("memory"), "'memory' is there twice"),
+        ("/images/1/name", json!("memory"), "\"memory\" is there twice"),
         ("/images/1/page_bytes", json!(0), "pages of 0 bytes"),
         ("/images/1/page_bytes", json!(5000), "pages of 5000 bytes"),
         ("/images/1/page_bytes", json!(1 << 30), "pages of 1073741824 bytes"),
@@ -152,7 +152,7 @@ fn other_files_and_newer_formats_are_told_apart() {
             .contains("has format version 2, but this release reads versions up to 1")
     );
     assert!(message(br#"{"format": "cutover-snapshot", "version": 0}"#).contains("has format version 0"));
-    assert!(message(br#"{"format": "other", "version": 1}"#).contains("its format is called 'other'"));
+    assert!(message(br#"{"format": "other", "version": 1}"#).contains("its format is called \"other\""));
     assert!(message(b"{}").contains("is not the manifest of a snapshot"));
     assert!(message(&[0xff; 100]).contains("is not the manifest of a snapshot"));
     assert!(message(&"[".repeat(100_000).into_bytes()).contains("is not the manifest of a snapshot"));
