@@ -12,7 +12,7 @@ use crate::section::{self, State};
 use crate::store::{Snapshot, Store};
 
 /// Most snapshots of a chain.
-pub const CHAIN_MAX: usize = 256;
+pub const CHAIN_MAX: usize = 128;
 
 /// A snapshot with all it is built on. Every manifest has its checksum, every file its length.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ impl Chain {
             if snapshots.len() == CHAIN_MAX {
                 return Err(Error::ChainLength(path.to_owned()));
             }
-            let parent = store.parent(child, parent)?;
+            let parent = store.parent(&child.path, parent)?;
             snapshots.push(parent);
         }
         snapshots.iter().try_for_each(check_lengths)?;
@@ -115,7 +115,10 @@ fn check_lengths(snapshot: &Snapshot) -> Result<(), Error> {
     for (file, expected) in snapshot.sealed.manifest.files() {
         let path = snapshot.path.join(file);
         let metadata = fs::symlink_metadata(&path).map_err(Error::io("examine it", &path))?;
-        if !metadata.is_file() || metadata.len() != expected {
+        if !metadata.is_file() {
+            return Err(Error::invalid(&path, "is not a regular file"));
+        }
+        if metadata.len() != expected {
             let reason = format!("has {} bytes, but its manifest says {expected}", metadata.len());
             return Err(Error::invalid(&path, reason));
         }

@@ -28,8 +28,6 @@ pub struct Compaction {
     pub snapshots: Vec<String>,
     /// Directories that interrupted writers left.
     pub leftovers: Vec<String>,
-    /// Bytes of the snapshots' files.
-    pub bytes: u64,
 }
 
 /// Deletes what `selection` says; if `rehearse` is set, only tells what that would be.
@@ -59,14 +57,9 @@ pub fn compact(store: &Store, selection: &Selection, rehearse: bool) -> Result<C
             removed.map_err(Error::io("remove it", &path))?;
         }
     }
-    let size = |snapshot: &&Snapshot| -> u64 {
-        let files = snapshot.sealed.manifest.files();
-        files.map(|(_, bytes)| bytes).sum()
-    };
     Ok(Compaction {
         snapshots: doomed.iter().map(|snapshot| snapshot.name.clone()).collect(),
         leftovers,
-        bytes: doomed.iter().map(size).sum(),
     })
 }
 

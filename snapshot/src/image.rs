@@ -150,7 +150,7 @@ impl Layer {
             .map_err(|what| Error::damaged(&path, entry.data_bytes, format!("index: {what}")))?;
         let page_bytes = entry.page_bytes;
         let in_place = |extent: &Extent| match extent.place {
-            Place::Zero => true,
+            Place::Zero => false,
             Place::Stored { chunk, .. } => index.chunks[chunk as usize].is_at(extent.first, page_bytes),
         };
         // The file is as long as the image even if the last pages are zero: what maps it finds them.

@@ -302,6 +302,9 @@ impl Sealed {
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    if !path.symlink_metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
     let mut text = Vec::new();
     let file = File::open(path)?;
     file.take(MANIFEST_BYTES_MAX + 1).read_to_end(&mut text)?;

@@ -99,7 +99,8 @@ impl Store {
     /// Begins a snapshot called `name`. Nothing of it is visible before [`SnapshotWriter::commit`].
     ///
     /// # Errors
-    /// The name is taken or not a name, snapshots are being deleted, or the directory cannot be written.
+    /// The name is taken or not a name, the parent is not there or its chain too long, snapshots are being deleted, or
+    /// the directory cannot be written.
     pub fn create(&self, name: &str, draft: Draft) -> Result<SnapshotWriter, Error> {
         SnapshotWriter::begin(self, name, draft)
     }
@@ -140,11 +141,11 @@ impl Store {
         Ok(snapshots)
     }
 
-    /// The snapshot that `child` is built on.
+    /// The snapshot that the one at `child` is built on.
     ///
     /// # Errors
     /// It is not there, damaged, or not what it was when the child was made.
-    pub(crate) fn parent(&self, child: &Snapshot, parent: &Parent) -> Result<Snapshot, Error> {
+    pub(crate) fn parent(&self, child: &Path, parent: &Parent) -> Result<Snapshot, Error> {
         let by_name = match self.snapshot(&parent.name) {
             Ok(snapshot) => Some(snapshot).filter(|snapshot| snapshot.id() == parent.id),
             Err(Error::Absent(_)) => None,
@@ -155,14 +156,14 @@ impl Store {
             None => self.find(parent.id)?,
         };
         let found = found.ok_or_else(|| Error::ParentMissing {
-            path: child.path.clone(),
+            path: child.to_owned(),
             id: parent.id,
             name: parent.name.clone(),
             store: self.dir.clone(),
         })?;
         if found.sealed.checksum != parent.checksum {
             return Err(Error::ParentDiffers {
-                path: child.path.clone(),
+                path: child.to_owned(),
                 parent: found.path,
             });
         }

@@ -11,16 +11,17 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use rustix::fs::FlockOperation;
 use uuid::Uuid;
 
+use crate::chain::{CHAIN_MAX, Chain};
 use crate::checksum::Checksum;
 use crate::error::Error;
 use crate::image::{ImageWriter, Shape};
-use crate::manifest::{self, CpuNeeds, Manifest, MemoryRegion, Parent, Sealed};
+use crate::manifest::{self, Base, CpuNeeds, Manifest, MemoryRegion, Parent, Sealed};
 use crate::section::{self, Payload, Section, SectionEntry};
 use crate::spec::VmSpec;
 use crate::store::{PARTIAL, Snapshot, Store, check_name};
@@ -45,6 +46,7 @@ pub struct SnapshotWriter {
     store: Store,
     /// Held to the end, so that nobody deletes the parent.
     _lock: File,
+    parent: Option<Snapshot>,
     name: String,
     /// The directory: a partial one, then the snapshot's.
     dir: PathBuf,
@@ -73,12 +75,17 @@ impl SnapshotWriter {
             return Err(Error::Exists(path));
         }
         let lock = store.lock(FlockOperation::NonBlockingLockShared)?;
+        let parent = match &draft.parent {
+            Some(parent) => Some(find_parent(store, &path, parent)?),
+            None => None,
+        };
         let id = Uuid::new_v4();
         let dir = store.dir.join(format!("{PARTIAL}{id}"));
         store.files.create_dir(&dir).map_err(Error::io("create it", &dir))?;
         Ok(Self {
             store: store.clone(),
             _lock: lock,
+            parent,
             name: name.to_owned(),
             dir,
             manifest: Manifest {
@@ -132,13 +139,23 @@ impl SnapshotWriter {
     /// Begins an image. Several can be written at the same time, also by other threads.
     ///
     /// # Errors
-    /// There cannot be such an image, or its file cannot be created.
+    /// There cannot be such an image, the parent has none to base it on, or its file cannot be created.
     pub fn image(&mut self, name: &str, shape: Shape) -> Result<ImageWriter, Error> {
         let unwritable = |reason| Error::unwritable(&self.dir, reason);
         manifest::check_part_name(name, false).map_err(unwritable)?;
+        if shape.base == Base::Parent && !self.parent_has(name, shape.page_bytes) {
+            let reason = format!("image '{name}' is based on a parent that has none with such pages");
+            return Err(Error::unwritable(&self.dir, reason));
+        }
         let image = ImageWriter::create(&*self.store.files, &self.dir, name, shape)?;
         self.open_images.push(name.to_owned());
         Ok(image)
+    }
+
+    fn parent_has(&self, name: &str, page_bytes: u32) -> bool {
+        let manifest = self.parent.as_ref().map(|parent| &parent.sealed.manifest);
+        let image = manifest.and_then(|manifest| manifest.image(name));
+        image.is_some_and(|image| image.page_bytes == page_bytes)
     }
 
     /// Takes back an image that has all its pages, and makes it permanent.
@@ -205,6 +222,15 @@ impl SnapshotWriter {
         file.write_all_at(bytes, 0).map_err(Error::io("write it", &path))?;
         file.sync().map_err(Error::io("sync it", &path))
     }
+}
+
+/// The parent of the snapshot that is to be at `path`, after making sure that a chain can be built on it.
+fn find_parent(store: &Store, path: &Path, parent: &Parent) -> Result<Snapshot, Error> {
+    let parent = store.parent(path, parent)?;
+    if Chain::open(&parent.path)?.snapshots().len() >= CHAIN_MAX {
+        return Err(Error::ChainLength(path.to_owned()));
+    }
+    Ok(parent)
 }
 
 /// Whether a directory could not be renamed because there is something of that name.

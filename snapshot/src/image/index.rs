@@ -15,7 +15,7 @@ use crate::section::{Payload, Section};
 
 /// Most bytes of a chunk's pages.
 pub const CHUNK_BYTES_MAX: u32 = 1 << 20;
-/// Most bytes of an index. One of a 4 TiB guest that is full of data has about 400 MiB.
+/// Most bytes of an index. One of a 4 TiB guest that is full of data has about 550 MiB.
 pub const INDEX_BYTES_MAX: u64 = 1 << 30;
 
 /// What an image's file holds.

@@ -5,12 +5,13 @@ use std::os::unix::fs::FileExt;
 use cutover_snapshot::Error;
 use cutover_snapshot::chain::{CHAIN_MAX, Chain};
 use cutover_snapshot::flatten::flatten;
-use cutover_snapshot::image::{Layout, PageSource, Pages, Progress, Scan};
-use cutover_snapshot::manifest::Base;
+use cutover_snapshot::image::{Layout, PageSource, Pages, Progress, Scan, Shape};
+use cutover_snapshot::manifest::{Base, Parent};
 use cutover_snapshot::store::Store;
 use cutover_snapshot::verify::verify;
 use proptest::prelude::*;
 
+use crate::hostile::{reseal, set};
 use crate::sample::{PAGE, Reference, draft, noise, page, put_image, read_all, shape, store};
 
 const NAME: &str = "disk-data";
@@ -282,10 +283,6 @@ fn what_could_not_be_read_back_is_not_written() {
     assert!(reason(image.put(0, &[1; 100]).expect_err("part of a page")).contains("100 bytes from page 0"));
     assert!(reason(writer.commit().expect_err("open")).contains("'disk-data' was begun and not completed"));
 
-    let (mut writer, image) = begin(Base::Parent);
-    writer.complete(image).expect("completed");
-    assert!(reason(writer.commit().expect_err("orphan")).contains("is based on a parent, but the snapshot has none"));
-
     let mut writer = store.create("wrong", draft(1, None)).expect("begun");
     let memory = shape(2, Base::Zero, Layout::Packed);
     put_image(&mut writer, "memory", memory, []).expect("written");
@@ -298,7 +295,7 @@ fn what_could_not_be_read_back_is_not_written() {
         (NAME, shape(u64::MAX, Base::Zero, Layout::Flat)),
         (
             NAME,
-            cutover_snapshot::image::Shape {
+            Shape {
                 page_bytes: 1000,
                 ..shape(1, Base::Zero, Layout::Flat)
             },
@@ -314,17 +311,54 @@ fn what_could_not_be_read_back_is_not_written() {
 }
 
 #[test]
-fn a_chain_that_is_too_long_is_refused_with_advice() {
+fn a_chain_is_neither_made_nor_read_beyond_its_limit() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = store(dir.path());
     let mut parent = None;
-    for number in 0..=CHAIN_MAX {
+    for number in 0..CHAIN_MAX {
         let writer = store
             .create(&format!("s{number}"), draft(1, parent.as_ref()))
             .expect("begun");
         parent = Some(writer.commit().expect("committed"));
     }
-    Chain::open(&dir.path().join(format!("s{}", CHAIN_MAX - 1))).expect("as long as can be");
-    let error = Chain::open(&dir.path().join(format!("s{CHAIN_MAX}"))).expect_err("too long");
+    let newest = parent.expect("written");
+    assert_eq!(Chain::open(&newest.path).expect("a chain").snapshots().len(), CHAIN_MAX);
+    let refused = store.create("more", draft(1, Some(&newest)));
+    let error = refused.err().expect("too long");
     assert!(error.to_string().contains("flatten it"), "{error}");
+
+    let longer = store
+        .create("more", draft(1, None))
+        .expect("begun")
+        .commit()
+        .expect("committed");
+    let parent = serde_json::to_value(Parent::from(&newest)).expect("JSON");
+    reseal(&longer.path, |manifest| set(manifest, "/parent", parent));
+    assert!(matches!(Chain::open(&longer.path), Err(Error::ChainLength(_))));
+}
+
+#[test]
+fn nothing_is_built_on_a_parent_that_is_gone_or_has_no_such_image() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = store(dir.path());
+    let mut writer = store.create("base", draft(1, None)).expect("begun");
+    put_image(&mut writer, NAME, shape(1, Base::Zero, Layout::Packed), []).expect("written");
+    let base = writer.commit().expect("committed");
+
+    let mut writer = store.create("child", draft(1, Some(&base))).expect("begun");
+    let larger = Shape {
+        page_bytes: 2 * PAGE,
+        ..shape(1, Base::Parent, Layout::Packed)
+    };
+    for (name, shape) in [("disk-other", shape(1, Base::Parent, Layout::Packed)), (NAME, larger)] {
+        let error = writer.image(name, shape).err().expect("no such image");
+        assert!(
+            error.to_string().contains("is based on a parent that has none"),
+            "{error}"
+        );
+    }
+    drop(writer);
+    std::fs::remove_dir_all(&base.path).expect("removed");
+    let refused = store.create("child", draft(1, Some(&base)));
+    assert!(matches!(refused.err(), Some(Error::ParentMissing { .. })));
 }

@@ -25,7 +25,7 @@ fn sample() -> tempfile::TempDir {
 }
 
 /// Changes the manifest of a snapshot and gives it a matching checksum.
-fn reseal(snapshot: &Path, change: impl FnOnce(&mut Value)) -> Checksum {
+pub fn reseal(snapshot: &Path, change: impl FnOnce(&mut Value)) -> Checksum {
     let path = snapshot.join("manifest.json");
     let text = fs::read_to_string(&path).expect("readable");
     let mut envelope: Value = serde_json::from_str(&text).expect("JSON");
@@ -39,7 +39,7 @@ fn reseal(snapshot: &Path, change: impl FnOnce(&mut Value)) -> Checksum {
 }
 
 /// Sets the value at `pointer`.
-fn set(manifest: &mut Value, pointer: &str, value: Value) {
+pub fn set(manifest: &mut Value, pointer: &str, value: Value) {
     *manifest.pointer_mut(pointer).expect(pointer) = value;
 }
 
@@ -166,6 +166,12 @@ fn other_files_and_newer_formats_are_told_apart() {
     assert!(matches!(Chain::open(&dir.path().join("none")), Err(Error::Absent(_))));
     fs::remove_file(&path).expect("removed");
     assert!(matches!(Chain::open(&base), Err(Error::Absent(_))));
+    fs::create_dir(&path).expect("created");
+    let error = Chain::open(&base).expect_err("a directory");
+    assert!(
+        matches!(&error, Error::Io { source, .. } if source.to_string() == "it is not a regular file"),
+        "{error:?}"
+    );
     assert!(Chain::open(Path::new("/")).is_err());
 }
 
