@@ -1,0 +1,11 @@
+//! What is counted of a VM, in the forms that monitoring systems read.
+//!
+//! ```text
+//!  state driver ── VmStats ─┬─► firecracker: a JSON line of increments, appended to a file or named pipe
+//!  log ── LogCounts ────────┴─► prometheus: text of totals, for who asks `/v1/metrics`
+//! ```
+
+pub mod firecracker;
+pub mod prometheus;
+#[cfg(test)]
+mod testing;
