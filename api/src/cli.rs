@@ -3,7 +3,8 @@
 // Documentation here is help text, in which brackets mean that something can be left out.
 #![allow(rustdoc::broken_intra_doc_links)]
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -13,6 +14,7 @@ use cutover_snapshot::spec::{BootProtocol, DiskSpec, NetSpec, SerialSpec};
 use crate::client::{VM_HELP, VmArgs};
 use crate::log::LogArgs;
 use crate::options;
+use crate::vmm::{VMM_HELP, VmmArgs};
 
 /// A KVM microVM monitor that boots stock Linux.
 #[derive(Debug, Parser)]
@@ -29,6 +31,9 @@ pub enum Command {
     /// Run a VM until its guest ends or it is ended
     #[command(after_help = RUN_HELP)]
     Run(Box<RunArgs>),
+    /// Serve the API of a VM, which describes, starts and steers it: a stand-in for Firecracker
+    #[command(version, after_help = VMM_HELP)]
+    Vmm(Box<VmmArgs>),
     /// See and steer the VMs that run
     #[command(after_help = VM_HELP)]
     Vm(VmArgs),
@@ -160,6 +165,16 @@ impl From<Protocol> for BootProtocol {
     }
 }
 
+/// The command line as if this program were called `cutover`: called `firecracker`, it is `cutover vmm`.
+pub fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = given.into_iter().collect();
+    let name = arguments.first().map(Path::new).and_then(Path::file_name);
+    if name.is_some_and(|name| name == "firecracker") {
+        arguments.insert(1, "vmm".into());
+    }
+    arguments
+}
+
 const OVERVIEW: &str = "\
 Examples:
   Can this machine run guests?
@@ -240,6 +255,14 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_program_called_firecracker_takes_its_arguments() {
+        let line = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let given = line("/usr/bin/firecracker --api-sock a");
+        assert_eq!(arguments(given), line("/usr/bin/firecracker vmm --api-sock a"));
+        assert_eq!(arguments(line("cutover vmm")), line("cutover vmm"));
     }
 
     #[test]
@@ -326,7 +349,7 @@ mod tests {
             commands.filter(|command| command.get_name() != "help").for_each(check);
         }
         let mut cutover = Cli::command();
-        for name in ["run", "vm", "check", "completions"] {
+        for name in ["run", "vmm", "vm", "check", "completions"] {
             assert!(cutover.find_subcommand(name).is_some(), "{name}");
         }
         check(&mut cutover);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::{BootProtocol, BootSpec, DEFAULT_CMDLINE, MemorySpec, SerialSpec, SpecError, VmSpec};
+use serde::de::DeserializeOwned;
 
 use crate::cli::RunArgs;
 
@@ -56,7 +57,11 @@ pub fn vm_spec(args: &RunArgs) -> Result<VmSpec, ConfigError> {
     Ok(spec)
 }
 
-fn read(path: &Path) -> Result<VmSpec, ConfigError> {
+/// What the configuration file at `path` describes.
+///
+/// # Errors
+/// It cannot be read, or describes something else.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let json = fs::read_to_string(path).map_err(|source| ConfigError::Read {
         path: path.to_owned(),
         source,

@@ -11,14 +11,16 @@ pub mod client;
 pub mod config;
 pub mod exit;
 pub mod log;
+pub mod metrics;
 pub mod options;
 pub mod run;
 pub mod runtime_dir;
 pub mod server;
 mod signals;
 mod text;
+pub mod vmm;
 
-use std::io;
+use std::{env, io};
 
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command};
@@ -26,8 +28,9 @@ use exit::ExitStatus;
 
 /// The `cutover` program: reads the command line of this process, and does what it says.
 pub fn main() -> ExitStatus {
-    match Cli::parse().command {
+    match Cli::parse_from(cli::arguments(env::args_os())).command {
         Command::Run(args) => run::run(&args),
+        Command::Vmm(args) => vmm::vmm(&args),
         Command::Vm(args) => client::run(&args),
         Command::Check(args) => check::check(&args),
         Command::Completions { shell } => {

@@ -10,7 +10,7 @@ use crate::cli::RunArgs;
 use crate::config;
 use crate::exit::{ExitStatus, report};
 use crate::log;
-use crate::signals::Blocked;
+use crate::signals::{self, Blocked};
 
 /// Why a VM could not be run to its end.
 #[derive(Debug, thiserror::Error)]
@@ -60,21 +60,28 @@ fn run_vm(spec: &VmSpec, args: &RunArgs) -> ExitStatus {
 }
 
 fn run_to_end(spec: &VmSpec, options: &Options) -> Result<Exit, RunError> {
+    warn_of_emulation();
+    let signals = Blocked::block().map_err(RunError::Signals)?;
+    let vmm = Vmm::build(spec, options)?;
+    let vm = vmm.controller();
+    let told = move |time| signals::tell(&vm, time);
+    signals.serve(told, options).map_err(RunError::Signals)?;
+    tracing::info!(name = spec.name, cpus = spec.cpus, memory = %spec.memory.size, "the VM runs");
+    Ok(vmm.run()?)
+}
+
+/// Warns where guests are likely to fail for want of hardware.
+pub(crate) fn warn_of_emulation() {
     if host::cpu_extension().is_none() {
         tracing::warn!(
             "this processor shows neither vmx nor svm: KVM emulates each instruction here, and a stock Linux kernel \
              does not get through its boot; see `cutover check`"
         );
     }
-    let signals = Blocked::block().map_err(RunError::Signals)?;
-    let vmm = Vmm::build(spec, options)?;
-    signals.serve(vmm.controller(), options).map_err(RunError::Signals)?;
-    tracing::info!(name = spec.name, cpus = spec.cpus, memory = %spec.memory.size, "the VM runs");
-    Ok(vmm.run()?)
 }
 
 /// A panic may end the process without running destructors, and its message is unreadable in raw mode.
-fn restore_terminal_on_panic() {
+pub(crate) fn restore_terminal_on_panic() {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         restore_terminal();

@@ -14,6 +14,32 @@ use cutover_vmm::{Controller, Options};
 
 const SIGNALS: [libc::c_int; 2] = [libc::SIGTERM, libc::SIGINT];
 
+/// Whether a signal is the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Time {
+    /// It is.
+    First,
+    /// It is not: whoever sent it means it.
+    Again,
+}
+
+/// Does to `vm` what a signal means.
+pub fn tell(vm: &Controller, time: Time) {
+    match time {
+        Time::First => {
+            tracing::warn!("told to end: pressing the guest's power button (once more ends the VM now)");
+            if let Err(refusal) = vm.press_power_button() {
+                tracing::warn!(%refusal, "the power button has no effect");
+            }
+        }
+        Time::Again => {
+            tracing::warn!("told to end again: ending the VM");
+            // A VM that has ended meanwhile is as wanted.
+            let _ = vm.destroy();
+        }
+    }
+}
+
 /// Signals that wait to be fetched instead of ending the process.
 pub struct Blocked {
     set: libc::sigset_t,
@@ -41,11 +67,11 @@ impl Blocked {
         }
     }
 
-    /// Serves the signals for `vm` from a thread of their own, which lasts as long as the process.
+    /// Serves the signals from a thread of their own, which lasts as long as the process: `told` is called for each.
     ///
     /// # Errors
     /// No thread can be had.
-    pub fn serve(self, vm: Controller, options: &Options) -> io::Result<()> {
+    pub fn serve(self, mut told: impl FnMut(Time) + Send + 'static, options: &Options) -> io::Result<()> {
         let confine = options.seccomp;
         thread::Builder::new()
             .name("signals".to_owned())
@@ -55,14 +81,11 @@ impl Blocked {
                     seccomp::confine_or_abort(ThreadKind::Signals);
                 }
                 self.wait();
-                tracing::warn!("told to end: pressing the guest's power button (once more ends the VM now)");
-                if let Err(refusal) = vm.press_power_button() {
-                    tracing::warn!(%refusal, "the power button has no effect");
+                told(Time::First);
+                loop {
+                    self.wait();
+                    told(Time::Again);
                 }
-                self.wait();
-                tracing::warn!("told to end again: ending the VM");
-                // A VM that has ended meanwhile is as wanted.
-                let _ = vm.destroy();
             })?;
         Ok(())
     }

@@ -108,7 +108,7 @@ pub fn start(args: &LogArgs) -> Result<Logger, LogError> {
 }
 
 impl Logger {
-    fn open(args: &LogArgs) -> Result<Self, LogError> {
+    pub(crate) fn open(args: &LogArgs) -> Result<Self, LogError> {
         let destination = args.log_file.clone().map_or(Ok(Destination::Stderr), open)?;
         Ok(Self(Arc::new(Shared {
             settings: RwLock::new(Settings {

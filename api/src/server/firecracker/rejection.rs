@@ -1,0 +1,83 @@
+//! Why a request is refused before it reaches a VM.
+
+use cutover_snapshot::spec::{CMDLINE_MAX, MEMORY_MAX, MEMORY_MIN, SpecError};
+
+use crate::server::v1::types::POWER_TIMEOUT_MAX_MS;
+
+/// Why a request is refused; the configuration is as before.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// There is a VM already.
+    #[error("the VM has been started: {0} cannot be configured any more")]
+    Started(&'static str),
+    /// InstanceStart, a second time.
+    #[error("the VM has been started already")]
+    StartedAlready,
+    /// Another client's InstanceStart is being carried out.
+    #[error("the VM is being started")]
+    Starting,
+    /// There is no VM yet.
+    #[error("the VM has not been started: that is possible after InstanceStart")]
+    NotStarted,
+    /// Nothing to boot.
+    #[error("there is no kernel to boot: PUT /boot-source first")]
+    NoBootSource,
+    /// Part of Firecracker's API, but not of this one.
+    #[error("not supported: {0}")]
+    Unsupported(&'static str),
+    /// Beyond what a VM can have.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// Beyond what a VM can have, before it is converted to bytes.
+    #[error("mem_size_mib: {0} is out of range: a VM has {MEMORY_MIN} to {MEMORY_MAX} of memory")]
+    MemorySize(u64),
+    /// The two ids of a request have to be the same.
+    #[error("the path is that of {path:?}, but the body is about {body:?}")]
+    IdMismatch {
+        /// The id in the path.
+        path: String,
+        /// The id in the body.
+        body: String,
+    },
+    /// A PATCH that changes nothing.
+    #[error("there is nothing to change: the body has no field that can be changed")]
+    EmptyPatch,
+    /// A field that this kind of device needs.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A kernel can have one root device.
+    #[error("drive {0:?} is the root device already")]
+    RootTaken(String),
+    /// It would break the command line.
+    #[error("partuuid: {0:?} cannot be used: it has 1 to 64 letters, digits, '-', '/' and '='")]
+    PartUuid(String),
+    /// The arguments are too long once the root device is added.
+    #[error("boot_args: {0} bytes with the root device are too long: a kernel takes at most {CMDLINE_MAX}")]
+    BootArgs(usize),
+    /// Two interfaces with one address.
+    #[error("guest_mac: {mac} is that of interface {other:?} already")]
+    MacTaken {
+        /// The address.
+        mac: String,
+        /// Whose it is.
+        other: String,
+    },
+    /// No such drive.
+    #[error("there is no drive {0:?}")]
+    NoDrive(String),
+    /// No such interface.
+    #[error("there is no network interface {0:?}")]
+    NoInterface(String),
+    /// Exactly one of the two says where the memory is.
+    #[error("exactly one of mem_backend and mem_file_path is needed")]
+    MemoryBackend,
+    /// The metrics of a process go to one place.
+    #[error("metrics are configured already")]
+    MetricsTaken,
+    /// Longer than anyone waits.
+    #[error("timeout_ms: {0} is too long: a guest gets at most {POWER_TIMEOUT_MAX_MS}")]
+    PowerTimeout(u64),
+    /// Force takes no time.
+    #[error("timeout_ms: only shutdown and reboot take one")]
+    NoPowerTimeout,
+}

@@ -1,0 +1,370 @@
+//! What a client has configured so far, and what it may do when: a pure state machine.
+//!
+//! ```text
+//!               start               started
+//!  NotStarted ─────────► Starting ───────────► Started
+//!   configure   ▲            │                  drives and network interfaces can be changed,
+//!               └────────────┘                  the rest is as it is
+//!                start failed
+//! ```
+//! Files, taps and consoles are opened at the start; nothing here looks at the host.
+
+use cutover_snapshot::spec::{BootProtocol, BootSpec, DEVICES_MAX, ID_MAX, RngSpec, SerialSpec, SpecError, VmSpec};
+
+use super::boot_source::BootSource;
+use super::drives::Drive;
+use super::entropy::EntropyDevice;
+use super::logger::LoggerConfiguration;
+use super::machine_config::{MachineConfiguration, MachineConfigurationPatch};
+use super::metrics::MetricsConfiguration;
+use super::network_interfaces::NetworkInterface;
+use super::rejection::Rejection;
+use super::serial::SerialDevice;
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Configuration {
+    /// vCPUs and memory.
+    pub machine: MachineConfiguration,
+    /// Kernel, initial RAM disk and command line.
+    pub boot_source: Option<BootSource>,
+    /// Disks, the root device first.
+    pub drives: Vec<Drive>,
+    /// Network interfaces.
+    pub network_interfaces: Vec<NetworkInterface>,
+    /// The entropy device.
+    pub entropy: Option<EntropyDevice>,
+    /// Where the serial console goes.
+    pub serial: SerialSpec,
+    /// What was last said about the log.
+    pub logger: Option<LoggerConfiguration>,
+    /// Where metrics are written.
+    pub metrics: Option<MetricsConfiguration>,
+}
+
+/// One request to configure something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// `PUT /machine-config`.
+    Machine(MachineConfiguration),
+    /// `PATCH /machine-config`.
+    MachinePatch(MachineConfigurationPatch),
+    /// `PUT /boot-source`.
+    BootSource(BootSource),
+    /// `PUT /drives/{drive_id}`.
+    Drive(Drive),
+    /// `PUT /network-interfaces/{iface_id}`.
+    NetworkInterface(NetworkInterface),
+    /// `PUT /entropy`.
+    Entropy(EntropyDevice),
+    /// `PUT /serial`.
+    Serial(SerialDevice),
+    /// `PUT /logger`.
+    Logger(LoggerConfiguration),
+    /// `PUT /metrics`.
+    Metrics(MetricsConfiguration),
+}
+
+impl Change {
+    /// What it is about, for people.
+    pub fn subject(&self) -> &'static str {
+        match self {
+            Self::Machine(_) | Self::MachinePatch(_) => "the machine",
+            Self::BootSource(_) => "the boot source",
+            Self::Drive(_) => "a drive",
+            Self::NetworkInterface(_) => "a network interface",
+            Self::Entropy(_) => "the entropy device",
+            Self::Serial(_) => "the serial console",
+            Self::Logger(_) => "the log",
+            Self::Metrics(_) => "the metrics file",
+        }
+    }
+}
+
+/// What a request needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// That the VM has not been started; what is to be configured.
+    NotStarted(&'static str),
+    /// That it has.
+    Started,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    NotStarted,
+    Starting,
+    Started,
+}
+
+/// The configuration, and whether there is a VM of it yet.
+#[derive(Debug, Default)]
+pub struct Setup {
+    stage: Stage,
+    configuration: Configuration,
+}
+
+impl Setup {
+    /// The setup of a VM that runs already.
+    pub fn of_started(spec: &VmSpec) -> Self {
+        Self {
+            stage: Stage::Started,
+            configuration: spec.into(),
+        }
+    }
+
+    /// What is configured.
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+
+    /// Whether a request with these needs can be served.
+    ///
+    /// # Errors
+    /// It comes too early or too late.
+    pub fn check(&self, needs: Needs) -> Result<(), Rejection> {
+        match (self.stage, needs) {
+            (Stage::NotStarted, Needs::NotStarted(_)) | (Stage::Started, Needs::Started) => Ok(()),
+            (Stage::NotStarted, Needs::Started) => Err(Rejection::NotStarted),
+            (Stage::Starting, _) => Err(Rejection::Starting),
+            (Stage::Started, Needs::NotStarted(subject)) => Err(Rejection::Started(subject)),
+        }
+    }
+
+    /// Configures something.
+    ///
+    /// # Errors
+    /// It comes too late, or there can be no such VM; nothing has changed.
+    pub fn configure(&mut self, change: Change) -> Result<(), Rejection> {
+        self.check(Needs::NotStarted(change.subject()))?;
+        self.configuration.apply(change)
+    }
+
+    /// Begins the start of the VM that is configured.
+    ///
+    /// # Errors
+    /// It has been started, or what is configured is no VM.
+    pub fn start(&mut self) -> Result<VmSpec, Rejection> {
+        match self.stage {
+            Stage::NotStarted => {}
+            Stage::Starting => return Err(Rejection::Starting),
+            Stage::Started => return Err(Rejection::StartedAlready),
+        }
+        let spec = VmSpec::try_from(&self.configuration)?;
+        self.stage = Stage::Starting;
+        Ok(spec)
+    }
+
+    /// The start has succeeded, or not: then the configuration can be changed again.
+    pub fn finish_start(&mut self, succeeded: bool) {
+        self.stage = if succeeded { Stage::Started } else { Stage::NotStarted };
+    }
+
+    /// A drive of the started VM.
+    ///
+    /// # Errors
+    /// The VM has not been started, or has no such drive.
+    pub fn drive(&mut self, id: &str) -> Result<&mut Drive, Rejection> {
+        self.check(Needs::Started)?;
+        let mut drives = self.configuration.drives.iter_mut();
+        let drive = drives.find(|drive| drive.drive_id == id);
+        drive.ok_or_else(|| Rejection::NoDrive(id.to_owned()))
+    }
+
+    /// A network interface of the started VM.
+    ///
+    /// # Errors
+    /// The VM has not been started, or has no such interface.
+    pub fn network_interface(&mut self, id: &str) -> Result<&mut NetworkInterface, Rejection> {
+        self.check(Needs::Started)?;
+        let mut interfaces = self.configuration.network_interfaces.iter_mut();
+        let interface = interfaces.find(|interface| interface.iface_id == id);
+        interface.ok_or_else(|| Rejection::NoInterface(id.to_owned()))
+    }
+}
+
+impl Configuration {
+    fn apply(&mut self, change: Change) -> Result<(), Rejection> {
+        match change {
+            Change::Machine(machine) => self.put_machine(machine),
+            Change::MachinePatch(patch) => self.put_machine(self.machine.patched(patch)?),
+            Change::BootSource(source) => {
+                source.check()?;
+                self.boot_source = Some(source);
+                Ok(())
+            }
+            Change::Drive(drive) => self.put_drive(drive),
+            Change::NetworkInterface(interface) => self.put_network_interface(interface),
+            Change::Entropy(device) => {
+                if self.entropy.is_none() {
+                    self.check_room()?;
+                }
+                self.entropy = Some(device);
+                Ok(())
+            }
+            Change::Serial(device) => {
+                device.check()?;
+                self.serial = device.spec();
+                Ok(())
+            }
+            Change::Logger(logger) => {
+                self.logger = Some(logger);
+                Ok(())
+            }
+            Change::Metrics(metrics) => {
+                if self.metrics.is_some() {
+                    return Err(Rejection::MetricsTaken);
+                }
+                self.metrics = Some(metrics);
+                Ok(())
+            }
+        }
+    }
+
+    fn put_machine(&mut self, machine: MachineConfiguration) -> Result<(), Rejection> {
+        machine.check()?;
+        self.machine = machine;
+        Ok(())
+    }
+
+    /// Replaces the drive with the same id, or adds one; the root device becomes the first.
+    fn put_drive(&mut self, drive: Drive) -> Result<(), Rejection> {
+        drive.check()?;
+        let other_root = self.root().filter(|root| root.drive_id != drive.drive_id);
+        if let (true, Some(root)) = (drive.is_root_device, other_root) {
+            return Err(Rejection::RootTaken(root.drive_id.clone()));
+        }
+        let position = self.drives.iter().position(|other| other.drive_id == drive.drive_id);
+        if position.is_none() {
+            self.check_room()?;
+        }
+        let place = match position {
+            Some(position) => {
+                self.drives.remove(position);
+                position
+            }
+            None => self.drives.len(),
+        };
+        self.drives.insert(if drive.is_root_device { 0 } else { place }, drive);
+        Ok(())
+    }
+
+    /// Replaces the interface with the same id, or adds one.
+    fn put_network_interface(&mut self, interface: NetworkInterface) -> Result<(), Rejection> {
+        interface.check()?;
+        let others = || {
+            let others = self.network_interfaces.iter();
+            others.filter(|other| other.iface_id != interface.iface_id)
+        };
+        if let Some(mac) = interface.guest_mac
+            && let Some(other) = others().find(|other| other.guest_mac == Some(mac))
+        {
+            return Err(Rejection::MacTaken {
+                mac: mac.to_string(),
+                other: other.iface_id.clone(),
+            });
+        }
+        let mut interfaces = self.network_interfaces.iter();
+        match interfaces.position(|other| other.iface_id == interface.iface_id) {
+            Some(position) => self.network_interfaces[position] = interface,
+            None => {
+                self.check_room()?;
+                self.network_interfaces.push(interface);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether one more device fits.
+    fn check_room(&self) -> Result<(), Rejection> {
+        let devices = self.drives.len() + self.network_interfaces.len() + usize::from(self.entropy.is_some());
+        if devices == DEVICES_MAX {
+            return Err(SpecError::Devices(devices + 1).into());
+        }
+        Ok(())
+    }
+
+    fn root(&self) -> Option<&Drive> {
+        self.drives.iter().find(|drive| drive.is_root_device)
+    }
+
+    /// The VM as far as it is configured: if there is no boot source yet, its kernel has an empty path.
+    ///
+    /// # Errors
+    /// The kernel command line has no room for the root device.
+    pub fn draft(&self) -> Result<VmSpec, Rejection> {
+        let boot = match &self.boot_source {
+            Some(source) => source.spec(self.root())?,
+            None => BootSpec {
+                kernel: Default::default(),
+                initrd: None,
+                protocol: BootProtocol::Auto,
+                cmdline: String::new(),
+            },
+        };
+        Ok(VmSpec {
+            name: None,
+            cpus: self.machine.vcpu_count,
+            memory: self.machine.memory(),
+            boot,
+            disks: self.drives.iter().map(Drive::spec).collect(),
+            nets: self.network_interfaces.iter().map(NetworkInterface::spec).collect(),
+            rng: self.entropy.map(RngSpec::from),
+            serial: self.serial.clone(),
+        })
+    }
+}
+
+impl TryFrom<&Configuration> for VmSpec {
+    type Error = Rejection;
+
+    fn try_from(configuration: &Configuration) -> Result<Self, Rejection> {
+        if configuration.boot_source.is_none() {
+            return Err(Rejection::NoBootSource);
+        }
+        let spec = configuration.draft()?;
+        spec.check()?;
+        Ok(spec)
+    }
+}
+
+impl From<&VmSpec> for Configuration {
+    fn from(spec: &VmSpec) -> Self {
+        Self {
+            machine: spec.into(),
+            boot_source: Some(spec.into()),
+            drives: (0..)
+                .zip(&spec.disks)
+                .map(|(index, disk)| Drive::of(disk, index))
+                .collect(),
+            network_interfaces: (0..)
+                .zip(&spec.nets)
+                .map(|(index, net)| NetworkInterface::of(net, index))
+                .collect(),
+            entropy: spec.rng.map(EntropyDevice::from),
+            serial: spec.serial.clone(),
+            logger: None,
+            metrics: None,
+        }
+    }
+}
+
+/// Whether a device can be called that.
+///
+/// # Errors
+/// It cannot.
+pub fn check_id(device: &'static str, id: &str) -> Result<(), Rejection> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    if (1..=ID_MAX).contains(&id.len()) && id.bytes().all(is_allowed) {
+        return Ok(());
+    }
+    Err(SpecError::Id {
+        device,
+        id: id.to_owned(),
+    }
+    .into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,298 @@
+//! The VM as the server knows it: being configured, being started, or started; and the way to those who own it.
+//!
+//! ```text
+//!  handlers ── configure ──► Setup (pure)
+//!           ── start ──────► Builder, on the main thread ──► Vmm::build ──► the way to the VM
+//!           ── ask ────────► the state driver, by that way ──► Reply ──► handler
+//! ```
+//! What follows from an answer, such as the new path of a drive, is noted down by whoever answers, not by the handler:
+//! its client may have gone away meanwhile.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use axum::http::StatusCode;
+use cutover_snapshot::spec::VmSpec;
+use cutover_vmm::events::{Subscription, TooManySubscribers};
+use cutover_vmm::{Command, Controller, Error, EventLog, Refusal, Reply, Request, State, VmStats};
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use super::firecracker::drives::DrivePatch;
+use super::firecracker::network_interfaces::NetworkInterfacePatch;
+use super::firecracker::setup::{Change, Configuration, Needs, Setup};
+use super::http::{Failure, Outcome};
+use super::v1::events::{WATCHERS_MAX, Watcher};
+use crate::log::Logger;
+
+/// The way to the state driver of a VM.
+pub type VmSender = Box<dyn Fn(Command) + Send + Sync>;
+/// The way to whoever builds the VM.
+pub type Builder = Box<dyn Fn(Build) + Send + Sync>;
+
+/// A request to build a VM and run it.
+pub struct Build {
+    /// The VM.
+    pub spec: VmSpec,
+    /// Called when it is built, or cannot be; must not wait.
+    pub answer: Box<dyn FnOnce(Result<VmSender, Error>) + Send>,
+}
+
+/// One VM, for the whole life of its process.
+pub struct Instance {
+    id: String,
+    setup: Mutex<Setup>,
+    vm: OnceLock<VmSender>,
+    builder: Builder,
+    events: EventLog,
+    logger: Logger,
+    watchers: Watchers,
+}
+
+/// Those who watch the events.
+struct Watchers {
+    /// Has `changed` change with every event. Gone when no more are to come.
+    subscription: Mutex<Option<Subscription>>,
+    changed: watch::Receiver<()>,
+    places: Arc<Semaphore>,
+}
+
+/// The way to the state driver that `controller` has.
+pub fn sender(controller: Controller) -> VmSender {
+    // The command has the way of its answer with it.
+    Box::new(move |command| controller.submit::<()>(|_| command, |_| ()))
+}
+
+impl Instance {
+    /// A VM that is to be configured, and then built by `builder`.
+    ///
+    /// # Errors
+    /// Too many watch the events already.
+    pub fn new(id: String, builder: Builder, events: EventLog, logger: Logger) -> Result<Self, TooManySubscribers> {
+        let (change, changed) = watch::channel(());
+        let subscription = events.subscribe(move || change.send_replace(()))?;
+        Ok(Self {
+            id,
+            setup: Mutex::default(),
+            vm: OnceLock::new(),
+            builder,
+            events,
+            logger,
+            watchers: Watchers {
+                subscription: Mutex::new(Some(subscription)),
+                changed,
+                places: Arc::new(Semaphore::new(WATCHERS_MAX)),
+            },
+        })
+    }
+
+    /// What `--id` said.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Number of the newest event.
+    pub fn last_event(&self) -> u64 {
+        self.events.last()
+    }
+
+    /// A place to watch the events after number `seen` from.
+    ///
+    /// # Errors
+    /// Every place is taken.
+    pub fn watch(&self, seen: u64) -> Result<Watcher, Failure> {
+        let places = self.watchers.places.clone();
+        let place = places
+            .try_acquire_owned()
+            .map_err(|_| Failure::TooManyWatchers(WATCHERS_MAX))?;
+        Ok(Watcher {
+            log: self.events.clone(),
+            changed: self.watchers.changed.clone(),
+            seen,
+            _place: place,
+        })
+    }
+
+    /// Tells those who watch that no more events will come; they get what they have not seen yet.
+    pub fn end_events(&self) {
+        *self
+            .watchers
+            .subscription
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// What is configured.
+    pub fn configuration(&self) -> Configuration {
+        self.setup().configuration().clone()
+    }
+
+    /// Whether a request with these needs can be served.
+    ///
+    /// # Errors
+    /// It comes too early or too late.
+    pub fn check(&self, needs: Needs) -> Result<(), Failure> {
+        Ok(self.setup().check(needs)?)
+    }
+
+    /// Configures something.
+    ///
+    /// # Errors
+    /// It comes too late, or cannot be; nothing has changed.
+    pub fn configure(&self, change: Change) -> Outcome {
+        let mut setup = self.setup();
+        setup.check(Needs::NotStarted(change.subject()))?;
+        if let Change::Logger(logger) = &change {
+            self.logger.reconfigure(logger.clone().into())?;
+        }
+        setup.configure(change)?;
+        Ok(StatusCode::NO_CONTENT)
+    }
+
+    /// Has the VM built as it is configured, and run.
+    ///
+    /// # Errors
+    /// It has been started, or cannot be; then it can be configured again.
+    pub async fn start(self: &Arc<Self>) -> Outcome {
+        let spec = self.begin_start()?;
+        let (answer, answered) = oneshot::channel();
+        let instance = self.clone();
+        (self.builder)(Build {
+            spec,
+            answer: Box::new(move |vm| {
+                // Whoever asked may have gone away.
+                let _ = answer.send(instance.finish_start(vm));
+            }),
+        });
+        answered.await.unwrap_or(Err(Failure::Ended))
+    }
+
+    /// The VM as it is configured, to be built and run; [`finish_start`](Self::finish_start) has to be told how it went.
+    ///
+    /// # Errors
+    /// It has been started, or cannot be.
+    pub fn begin_start(&self) -> Result<VmSpec, Failure> {
+        let mut spec = self.setup().start()?;
+        spec.name = Some(self.id.clone());
+        Ok(spec)
+    }
+
+    /// Takes over the way to the VM that has been built, or the reason why it has not.
+    ///
+    /// # Errors
+    /// It has not.
+    pub fn finish_start(&self, vm: Result<VmSender, Error>) -> Outcome {
+        // The setup sees to it that there is one start.
+        let result = vm.map(|vm| drop(self.vm.set(vm)));
+        self.setup().finish_start(result.is_ok());
+        result?;
+        Ok(StatusCode::NO_CONTENT)
+    }
+
+    /// What the VM is doing; nothing if it has not been started.
+    ///
+    /// # Errors
+    /// Nobody can tell any more.
+    pub async fn state(&self) -> Result<Option<State>, Failure> {
+        match self.vm.get() {
+            None => Ok(None),
+            Some(_) => match self.ask(Command::State, || ()).await {
+                Err(Failure::Ended | Failure::Vm(Error::Refused(Refusal::Ended))) => Ok(Some(State::Ended)),
+                state => state.map(Some),
+            },
+        }
+    }
+
+    /// What the VM has done so far.
+    ///
+    /// # Errors
+    /// It has not been started, or has ended.
+    pub async fn stats(&self) -> Result<VmStats, Failure> {
+        self.ask(Command::Stats, || ()).await
+    }
+
+    /// Asks the started VM for something that its state may change by.
+    ///
+    /// # Errors
+    /// Refused, with the reason.
+    pub async fn request(&self, request: Request) -> Outcome {
+        self.ask(|reply| Command::Lifecycle(request, reply), || ()).await?;
+        Ok(StatusCode::NO_CONTENT)
+    }
+
+    /// As [`request`](Self::request), and it is well if the VM already is as asked.
+    ///
+    /// # Errors
+    /// Refused, with the reason.
+    pub async fn reach(&self, request: Request) -> Outcome {
+        match self.request(request).await {
+            Err(Failure::Vm(Error::Refused(Refusal::Already(_)))) => Ok(StatusCode::NO_CONTENT),
+            outcome => outcome,
+        }
+    }
+
+    /// Puts another file behind a drive, or changes its limits.
+    ///
+    /// # Errors
+    /// There is no such drive, or the file cannot be used; nothing has changed.
+    pub async fn update_drive(self: &Arc<Self>, patch: DrivePatch) -> Outcome {
+        let update = patch.update()?;
+        let id = self.setup().drive(&patch.drive_id)?.drive_id.clone();
+        let instance = self.clone();
+        let note_down = move || {
+            if let Ok(drive) = instance.setup().drive(&patch.drive_id) {
+                drive.apply(&patch);
+            }
+        };
+        self.ask(|reply| Command::UpdateDisk { id, update, reply }, note_down)
+            .await?;
+        Ok(StatusCode::NO_CONTENT)
+    }
+
+    /// Changes the limits of a network interface.
+    ///
+    /// # Errors
+    /// There is no such interface; nothing has changed.
+    pub async fn update_net(self: &Arc<Self>, patch: NetworkInterfacePatch) -> Outcome {
+        let update = patch.update()?;
+        let id = self.setup().network_interface(&patch.iface_id)?.iface_id.clone();
+        let instance = self.clone();
+        let note_down = move || {
+            if let Ok(interface) = instance.setup().network_interface(&patch.iface_id) {
+                interface.apply(&patch);
+            }
+        };
+        self.ask(|reply| Command::UpdateNet { id, update, reply }, note_down)
+            .await?;
+        Ok(StatusCode::NO_CONTENT)
+    }
+
+    /// Writes the metrics now.
+    ///
+    /// # Errors
+    /// The VM has not been started, or the file takes no more.
+    pub async fn flush_metrics(&self) -> Outcome {
+        self.stats().await?;
+        Ok(StatusCode::NO_CONTENT)
+    }
+
+    /// Asks the state driver; where that succeeds, it calls `note_down` before anyone else is served.
+    async fn ask<T: Send + 'static>(
+        &self,
+        command: impl FnOnce(Reply<T>) -> Command,
+        note_down: impl FnOnce() + Send + 'static,
+    ) -> Result<T, Failure> {
+        self.check(Needs::Started)?;
+        let vm = self.vm.get().ok_or(Failure::Ended)?;
+        let (answer, answered) = oneshot::channel();
+        vm(command(Reply::new(move |result: Result<T, Error>| {
+            let result = result.inspect(|_| note_down());
+            // Whoever asked may have gone away.
+            let _ = answer.send(result);
+        })));
+        Ok(answered.await.map_err(|_| Failure::Ended)??)
+    }
+
+    fn setup(&self) -> MutexGuard<'_, Setup> {
+        // Every change of it is complete before anything can panic.
+        self.setup.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

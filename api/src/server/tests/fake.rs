@@ -1,0 +1,203 @@
+//! A server with a VM that answers like one, by the rules of `lifecycle`, but has no guest.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use cutover_devices::listener::Listener;
+use cutover_snapshot::spec::VmSpec;
+use cutover_vmm::{Command, DiskUpdate, Error, EventLog, NetUpdate, Refusal, State};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::log::{LogArgs, Logger};
+use crate::server::instance::{Build, Builder, Instance, VmSender};
+use crate::server::{BODY_MAX, Options, Server};
+
+/// Longer than any answer takes, however slow the machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server, and what its VM was told.
+pub struct Fake {
+    pub directory: TempDir,
+    pub events: EventLog,
+    pub told: Arc<Mutex<Told>>,
+    pub server: Server,
+}
+
+/// What the VM was told.
+#[derive(Default)]
+pub struct Told {
+    pub spec: Option<VmSpec>,
+    pub state: Option<State>,
+    pub disks: HashMap<String, DiskUpdate>,
+    pub nets: HashMap<String, NetUpdate>,
+}
+
+/// What a request was answered.
+#[derive(Debug, PartialEq)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+impl Fake {
+    /// A VM that is built as soon as it is asked for.
+    pub fn new() -> Self {
+        let told = Arc::<Mutex<Told>>::default();
+        let vm = told.clone();
+        Self::with_builder(
+            told,
+            Box::new(move |build| (build.answer)(Ok(pretend(&vm, build.spec)))),
+        )
+    }
+
+    /// A VM that is built when the test says so, by answering what comes out of the channel.
+    pub fn built_by_hand() -> (Self, Receiver<Build>) {
+        let (builds, asked): (Sender<Build>, _) = channel();
+        let builder: Builder = Box::new(move |build| builds.send(build).expect("the test listens"));
+        (Self::with_builder(Arc::default(), builder), asked)
+    }
+
+    fn with_builder(told: Arc<Mutex<Told>>, builder: Builder) -> Self {
+        let directory = tempfile::tempdir().expect("directory");
+        let listener = Listener::bind(&directory.path().join("api"), 16).expect("free path");
+        let events = EventLog::default();
+        let logger = Logger::open(&LogArgs::default()).expect("the standard error is there");
+        let instance = Instance::new("test".to_owned(), builder, events.clone(), logger).expect("the first subscriber");
+        let options = Options {
+            seccomp: false,
+            body_max: BODY_MAX,
+        };
+        let server = Server::start(listener, Arc::new(instance), options).expect("a thread is to be had");
+        Self {
+            directory,
+            events,
+            told,
+            server,
+        }
+    }
+
+    /// A connection on which nothing was sent yet.
+    pub fn connect(&self) -> UnixStream {
+        connect(&self.directory.path().join("api"))
+    }
+
+    /// Sends a request with this body, or none if it is empty, and waits for the answer.
+    pub fn request(&self, method: &str, path: &str, body: &str) -> Answer {
+        let length = body.len();
+        exchange(
+            self.connect(),
+            format!(
+                "{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+            )
+            .as_bytes(),
+        )
+    }
+
+    /// `GET path`, which must be answered with JSON.
+    pub fn get(&self, path: &str) -> Value {
+        let answer = self.request("GET", path, "");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        serde_json::from_str(&answer.body).expect("JSON")
+    }
+
+    /// A request that must be carried out.
+    pub fn done(&self, method: &str, path: &str, body: &str) {
+        let answer = self.request(method, path, body);
+        assert_eq!(
+            (answer.status, answer.body.as_str()),
+            (204, ""),
+            "{method} {path} {body}"
+        );
+    }
+
+    /// A request that must be refused; returns the reason.
+    pub fn refused(&self, method: &str, path: &str, body: &str) -> String {
+        let answer = self.request(method, path, body);
+        assert_eq!(answer.status, 400, "{method} {path} {body}: {answer:?}");
+        answer.fault()
+    }
+
+    /// Configures a kernel and starts the VM.
+    pub fn start(&self) {
+        self.done("PUT", "/boot-source", r#"{"kernel_image_path":"vmlinux"}"#);
+        self.done("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    }
+}
+
+impl Answer {
+    /// The reason of a refusal, the body of which has nothing else.
+    pub fn fault(&self) -> String {
+        let body: HashMap<String, String> =
+            serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"));
+        assert_eq!(body.len(), 1, "{self:?}");
+        body["fault_message"].clone()
+    }
+}
+
+/// A connection to the server at `socket`.
+pub fn connect(socket: &Path) -> UnixStream {
+    let stream = UnixStream::connect(socket).expect("the server listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
+    stream
+}
+
+/// Sends `request`, and reads until the server ends the connection.
+pub fn exchange(mut stream: UnixStream, request: &[u8]) -> Answer {
+    // A server that has heard enough answers before it has heard all.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    // A connection that is reset after the answer has given it all the same.
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8(answer).expect("text");
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .unwrap_or_else(|| panic!("no answer: {answer:?}"));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Answer {
+        status: status.unwrap_or_else(|| panic!("no status: {head}")),
+        body: body.to_owned(),
+    }
+}
+
+/// A VM that keeps to the rules and notes down what it is told.
+pub fn pretend(told: &Arc<Mutex<Told>>, spec: VmSpec) -> VmSender {
+    {
+        let mut told = told.lock().unwrap();
+        told.spec = Some(spec);
+        told.state = Some(State::Running);
+    }
+    let told = told.clone();
+    Box::new(move |command| {
+        let mut told = told.lock().unwrap();
+        let state = told.state.expect("it was started");
+        match command {
+            Command::Lifecycle(request, reply) => reply.send(match state.after(request, Instant::now()) {
+                Ok(step) => {
+                    told.state = Some(step.next);
+                    Ok(())
+                }
+                Err(refusal) => Err(refusal.into()),
+            }),
+            Command::State(reply) if state == State::Ended => reply.send(Err(Refusal::Ended.into())),
+            Command::State(reply) => reply.send(Ok(state)),
+            Command::UpdateDisk { update, reply, .. } if update.path == Some("missing".into()) => {
+                reply.send(Err(Error::Refused(Refusal::Confined)));
+            }
+            Command::UpdateDisk { id, update, reply } => {
+                told.disks.insert(id, update);
+                reply.send(Ok(()));
+            }
+            Command::UpdateNet { id, update, reply } => {
+                told.nets.insert(id, update);
+                reply.send(Ok(()));
+            }
+            other => other.refuse(Refusal::Ended),
+        }
+    })
+}

@@ -1,0 +1,6 @@
+//! The server as clients meet it: over a real socket, with a VM behind it that only pretends.
+
+mod events;
+mod fake;
+mod hostile;
+mod requests;
