@@ -1,7 +1,7 @@
 //! The pages vCPUs write, and KVM for them: the dirty bitmap of each memory slot.
 //!
 //! ```text
-//!  collect:  GET_DIRTY_LOG ─► report the words that are not zero ─► CLEAR_DIRTY_LOG of the chunks they are in
+//!  collect:  GET_DIRTY_LOG of a slot ─► for each chunk with dirty pages:  report them ─► CLEAR_DIRTY_LOG
 //! ```
 //! Reading does not clear (manual protection): a page is protected again only after it was reported, and a write in
 //! between is in what the reporter reads afterwards. It also spares KVM from holding its MMU lock for a whole slot:
@@ -10,7 +10,6 @@
 use std::sync::Arc;
 
 use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
-use kvm_ioctls::VmFd;
 
 use super::page_set::{Layout, Slot, WORD_PAGES, set_words};
 use super::{DirtySource, Report, ioctl};
@@ -64,27 +63,22 @@ impl KvmLog {
         let log = &mut self.buffer[..slot.words()];
         // SAFETY: the slots are those of the layout, and one has a bit per page in as many words.
         unsafe { ioctl::get_dirty_log(&self.slots.vm, number, log) }.map_err(Error::kvm("read its dirty log"))?;
-        for (word, bits) in set_words(log) {
-            report(slot.first_word + word, bits);
+        for (first_word, chunk) in (0..).step_by(CLEAR_CHUNK).zip(log.chunks(CLEAR_CHUNK)) {
+            let mut dirty = false;
+            for (word, bits) in set_words(chunk) {
+                report(slot.first_word + first_word + word, bits);
+                dirty = true;
+            }
+            if dirty && self.protection == Protection::OnClear {
+                let first_page = first_word as u64 * WORD_PAGES;
+                let pages = (slot.pages - first_page).min(chunk.len() as u64 * WORD_PAGES);
+                let pages = u32::try_from(pages).expect("a chunk has few pages");
+                ioctl::clear_dirty_log(&self.slots.vm, number, first_page, pages, chunk)
+                    .map_err(Error::kvm("clear its dirty log"))?;
+            }
         }
-        match self.protection {
-            Protection::OnRead => Ok(()),
-            Protection::OnClear => clear(&self.slots.vm, number, slot, log),
-        }
+        Ok(())
     }
-}
-
-/// Clears what is set in `log`, the whole one of a slot.
-fn clear(vm: &VmFd, number: u32, slot: Slot, log: &[u64]) -> Result<(), Error> {
-    let first_pages = (0..).step_by(CLEAR_CHUNK * u64::BITS as usize);
-    for (first_page, chunk) in first_pages.zip(log.chunks(CLEAR_CHUNK)) {
-        if set_words(chunk).next().is_some() {
-            let pages = (slot.pages - first_page).min(chunk.len() as u64 * WORD_PAGES);
-            let pages = u32::try_from(pages).expect("a chunk has few pages");
-            ioctl::clear_dirty_log(vm, number, first_page, pages, chunk).map_err(Error::kvm("clear its dirty log"))?;
-        }
-    }
-    Ok(())
 }
 
 impl DirtySource for KvmLog {
