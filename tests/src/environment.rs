@@ -26,6 +26,12 @@ pub fn guest_file(name: &str) -> PathBuf {
     path
 }
 
+/// A program of the Python environment with foreign clients of the API.
+pub(crate) fn client_program(name: &str) -> PathBuf {
+    let environment = variable("CUTOVER_CLIENTS", "the Python environment with foreign clients");
+    environment.join("bin").join(name)
+}
+
 /// A new directory on tmpfs, removed when dropped.
 pub fn scratch() -> TempDir {
     let parent = variable("CUTOVER_SCRATCH", "a directory on tmpfs");

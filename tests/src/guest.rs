@@ -14,11 +14,11 @@ const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 /// A guest that can be started, any number of times.
 #[derive(Clone, Debug)]
 pub struct Guest {
-    kernel: PathBuf,
-    initrd: PathBuf,
-    cmdline: String,
-    cpus: u32,
-    memory: String,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+    pub(crate) cmdline: String,
+    pub(crate) cpus: u32,
+    pub(crate) memory: String,
     /// Further arguments of `cutover run`.
     arguments: Vec<OsString>,
     /// A command that executes its own arguments after it has changed something about its process.

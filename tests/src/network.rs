@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -87,8 +88,43 @@ impl Network {
         tun.into()
     }
 
+    /// Makes the tap device, with the host's address, for a monitor that takes it by its name.
+    #[track_caller]
+    pub fn make_tap(&self) -> Tap {
+        ip(&["tuntap", "add", "dev", &self.tap, "mode", "tap", "vnet_hdr"]);
+        let tap = Tap(self.tap.clone());
+        ip(&["address", "add", &format!("{}/24", self.host()), "dev", &self.tap]);
+        ip(&["link", "set", &self.tap, "up"]);
+        tap
+    }
+
     /// The argument of `--net`.
     pub fn argument(&self) -> String {
         format!("tap={},host-ip={}/24", self.tap, self.host())
     }
+}
+
+/// A tap device that lasts until it is dropped.
+#[derive(Debug)]
+pub struct Tap(String);
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // A device that cannot be removed goes with the machine at the latest.
+        let _ = Command::new("ip").args(["link", "delete", &self.0]).output();
+    }
+}
+
+#[track_caller]
+fn ip(arguments: &[&str]) {
+    let output = Command::new("ip")
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run ip (package iproute2): {error}"));
+    assert!(
+        output.status.success(),
+        "'ip {}' failed: {}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

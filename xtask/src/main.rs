@@ -3,6 +3,7 @@
 //! `cargo xtask demo` and `cargo xtask test` are the two commands a newcomer needs; each does all of its set-up.
 
 mod bench;
+mod clients;
 mod demo;
 mod guest;
 mod host;

@@ -44,7 +44,7 @@ fn qemu(name: &'static str, root: Rc<Disk>, vhost: &'static str) -> Contestant<'
     let measure = move || {
         let network = Network::new();
         // Made before and removed after QEMU, which does not give it an address.
-        let _tap = Tap::create(&network)?;
+        let _tap = network.make_tap();
         let mut command = tools::qemu(&root);
         let netdev = format!(
             "tap,id=net,ifname={},script=no,downscript=no,vhost={vhost}",
@@ -124,39 +124,4 @@ impl Drop for Server {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// A tap device with the host's address, removed when dropped.
-struct Tap(String);
-
-impl Tap {
-    fn create(network: &Network) -> Result<Self> {
-        let name = network.tap();
-        ip(&["tuntap", "add", "dev", name, "mode", "tap", "vnet_hdr"])?;
-        let tap = Self(name.to_owned());
-        ip(&["address", "add", &format!("{}/24", network.host()), "dev", name])?;
-        ip(&["link", "set", name, "up"])?;
-        Ok(tap)
-    }
-}
-
-impl Drop for Tap {
-    fn drop(&mut self) {
-        // A device that cannot be removed goes with the machine at the latest.
-        let _ = ip(&["link", "delete", &self.0]);
-    }
-}
-
-fn ip(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("ip")
-        .args(arguments)
-        .output()
-        .context("cannot run ip (package iproute2)")?;
-    ensure!(
-        output.status.success(),
-        "'ip {}' failed: {}",
-        arguments.join(" "),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
 }

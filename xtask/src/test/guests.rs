@@ -27,6 +27,9 @@ pub struct Arguments {
     /// The directory of guest images
     #[arg(long)]
     guests: PathBuf,
+    /// The Python environment with foreign clients of the API
+    #[arg(long)]
+    clients: PathBuf,
     /// Run only the tests whose names contain this
     #[arg(long)]
     filter: Option<String>,
@@ -57,6 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
                 .args(names)
                 .env("CUTOVER_BIN", &arguments.monitor)
                 .env("CUTOVER_GUESTS", &guests)
+                .env("CUTOVER_CLIENTS", &arguments.clients)
                 .env("CUTOVER_SCRATCH", scratch.path()),
         )?;
         total.add(tally);

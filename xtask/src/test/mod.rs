@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::workspace::{Executable, Workspace, cargo};
-use crate::{guest, host, setup, ui};
+use crate::{clients, guest, host, setup, ui};
 
 /// The package whose tests start guests.
 const GUEST_TESTS: &str = "cutover-tests";
@@ -101,6 +101,7 @@ fn run_guest_tests(
     let monitor = build_monitor(workspace)?;
     guest::micro::build(workspace)?;
     guest::debian::build(workspace)?;
+    let clients = clients::build(workspace)?;
     ui::say("tests with real guests");
     let mut command: Vec<OsString> = vec![std::env::current_exe()?.into(), guests::COMMAND.into()];
     command.extend([
@@ -108,6 +109,8 @@ fn run_guest_tests(
         monitor.into(),
         "--guests".into(),
         workspace.guests().into(),
+        "--clients".into(),
+        clients.into(),
     ]);
     if let Some(filter) = filter {
         command.extend(["--filter".into(), filter.into()]);
