@@ -18,6 +18,7 @@ use cutover_snapshot::spec::VmSpec;
 use crate::Error;
 use crate::control::{Command, Controller, Ending, Mailbox, Message};
 use crate::device_manager::{DiskUpdate, NetUpdate};
+use crate::dirty::{DirtyRate, RateMeter};
 use crate::events::{EventKind, EventLog};
 use crate::lifecycle::{Action, Exit, Refusal, Request, State, Step};
 use crate::machine::Machine;
@@ -61,6 +62,8 @@ struct Driver {
     boots: u64,
     /// When the present machine first ran.
     running_since: Option<Instant>,
+    /// How fast its memory changes, while somebody asks.
+    rate_meter: Option<RateMeter>,
 }
 
 /// What becomes of a machine.
@@ -93,6 +96,7 @@ impl Vmm {
                 state: State::Built,
                 boots: 1,
                 running_since: None,
+                rate_meter: None,
             },
         })
     }
@@ -157,6 +161,7 @@ impl Driver {
     fn build_anew(&mut self) -> Result<Machine, Error> {
         self.mailbox.forget_ending();
         self.running_since = None;
+        self.rate_meter = None;
         let machine = Machine::build(&self.spec, &self.options, &self.mailbox)?;
         self.boots += 1;
         tracing::info!(name = self.spec.name, boots = self.boots, "the VM has been built anew");
@@ -166,23 +171,34 @@ impl Driver {
     /// Serves everyone until something has to become of `machine`.
     fn drive(&mut self, machine: &Machine) -> Result<Outcome, Error> {
         loop {
-            let outcome = match self.mailbox.receive(self.state.deadline()) {
+            let outcome = match self.mailbox.receive(self.deadline()) {
                 Message::Ended(Ending::VcpuFailed { cpu, reason }) => return Err(Error::Vcpu { cpu, reason }),
                 Message::Ended(Ending::Guest(end)) => {
                     self.log(end.into());
                     self.carry_out(machine, self.state.after_guest_end(end))
                 }
-                Message::DeadlinePassed => self.state.after_deadline(Instant::now()).and_then(|step| {
-                    tracing::warn!(state = %self.state, "the guest has not ended in time, and is ended by force");
-                    self.log(EventKind::OperationForced { state: self.state });
-                    self.carry_out(machine, step)
-                }),
+                Message::DeadlinePassed => self.pass_deadline(machine, Instant::now()),
                 Message::Command(command) => self.serve(machine, command),
             };
             if let Some(outcome) = outcome {
                 return Ok(outcome);
             }
         }
+    }
+
+    /// When something is to be done even if nothing happens.
+    fn deadline(&self) -> Option<Instant> {
+        let meter = self.rate_meter.as_ref().map(RateMeter::expiry);
+        self.state.deadline().into_iter().chain(meter).min()
+    }
+
+    /// Does what is to be done at `now`.
+    fn pass_deadline(&mut self, machine: &Machine, now: Instant) -> Option<Outcome> {
+        self.rate_meter.take_if(|meter| meter.expiry() <= now);
+        let step = self.state.after_deadline(now)?;
+        tracing::warn!(state = %self.state, "the guest has not ended in time, and is ended by force");
+        self.log(EventKind::OperationForced { state: self.state });
+        self.carry_out(machine, step)
     }
 
     /// Does what `command` says, or not, and answers.
@@ -197,6 +213,7 @@ impl Driver {
             },
             Command::State(reply) => reply.send(Ok(self.state)),
             Command::Stats(reply) => reply.send(self.stats(machine)),
+            Command::DirtyRate(reply) => reply.send(self.dirty_rate(machine)),
             Command::UpdateDisk { id, update, reply } => reply.send(self.update_disk(machine, id, &update)),
             Command::UpdateNet { id, update, reply } => reply.send(self.update_net(machine, id, &update)),
         }
@@ -261,6 +278,16 @@ impl Driver {
             memory: machine.memory_stats()?,
             devices: machine.devices.stats(),
         })
+    }
+
+    /// How fast `machine` has changed its memory since somebody asked. The first to ask has it watched.
+    fn dirty_rate(&mut self, machine: &Machine) -> Result<DirtyRate, Error> {
+        let now = Instant::now();
+        if let Some(meter) = &mut self.rate_meter {
+            return meter.sample(now);
+        }
+        self.rate_meter = Some(RateMeter::start(&machine.tracker, now)?);
+        Ok(DirtyRate::default())
     }
 
     /// Changes a disk of `machine`, and of those that will take its place.

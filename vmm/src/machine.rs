@@ -10,6 +10,7 @@ use cutover_snapshot::spec::VmSpec;
 use crate::control::{Ending, Mailbox};
 use crate::cpu::{self, Buses, Vcpu, VcpuHandle};
 use crate::device_manager::DeviceManager;
+use crate::dirty::Tracker;
 use crate::driver::Options;
 use crate::events::{EventKind, EventLog};
 use crate::kvm::KvmVm;
@@ -26,6 +27,8 @@ pub struct Machine {
     pub devices: DeviceManager,
     _event_loop: EventLoop,
     _vm: KvmVm,
+    /// What changes in its memory.
+    pub tracker: Tracker,
     memory: GuestMemory,
 }
 
@@ -44,6 +47,7 @@ impl Machine {
                 most: vm.cpus_max,
             });
         }
+        let tracker = Tracker::new(&vm)?;
         let on_loop_thread = confined(options, ThreadKind::Devices);
         let event_loop = EventLoop::spawn("devices", move || on_loop_thread())?;
         let mut buses = Buses::default();
@@ -72,6 +76,7 @@ impl Machine {
             devices,
             _event_loop: event_loop,
             _vm: vm,
+            tracker,
             memory,
         })
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::Error;
 use crate::device_manager::{DiskUpdate, NetUpdate};
+use crate::dirty::DirtyRate;
 use crate::lifecycle::{Refusal, Request, State};
 use crate::stats::VmStats;
 
@@ -28,6 +29,8 @@ pub enum Command {
     State(Reply<State>),
     /// What it has done so far.
     Stats(Reply<VmStats>),
+    /// How fast its guest changes memory.
+    DirtyRate(Reply<DirtyRate>),
     /// Other limits or another file for a disk.
     UpdateDisk {
         /// Which, by the id that its [spec](cutover_snapshot::spec::DiskSpec::id_at) gives it.
@@ -73,6 +76,7 @@ impl Command {
             }
             Self::State(reply) => reply.send(Err(refusal.into())),
             Self::Stats(reply) => reply.send(Err(refusal.into())),
+            Self::DirtyRate(reply) => reply.send(Err(refusal.into())),
         }
     }
 }
@@ -207,6 +211,15 @@ impl Controller {
     /// It has ended.
     pub fn state(&self) -> Result<State, Error> {
         self.ask(Command::State)
+    }
+
+    /// How fast the guest has changed memory since this was last asked, in no time if nobody has for a while: the guest
+    /// is slower while it is watched, so that is done only for as long as somebody keeps asking.
+    ///
+    /// # Errors
+    /// The VM has ended, or KVM does not tell.
+    pub fn dirty_rate(&self) -> Result<DirtyRate, Error> {
+        self.ask(Command::DirtyRate)
     }
 
     /// What the VM has done so far. Takes time in proportion to guest memory, to see what of it is resident.

@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 use super::{Baseline, Consumer, PAGE_SIZE, Tracker};
 use crate::Error;
 
+/// How long nobody may ask before measuring ends.
+pub const IDLE_MAX: Duration = Duration::from_secs(60);
+
 /// Pages that changed in a stretch of time. A page counts once, however often it was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DirtyRate {
     /// How many.
     pub pages: u64,
@@ -29,7 +32,8 @@ impl DirtyRate {
     }
 }
 
-/// Measures from one sample to the next. While there is one, the guest's writes are tracked, which slows it down.
+/// Measures from one sample to the next. While there is one, the guest's writes are tracked, which slows it down: it is
+/// to be dropped when nobody has asked for [`IDLE_MAX`].
 pub struct RateMeter {
     consumer: Consumer,
     since: Instant,
@@ -58,6 +62,11 @@ impl RateMeter {
         taken.commit();
         self.since = now;
         Ok(rate)
+    }
+
+    /// When it has to be dropped, unless somebody asks before.
+    pub fn expiry(&self) -> Instant {
+        self.since + IDLE_MAX
     }
 }
 

@@ -28,6 +28,15 @@ const BUSY: &[u8] = &[
     0xe6, 0x80, // out 0x80, al
     0xeb, 0xfc, // jmp to it
 ];
+/// Writes to each of 256 pages and to a port that nobody listens at, over and over.
+const WRITING: &[u8] = &[
+    0x31, 0xff, // xor edi, edi
+    0x88, 0x87, 0x00, 0x00, 0x20, 0x00, // again: mov [rdi + 0x20_0000], al
+    0x81, 0xc7, 0x00, 0x10, 0x00, 0x00, // add edi, 0x1000
+    0x81, 0xe7, 0xff, 0xff, 0x0f, 0x00, // and edi, 0xf_ffff
+    0xe6, 0x80, // out 0x80, al
+    0xeb, 0xea, // jmp again
+];
 /// Powers itself off when its power button is pressed, which it sees among the interrupts that the 8259 knows of.
 const OBEDIENT: &[u8] = &[
     0xb0, 0x0a, // mov al, 0x0a: OCW3, read the requested interrupts
@@ -255,6 +264,32 @@ fn statistics_tell_of_a_vm_that_runs_what_it_is() {
     assert!(later.uptime_ns > first.uptime_ns);
     guest.vm.destroy().expect("a running VM can be destroyed");
     guest.exit();
+}
+
+#[test]
+fn the_rate_of_changing_memory_is_that_since_somebody_asked() {
+    for managed in [false, true] {
+        let Some(guest) = run(WRITING, managed) else { return };
+        let rate = || guest.vm.dirty_rate().expect("a rate");
+        assert_eq!(rate(), DirtyRate::default(), "nobody has asked before");
+        let writes = || guest.vm.stats().expect("stats").vcpus[0].exits.io_out;
+        let before = writes();
+        while writes() <= before + 256 {
+            std::thread::yield_now();
+        }
+        let changed = rate();
+        assert!(changed.pages >= 256 && changed.interval > Duration::ZERO, "{changed:?}");
+        guest.vm.pause().expect("a running VM can be paused");
+        rate();
+        assert_eq!(rate().pages, 0, "a paused guest changed memory");
+        if managed {
+            guest.vm.cycle().expect("a paused VM can be cycled");
+            guest.wait_until_booted(2);
+            assert_eq!(rate(), DirtyRate::default(), "nobody has asked since");
+        }
+        guest.vm.destroy().expect("any VM can be destroyed");
+        guest.exit();
+    }
 }
 
 #[test]

@@ -11,6 +11,13 @@ pub const VCPU: &[u64] = &[
     kvm(_IOC_NONE, 0xad, 0),                     // KVM_KVMCLOCK_CTRL
 ];
 
+/// Tracking which pages of guest memory change.
+pub const DIRTY: &[u64] = &[
+    kvm(_IOC_WRITE, 0x42, size_of::<kvm_dirty_log>()), // KVM_GET_DIRTY_LOG
+    kvm(_IOC_WRITE, 0x46, size_of::<kvm_userspace_memory_region>()), // KVM_SET_USER_MEMORY_REGION
+    kvm(_IOC_READ | _IOC_WRITE, 0xc0, size_of::<kvm_clear_dirty_log>()), // KVM_CLEAR_DIRTY_LOG
+];
+
 /// Agreeing with a driver on the offloads of a tap.
 pub const DEVICES: &[u64] = &[libc::TUNSETOFFLOAD];
 
@@ -41,6 +48,7 @@ pub const BUILD: &[u64] = &[
     kvm(_IOC_WRITE, 0x8f, size_of::<kvm_lapic_state>()),             // KVM_SET_LAPIC
     kvm(_IOC_WRITE, 0x90, size_of::<kvm_cpuid2>()),                  // KVM_SET_CPUID2
     kvm(_IOC_NONE, 0xa3, 0),                                         // KVM_GET_TSC_KHZ
+    kvm(_IOC_WRITE, 0xa3, size_of::<kvm_enable_cap>()),              // KVM_ENABLE_CAP
     libc::TUNGETFEATURES,
     libc::TUNGETIFF,
     libc::TUNSETIFF,
