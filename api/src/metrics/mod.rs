@@ -8,4 +8,4 @@
 pub mod firecracker;
 pub mod prometheus;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

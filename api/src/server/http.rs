@@ -19,6 +19,7 @@ use super::firecracker::unsupported;
 use super::v1::types::Fault;
 use crate::exit::with_causes;
 use crate::log::LogError;
+use crate::metrics::firecracker::MetricsError;
 
 /// Time in which the body of a request has to arrive.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,7 +63,7 @@ pub enum Failure {
         path: String,
     },
     /// Part of Firecracker's API, but not of this one.
-    #[error("{0} are not supported")]
+    #[error("not supported: {0}")]
     NotInThisApi(&'static str),
     /// Every place for those who watch events is taken.
     #[error("{0} clients watch the events already, which is the most")]
@@ -76,6 +77,9 @@ pub enum Failure {
     /// The log cannot be like that.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The metrics file cannot be opened, or takes no more.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// Nobody answers for the VM any more.
     #[error("the VM has ended")]
     Ended,

@@ -14,14 +14,18 @@ use axum::http::StatusCode;
 use cutover_snapshot::spec::VmSpec;
 use cutover_vmm::events::{Subscription, TooManySubscribers};
 use cutover_vmm::{Command, Controller, Error, EventLog, Refusal, Reply, Request, State, VmStats};
-use tokio::sync::{Semaphore, oneshot, watch};
+use jiff::Timestamp;
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use super::firecracker::drives::DrivePatch;
 use super::firecracker::network_interfaces::NetworkInterfacePatch;
+use super::firecracker::rejection::Rejection;
 use super::firecracker::setup::{Change, Configuration, Needs, Setup};
 use super::http::{Failure, Outcome};
 use super::v1::events::{WATCHERS_MAX, Watcher};
 use crate::log::Logger;
+use crate::metrics::firecracker::MetricsFile;
+use crate::metrics::prometheus;
 
 /// The way to the state driver of a VM.
 pub type VmSender = Box<dyn Fn(Command) + Send + Sync>;
@@ -44,6 +48,8 @@ pub struct Instance {
     builder: Builder,
     events: EventLog,
     logger: Logger,
+    metrics: Mutex<Option<MetricsFile>>,
+    started: Notify,
     watchers: Watchers,
 }
 
@@ -76,6 +82,8 @@ impl Instance {
             builder,
             events,
             logger,
+            metrics: Mutex::default(),
+            started: Notify::new(),
             watchers: Watchers {
                 subscription: Mutex::new(Some(subscription)),
                 changed,
@@ -140,8 +148,16 @@ impl Instance {
     pub fn configure(&self, change: Change) -> Outcome {
         let mut setup = self.setup();
         setup.check(Needs::NotStarted(change.subject()))?;
-        if let Change::Logger(logger) = &change {
-            self.logger.reconfigure(logger.clone().into())?;
+        match &change {
+            Change::Logger(logger) => self.logger.reconfigure(logger.clone().into())?,
+            Change::Metrics(metrics) => {
+                let mut file = lock(&self.metrics);
+                if file.is_some() {
+                    return Err(Rejection::MetricsTaken.into());
+                }
+                *file = Some(metrics.open(&self.id)?);
+            }
+            _ => {}
         }
         setup.configure(change)?;
         Ok(StatusCode::NO_CONTENT)
@@ -184,6 +200,7 @@ impl Instance {
         let result = vm.map(|vm| drop(self.vm.set(vm)));
         self.setup().finish_start(result.is_ok());
         result?;
+        self.started.notify_one();
         Ok(StatusCode::NO_CONTENT)
     }
 
@@ -265,13 +282,36 @@ impl Instance {
         Ok(StatusCode::NO_CONTENT)
     }
 
-    /// Writes the metrics now.
+    /// Whether metrics are to be written to a file.
+    pub fn has_metrics_file(&self) -> bool {
+        lock(&self.metrics).is_some()
+    }
+
+    /// Writes the metrics to their file now.
     ///
     /// # Errors
-    /// The VM has not been started, or the file takes no more.
+    /// The VM has not been started, there is no file, or it takes no more.
     pub async fn flush_metrics(&self) -> Outcome {
-        self.stats().await?;
+        let stats = self.stats().await?;
+        let mut file = lock(&self.metrics);
+        let file = file.as_mut().ok_or(Rejection::NoMetrics)?;
+        file.write(Timestamp::now(), &stats, self.logger.counts())?;
         Ok(StatusCode::NO_CONTENT)
+    }
+
+    /// The metrics in Prometheus's text format.
+    ///
+    /// # Errors
+    /// The VM has not been started, or has ended.
+    pub async fn prometheus(&self) -> Result<String, Failure> {
+        let stats = self.stats().await?;
+        let text = prometheus::text(&self.id, stats, self.logger.counts());
+        Ok(text.expect("a String takes all that is written to it"))
+    }
+
+    /// Waits until the VM has been started. For one who waits.
+    pub async fn wait_for_start(&self) {
+        self.started.notified().await;
     }
 
     /// Asks the state driver; where that succeeds, it calls `note_down` before anyone else is served.
@@ -292,7 +332,11 @@ impl Instance {
     }
 
     fn setup(&self) -> MutexGuard<'_, Setup> {
-        // Every change of it is complete before anything can panic.
-        self.setup.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.setup)
     }
+}
+
+/// Whoever panicked with the lock left a whole value behind: each change is complete before anything can panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

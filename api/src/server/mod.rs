@@ -29,6 +29,7 @@ pub mod instance;
 pub mod openapi;
 pub mod v1;
 
+use firecracker::metrics;
 use instance::Instance;
 
 /// Most bytes of a request's body, unless the command line says otherwise: as in Firecracker.
@@ -49,19 +50,20 @@ pub struct Server {
     stop: oneshot::Sender<()>,
     instance: Arc<Instance>,
     /// Its file is removed when the server has stopped.
-    _listener: Listener,
+    _listener: Option<Listener>,
 }
 
 impl Server {
-    /// Serves `instance` to the clients of `listener`, from a thread of its own.
+    /// Serves `instance` to the clients of `listener`, if there is one, and writes its metrics, from a thread of its own.
     ///
     /// # Errors
     /// The operating system refused a thread or what an async runtime takes.
-    pub fn start(listener: Listener, instance: Arc<Instance>, options: Options) -> io::Result<Self> {
-        let socket = UnixListener::from(listener.as_fd().try_clone_to_owned()?);
+    pub fn start(listener: Option<Listener>, instance: Arc<Instance>, options: Options) -> io::Result<Self> {
+        let socket = listener.as_ref().map(|listener| listener.as_fd().try_clone_to_owned());
+        let socket = socket.transpose()?.map(UnixListener::from);
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let router = router(instance.clone(), options.body_max);
         let (stop, stopped) = oneshot::channel();
+        let served = instance.clone();
         let thread = thread::Builder::new()
             .name("api".to_owned())
             .stack_size(THREAD_STACK_SIZE)
@@ -69,12 +71,7 @@ impl Server {
                 if options.seccomp {
                     seccomp::confine_or_abort(ThreadKind::Api);
                 }
-                let served = runtime.block_on(async {
-                    let listener = tokio::net::UnixListener::from_std(socket)?;
-                    connection::serve(listener, router, stopped).await;
-                    io::Result::Ok(())
-                });
-                if let Err(error) = served {
+                if let Err(error) = runtime.block_on(serve(socket, served, options.body_max, stopped)) {
                     tracing::error!(%error, "the API cannot be served");
                 }
             })?;
@@ -95,6 +92,24 @@ impl Server {
             tracing::error!("the API's thread has panicked");
         }
     }
+}
+
+async fn serve(
+    socket: Option<UnixListener>,
+    instance: Arc<Instance>,
+    body_max: usize,
+    stop: oneshot::Receiver<()>,
+) -> io::Result<()> {
+    tokio::spawn(metrics::write_regularly(instance.clone()));
+    match socket {
+        Some(socket) => {
+            let listener = tokio::net::UnixListener::from_std(socket)?;
+            connection::serve(listener, router(instance, body_max), stop).await;
+        }
+        // Whether it is told to stop or the other end is gone is the same.
+        None => drop(stop.await),
+    }
+    Ok(())
 }
 
 /// Which handler serves which path.

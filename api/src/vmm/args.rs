@@ -9,6 +9,7 @@ use crate::log::LogUpdate;
 use crate::runtime_dir::VmName;
 use crate::server::BODY_MAX;
 use crate::server::firecracker::logger::LogLevel;
+use crate::server::firecracker::metrics::MetricsConfiguration;
 
 /// Id of a VM that has been given none: Firecracker's.
 const DEFAULT_ID: &str = "anonymous-instance";
@@ -58,7 +59,7 @@ pub struct VmmArgs {
 
     /// Append metrics in Firecracker's form to FILE, which may be a named pipe
     #[arg(long, value_name = "FILE", help_heading = "Log")]
-    pub metrics_path: Option<PathBuf>,
+    pub metrics_path: Option<String>,
 
     /// Do not confine the monitor's threads to the system calls they need (for debugging)
     #[arg(long, help_heading = "Monitor")]
@@ -160,6 +161,15 @@ impl VmmArgs {
             show_level: self.show_level.then_some(true),
             show_origin: self.show_log_origin.then_some(true),
         }
+    }
+
+    /// What the options say about metrics.
+    pub fn metrics(&self) -> Option<MetricsConfiguration> {
+        self.metrics_path.clone().map(|metrics_path| MetricsConfiguration {
+            metrics_path,
+            emit_id: false,
+            properties: None,
+        })
     }
 }
 

@@ -39,7 +39,7 @@ enum VmmError {
     Unsupported { option: &'static str, reason: &'static str },
     #[error(transparent)]
     File(#[from] ConfigError),
-    #[error("the configuration file describes no VM")]
+    #[error("what is configured describes no VM")]
     Configuration(#[source] Failure),
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -117,9 +117,14 @@ fn serve_with(args: &VmmArgs, listener: Option<Listener>, logger: &Logger) -> Re
         options.events.clone(),
         logger.clone(),
     )?);
+    if let Some(metrics) = args.metrics() {
+        instance
+            .configure(Change::Metrics(metrics))
+            .map_err(VmmError::Configuration)?;
+    }
     let file = args.config_file.as_deref();
     file.map_or(Ok(()), |path| configure(&instance, path))?;
-    let server = listener.map(|listener| {
+    let server = (listener.is_some() || instance.has_metrics_file()).then(|| {
         let options = server::Options {
             seccomp: options.seccomp,
             body_max: args.http_api_max_payload_size,

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
+use tokio::time::{MissedTickBehavior, interval};
 use utoipa::ToSchema;
 
 use super::setup::Change;
+use crate::metrics::firecracker::{Extras, MetricsError, MetricsFile, PERIOD};
 use crate::server::http::{Changed, Json, Outcome};
 use crate::server::instance::Instance;
 
@@ -23,6 +25,33 @@ pub struct MetricsConfiguration {
     /// What each line has under `properties`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub properties: Option<BTreeMap<String, String>>,
+}
+
+impl MetricsConfiguration {
+    /// Opens the file for the metrics of the VM called `id`.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(&self, id: &str) -> Result<MetricsFile, MetricsError> {
+        let extras = Extras {
+            id: self.emit_id.then(|| id.to_owned()),
+            properties: self.properties.clone(),
+        };
+        MetricsFile::open(self.metrics_path.as_ref(), extras)
+    }
+}
+
+/// Writes the metrics of `instance`, from the start of its VM on, at regular intervals.
+pub async fn write_regularly(instance: Arc<Instance>) {
+    instance.wait_for_start().await;
+    let mut clock = interval(PERIOD);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        if let Err(error) = instance.flush_metrics().await {
+            tracing::warn!(%error, "metrics are not written");
+        }
+    }
 }
 
 /// Has metrics written to a file. Once, and before the start only.

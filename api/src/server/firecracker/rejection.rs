@@ -74,6 +74,9 @@ pub enum Rejection {
     /// The metrics of a process go to one place.
     #[error("metrics are configured already")]
     MetricsTaken,
+    /// There is nowhere to write them.
+    #[error("there is no metrics file: PUT /metrics before the start")]
+    NoMetrics,
     /// Longer than anyone waits.
     #[error("timeout_ms: {0} is too long: a guest gets at most {POWER_TIMEOUT_MAX_MS}")]
     PowerTimeout(u64),

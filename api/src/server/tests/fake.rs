@@ -15,6 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::log::{LogArgs, Logger};
+use crate::metrics::testing;
 use crate::server::instance::{Build, Builder, Instance, VmSender};
 use crate::server::{BODY_MAX, Options, Server};
 
@@ -73,7 +74,7 @@ impl Fake {
             seccomp: false,
             body_max: BODY_MAX,
         };
-        let server = Server::start(listener, Arc::new(instance), options).expect("a thread is to be had");
+        let server = Server::start(Some(listener), Arc::new(instance), options).expect("a thread is to be had");
         Self {
             directory,
             events,
@@ -197,6 +198,7 @@ pub fn pretend(told: &Arc<Mutex<Told>>, spec: VmSpec) -> VmSender {
                 told.nets.insert(id, update);
                 reply.send(Ok(()));
             }
+            Command::Stats(reply) => reply.send(Ok(testing::stats(7))),
             other => other.refuse(Refusal::Ended),
         }
     })

@@ -72,8 +72,8 @@ fn paths_and_methods_that_are_not_there_are_refused_as_json() {
         ("PUT", "/drives", "there is nothing at /drives"),
         ("PUT", "/drives/a/b", "there is nothing at /drives/a/b"),
         ("GET", "/v1/nothing", "there is nothing at /v1/nothing"),
-        ("GET", "/mmds", "the metadata service (MMDS) are not supported"),
-        ("PUT", "/balloon", "balloon devices are not supported"),
+        ("GET", "/mmds", "not supported: the metadata service (MMDS)"),
+        ("PUT", "/balloon", "not supported: balloon devices"),
         ("PUT", "/drives/%ff", "the id in the path is not text"),
     ] {
         let fault = fake.refused(method, path, "");

@@ -6,6 +6,7 @@ use utoipa::OpenApi;
 
 use super::fake::{Fake, pretend};
 use crate::server::openapi::Api;
+use crate::server::v1::types::StatsV1;
 
 const START: &str = r#"{"action_type":"InstanceStart"}"#;
 
@@ -226,6 +227,44 @@ fn a_start_goes_on_when_the_client_that_asked_for_it_goes_away() {
     drop(client);
     (build.answer)(Ok(pretend(&fake.told, build.spec)));
     assert_eq!(fake.get("/")["state"], "Running");
+}
+
+#[test]
+fn metrics_are_written_to_the_file_that_was_named_when_a_client_asks_for_it() {
+    let fake = Fake::new();
+    let file = fake.directory.path().join("metrics");
+    let body = json!({ "metrics_path": file, "emit_id": true, "properties": { "zone": "a" } }).to_string();
+    fake.done("PUT", "/metrics", &body);
+    assert_eq!(fake.refused("PUT", "/metrics", &body), "metrics are configured already");
+    fake.start();
+    fake.done("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#);
+    let lines = std::fs::read_to_string(file).expect("it was made");
+    let line: serde_json::Value = serde_json::from_str(lines.lines().next().expect("a line")).expect("JSON");
+    assert_eq!(
+        (&line["id"], &line["properties"]["zone"]),
+        (&json!("test"), &json!("a"))
+    );
+}
+
+#[test]
+fn without_a_metrics_file_there_is_nothing_to_flush() {
+    let fake = Fake::new();
+    fake.start();
+    let reason = fake.refused("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#);
+    assert!(reason.contains("there is no metrics file"), "{reason}");
+    let missing = fake.refused("PUT", "/metrics", r#"{"metrics_path":"/nonexistent/metrics"}"#);
+    assert!(missing.contains("has been started"), "{missing}");
+}
+
+#[test]
+fn counters_are_told_in_our_form_and_in_that_of_prometheus() {
+    let fake = Fake::new();
+    fake.start();
+    let expected = StatsV1::from(crate::metrics::testing::stats(7));
+    assert_eq!(fake.get("/v1/stats"), serde_json::to_value(expected).expect("JSON"));
+    let text = fake.request("GET", "/v1/metrics", "");
+    assert_eq!(text.status, 200);
+    assert!(text.body.ends_with("# EOF\n"), "{}", text.body);
 }
 
 #[test]

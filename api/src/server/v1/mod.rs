@@ -9,6 +9,7 @@ use super::instance::Instance;
 
 pub mod events;
 pub mod info;
+pub mod metrics;
 pub mod power;
 pub mod stats;
 pub mod types;
@@ -18,6 +19,7 @@ pub fn routes() -> Router<Arc<Instance>> {
     Router::new()
         .route("/v1/events", get(events::get))
         .route("/v1/info", get(info::get))
+        .route("/v1/metrics", get(metrics::get))
         .route("/v1/power", put(power::put))
         .route("/v1/stats", get(stats::get))
 }
