@@ -20,7 +20,7 @@ const DIRECTIONS: [(&str, &str); 2] = [("guest_to_host_mib_s", ""), ("host_to_gu
 pub fn contestants() -> Vec<Contestant<'static>> {
     let root = Rc::new(Disk::debian_root());
     let mut contestants = vec![cutover(root.clone()), qemu("QEMU", root.clone(), "off")];
-    let has_vhost = Command::new("modprobe").arg("vhost_net").status();
+    let has_vhost = Command::new("modprobe").args(["--quiet", "vhost_net"]).status();
     if has_vhost.is_ok_and(|status| status.success()) {
         contestants.push(qemu("QEMU, vhost", root, "on"));
     }
