@@ -14,6 +14,7 @@ use cutover_snapshot::spec::{BootProtocol, DiskSpec, NetSpec, SerialSpec};
 use crate::client::{VM_HELP, VmArgs};
 use crate::log::LogArgs;
 use crate::options;
+use crate::snapshot_command::{SNAPSHOT_HELP, SnapshotArgs};
 use crate::vmm::{VMM_HELP, VmmArgs};
 
 /// A KVM microVM monitor that boots stock Linux.
@@ -37,6 +38,9 @@ pub enum Command {
     /// See and steer the VMs that run
     #[command(after_help = VM_HELP)]
     Vm(VmArgs),
+    /// Look after snapshots that are on disk
+    #[command(after_help = SNAPSHOT_HELP)]
+    Snapshot(SnapshotArgs),
     /// Tell whether this machine can run guests, and if not, why
     #[command(after_help = CHECK_HELP)]
     Check(CheckArgs),
@@ -349,7 +353,7 @@ mod tests {
             commands.filter(|command| command.get_name() != "help").for_each(check);
         }
         let mut cutover = Cli::command();
-        for name in ["run", "vmm", "vm", "check", "completions"] {
+        for name in ["run", "vmm", "vm", "snapshot", "check", "completions"] {
             assert!(cutover.find_subcommand(name).is_some(), "{name}");
         }
         check(&mut cutover);

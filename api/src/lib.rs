@@ -17,6 +17,7 @@ pub mod run;
 pub mod runtime_dir;
 pub mod server;
 mod signals;
+pub mod snapshot_command;
 mod text;
 pub mod vmm;
 
@@ -32,6 +33,7 @@ pub fn main() -> ExitStatus {
         Command::Run(args) => run::run(&args),
         Command::Vmm(args) => vmm::vmm(&args),
         Command::Vm(args) => client::run(&args),
+        Command::Snapshot(args) => snapshot_command::run(&args),
         Command::Check(args) => check::check(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
