@@ -145,7 +145,7 @@ fn run_on_host(options: &HostOptions, command: &[OsString]) -> Result<i32> {
         memory_mib: options.memory,
         cpus: options.cpus,
         icount: options.icount,
-        silence_max: None,
+        ..host::Options::default()
     };
     if nested {
         host::run_nested(&workspace, &options, command)

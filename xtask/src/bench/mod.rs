@@ -132,6 +132,7 @@ impl<'a> Setting<'a> {
         let options = host::Options {
             memory_mib: HOST_MEMORY_MIB,
             icount: true,
+            exit_after_injection: bench.many_interrupts,
             ..host::Options::default()
         };
         let code = host::run_where_guests_run(self.workspace, &options, &self.command(bench, &samples))?;

@@ -33,6 +33,9 @@ pub struct Options {
     pub cpus: u8,
     /// Let the host's clock count instructions, so that timing repeats.
     pub icount: bool,
+    /// Have every guest exit right after an interrupt was injected (see `exit_after_injection`): safe, but a cost that
+    /// real processors do not know, and one that hits some monitors more than others.
+    pub exit_after_injection: bool,
     /// How long a host may print nothing before it is taken for hung and ended; only where there are several.
     pub silence_max: Option<Duration>,
 }
@@ -44,6 +47,7 @@ impl Default for Options {
             memory_mib: 4096,
             cpus: 1,
             icount: false,
+            exit_after_injection: true,
             silence_max: None,
         }
     }

@@ -150,6 +150,9 @@ fn kernel_command_line(image: &Image, options: &Options, host: &Host) -> String 
         host.number,
         image.modules.display()
     );
+    if options.exit_after_injection {
+        line.push_str(" host.exit_after_injection");
+    }
     if host.interactive {
         line.push_str(" host.interactive");
     }

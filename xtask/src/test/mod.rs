@@ -30,6 +30,7 @@ const HOSTS: host::Options = host::Options {
     cpus: 1,
     memory_mib: 4608,
     icount: false,
+    exit_after_injection: true,
     silence_max: Some(Duration::from_secs(10 * 60)),
 };
 
