@@ -219,15 +219,15 @@ fn describe(snapshot: &Snapshot) -> String {
     line(
         "machine",
         &format!(
-            "{} vCPUs, {} of memory, {} disks, {} network interfaces",
-            spec.cpus,
+            "{}, {} of memory, {}, {}",
+            counted(spec.cpus.into(), "vCPU"),
             spec.memory.size,
-            spec.disks.len(),
-            spec.nets.len()
+            counted(spec.disks.len(), "disk"),
+            counted(spec.nets.len(), "network interface")
         ),
     );
     line("CPU", &cpu.vendor);
-    line("state", &format!("{} sections, {state_bytes}", state.len()));
+    line("state", &format!("{}, {state_bytes}", counted(state.len(), "section")));
     for image in images {
         line(&image.name, &describe_image(image));
     }
@@ -272,8 +272,9 @@ fn check(path: &Path) -> Answer {
         .collect();
     let (text, status) = if damage.is_empty() {
         let text = format!(
-            "{}: sound: {snapshots} snapshots, {chunks} chunks of pages, {}\n",
+            "{}: sound: {}, {} read and verified\n",
             path.display(),
+            counted(snapshots, "snapshot"),
             HumanBytes(bytes)
         );
         (text, ExitStatus::Success)
@@ -301,9 +302,9 @@ fn flatten_to(from: &Path, to: &Path, compress: Option<i32>) -> Result<Answer, E
     let layout = compress.map_or(Layout::Flat, |level| Layout::Compressed { level });
     let written = with_bar("flattening", |progress| flatten(&chain, &store, name, layout, progress))?;
     let text = format!(
-        "{}: written from {} snapshots\n",
+        "{}: written from {}\n",
         written.path.display(),
-        chain.snapshots().len()
+        counted(chain.snapshots().len(), "snapshot")
     );
     let json = json!({
         "path": written.path,
@@ -330,6 +331,14 @@ fn compacted(compaction: &Compaction, dry_run: bool) -> Answer {
         "leftovers": leftovers,
     });
     done(text, json)
+}
+
+/// A number of things, as people write it.
+fn counted(number: usize, thing: &str) -> String {
+    match number {
+        1 => format!("1 {thing}"),
+        _ => format!("{number} {thing}s"),
+    }
 }
 
 /// Runs something long under a progress bar, which is shown only on a terminal.
