@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use axum::http::StatusCode;
 use cutover_snapshot::spec::VmSpec;
+use cutover_vmm::dirty::DirtyRate;
 use cutover_vmm::events::{Subscription, TooManySubscribers};
 use cutover_vmm::{Command, Controller, Error, EventLog, Refusal, Reply, Request, State, VmStats};
 use jiff::Timestamp;
@@ -224,6 +225,14 @@ impl Instance {
     /// It has not been started, or has ended.
     pub async fn stats(&self) -> Result<VmStats, Failure> {
         self.ask(Command::Stats, || ()).await
+    }
+
+    /// How fast the guest has changed its memory since this was last asked.
+    ///
+    /// # Errors
+    /// The VM has not been started, or has ended; or KVM does not tell.
+    pub async fn dirty_rate(&self) -> Result<DirtyRate, Failure> {
+        self.ask(Command::DirtyRate, || ()).await
     }
 
     /// Asks the started VM for something that its state may change by.

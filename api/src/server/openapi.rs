@@ -17,7 +17,7 @@ use super::firecracker::{
     snapshot, vm,
 };
 use super::instance::Instance;
-use super::v1::{self, events, info, power, stats};
+use super::v1::{self, dirty_rate, events, info, power, stats};
 
 const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/openapi.json"));
 
@@ -37,7 +37,8 @@ const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../res
         instance_info::get, instance_info::version, actions::put, boot_source::put, drives::put, drives::patch,
         entropy::put, logger::put, machine_config::get, machine_config::put, machine_config::patch, metrics::put,
         network_interfaces::put, network_interfaces::patch, serial::put, snapshot::create, snapshot::load, vm::patch,
-        vm::config, events::get, info::get, v1::metrics::get, power::put, stats::get, document
+        vm::config, events::get, info::get, v1::metrics::get, power::put, stats::get, dirty_rate::get,
+        document
     )
 )]
 pub struct Api;

@@ -6,6 +6,7 @@ mod command_line;
 mod console;
 mod cpu;
 mod debian;
+mod dirty;
 mod disk;
 mod faults;
 mod lifecycle;

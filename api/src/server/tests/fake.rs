@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use cutover_devices::listener::Listener;
 use cutover_snapshot::spec::VmSpec;
+use cutover_vmm::dirty::DirtyRate;
 use cutover_vmm::{Command, DiskUpdate, Error, EventLog, NetUpdate, Refusal, State};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -199,7 +200,10 @@ pub fn pretend(told: &Arc<Mutex<Told>>, spec: VmSpec) -> VmSender {
                 reply.send(Ok(()));
             }
             Command::Stats(reply) => reply.send(Ok(testing::stats(7))),
-            other => other.refuse(Refusal::Ended),
+            Command::DirtyRate(reply) => reply.send(Ok(DirtyRate {
+                pages: 300,
+                interval: Duration::from_millis(1500),
+            })),
         }
     })
 }

@@ -73,6 +73,7 @@ fn what_needs_a_vm_is_refused_before_there_is_one() {
         ),
         ("PUT", "/v1/power", r#"{"action":"destroy"}"#),
         ("GET", "/v1/stats", ""),
+        ("GET", "/v1/stats/dirty-rate", ""),
     ] {
         let reason = fake.refused(method, path, body);
         assert!(reason.contains("has not been started"), "{path}: {reason}");
@@ -254,6 +255,16 @@ fn without_a_metrics_file_there_is_nothing_to_flush() {
     assert!(reason.contains("there is no metrics file"), "{reason}");
     let missing = fake.refused("PUT", "/metrics", r#"{"metrics_path":"/nonexistent/metrics"}"#);
     assert!(missing.contains("has been started"), "{missing}");
+}
+
+#[test]
+fn the_dirty_rate_is_told_in_pages_and_bytes() {
+    let fake = Fake::new();
+    fake.start();
+    assert_eq!(
+        fake.get("/v1/stats/dirty-rate"),
+        json!({ "interval_ns": 1_500_000_000, "pages": 300, "pages_per_second": 200, "bytes_per_second": 819_200 })
+    );
 }
 
 #[test]

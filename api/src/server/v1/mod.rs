@@ -7,6 +7,7 @@ use axum::routing::{get, put};
 
 use super::instance::Instance;
 
+pub mod dirty_rate;
 pub mod events;
 pub mod info;
 pub mod metrics;
@@ -22,4 +23,5 @@ pub fn routes() -> Router<Arc<Instance>> {
         .route("/v1/metrics", get(metrics::get))
         .route("/v1/power", put(power::put))
         .route("/v1/stats", get(stats::get))
+        .route("/v1/stats/dirty-rate", get(dirty_rate::get))
 }

@@ -230,6 +230,20 @@ pub struct NetStatsV1 {
     pub tx_throttled: u64,
 }
 
+/// Answer of `GET /v1/stats/dirty-rate`: what the guest, and devices for it, changed in its memory since this was last
+/// asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DirtyRateV1 {
+    /// Time since this was last asked; 0 if nobody has asked for a minute, and then nothing has been measured.
+    pub interval_ns: u64,
+    /// Pages of 4 KiB that changed in that time, each counted once however often it was written.
+    pub pages: u64,
+    /// Such pages per second.
+    pub pages_per_second: u64,
+    /// Bytes of such pages per second: what a migration would have to keep up with.
+    pub bytes_per_second: u64,
+}
+
 /// One event of `GET /v1/events`: the `data` of a server-sent event, whose `id` is `sequence` and whose `event` is
 /// `kind`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
