@@ -127,9 +127,20 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Monitor")]
     pub config: Option<PathBuf>,
 
-    /// Name of the VM, for logs
+    /// Name of the VM, for logs and `cutover vm`
     #[arg(long, value_name = "NAME", help_heading = "Monitor")]
     pub name: Option<String>,
+
+    /// Let the VM be seen and steered while it runs: listen for `cutover vm NAME` and other clients of the API
+    ///
+    /// The VM needs a name then. It listens at NAME.sock in the runtime directory: $XDG_RUNTIME_DIR/cutover, or
+    /// /run/cutover for root.
+    #[arg(long, help_heading = "Monitor")]
+    pub api: bool,
+
+    /// Listen for clients of the API at PATH instead
+    #[arg(long, value_name = "PATH", help_heading = "Monitor")]
+    pub api_sock: Option<PathBuf>,
 
     /// Do not confine the monitor's threads to the system calls they need (for debugging)
     #[arg(long, help_heading = "Monitor")]
@@ -210,6 +221,10 @@ Examples:
   A VM from a file, with more memory than the file says:
     cutover run --config vm.json --memory 4G
 
+  A VM in the background, to be steered with `cutover vm`:
+    cutover run --config vm.json --name web --api --serial socket=web-console &
+    cutover vm console web
+
 Console on a terminal:
   Ctrl-A x       end the VM now
   Ctrl-A Ctrl-A  send Ctrl-A to the guest
@@ -274,7 +289,8 @@ mod tests {
         let args = parse(
             "cutover run --kernel k --initrd i --cmdline quiet --cpus 4 --memory 5GiB --memory-shared --hugepages \
              --disk path=a --disk path=b,readonly --net tap=t0 --net --rng --serial file=log --config c.json \
-             --name web --no-seccomp --log-level info,virtio=debug --log-format json --log-file l",
+             --name web --no-seccomp --log-level info,virtio=debug --log-format json --log-file l \
+             --api --api-sock s",
         )
         .expect("valid");
         assert_eq!(args.kernel, Some("k".into()));
@@ -295,6 +311,7 @@ mod tests {
         assert_eq!(args.config, Some("c.json".into()));
         assert_eq!(args.name.as_deref(), Some("web"));
         assert_eq!(args.log.log_level.to_string(), "info,virtio=debug");
+        assert_eq!((args.api, args.api_sock), (true, Some("s".into())));
         assert_eq!(args.log.log_format, LogFormat::Json);
         assert_eq!(args.log.log_file, Some("l".into()));
     }

@@ -4,13 +4,17 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process;
 
-use cutover_devices::console::{Command, Escape, RawTerminal};
+use cutover_devices::console::{Command, Escape, RawTerminal, restore_terminal};
+use cutover_vmm::Options;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, read};
 
 use super::error::ClientError;
+use crate::exit::ExitStatus;
 use crate::server::v1::types::{InfoV1, SerialInfoV1};
+use crate::signals::Blocked;
 
 /// Most bytes moved at once.
 const CHUNK: usize = 4096;
@@ -58,12 +62,25 @@ pub fn attach(socket: &Path) -> Result<(), ClientError> {
         source,
     })?;
     let input = io::stdin();
+    restore_terminal_when_told_to_end().map_err(ClientError::Console)?;
     let terminal = RawTerminal::enable(&input).map_err(ClientError::Console)?;
     if terminal.is_some() {
         tell(WELCOME);
     }
     let escape = terminal.is_some().then(Escape::default);
     relay(input.as_fd(), &mut io::stdout(), &console, escape).map_err(ClientError::Console)
+}
+
+fn restore_terminal_when_told_to_end() -> io::Result<()> {
+    let told = |_| {
+        restore_terminal();
+        process::exit(ExitStatus::Failure as i32);
+    };
+    let unconfined = Options {
+        seccomp: false,
+        ..Options::default()
+    };
+    Blocked::block()?.serve(told, &unconfined)
 }
 
 /// Moves bytes both ways until the console's end closes, or the person says so. The end of the input is not the end of

@@ -74,11 +74,38 @@ impl Instance {
     /// # Errors
     /// Too many watch the events already.
     pub fn new(id: String, builder: Builder, events: EventLog, logger: Logger) -> Result<Self, TooManySubscribers> {
+        Self::with(id, Setup::default(), builder, events, logger)
+    }
+
+    /// A VM that was built of `spec` without this API, and is asked by way of `vm`.
+    ///
+    /// # Errors
+    /// Too many watch the events already.
+    pub fn of_built(
+        id: String,
+        spec: &VmSpec,
+        vm: VmSender,
+        events: EventLog,
+        logger: Logger,
+    ) -> Result<Self, TooManySubscribers> {
+        // Its setup does not ask for another.
+        let instance = Self::with(id, Setup::of_started(spec), Box::new(|_| ()), events, logger)?;
+        let _ = instance.vm.set(vm);
+        Ok(instance)
+    }
+
+    fn with(
+        id: String,
+        setup: Setup,
+        builder: Builder,
+        events: EventLog,
+        logger: Logger,
+    ) -> Result<Self, TooManySubscribers> {
         let (change, changed) = watch::channel(());
         let subscription = events.subscribe(move || change.send_replace(()))?;
         Ok(Self {
             id,
-            setup: Mutex::default(),
+            setup: Mutex::new(setup),
             vm: OnceLock::new(),
             builder,
             events,

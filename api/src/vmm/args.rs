@@ -12,7 +12,7 @@ use crate::server::firecracker::logger::LogLevel;
 use crate::server::firecracker::metrics::MetricsConfiguration;
 
 /// Id of a VM that has been given none: Firecracker's.
-const DEFAULT_ID: &str = "anonymous-instance";
+pub(crate) const DEFAULT_ID: &str = "anonymous-instance";
 
 /// Arguments of `cutover vmm`.
 #[derive(Debug, Args)]

@@ -30,6 +30,7 @@ use crate::signals::{self, Blocked};
 
 mod args;
 
+pub(crate) use args::DEFAULT_ID;
 pub use args::{VMM_HELP, VmmArgs};
 
 /// Why a VM could not be run to its end.
