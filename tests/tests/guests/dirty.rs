@@ -10,7 +10,10 @@ fn changed(managed: &ManagedVm) -> u64 {
     let number = |key: &str| rate[key].as_u64().unwrap_or_else(|| panic!("{key} in {rate}"));
     let (pages, interval_ns) = (number("pages"), number("interval_ns"));
     let per_second = u128::from(pages) * 1_000_000_000 / u128::from(interval_ns.max(1));
-    assert!(interval_ns == 0 || u128::from(number("pages_per_second")) == per_second, "{rate}");
+    assert!(
+        interval_ns == 0 || u128::from(number("pages_per_second")) == per_second,
+        "{rate}"
+    );
     assert_eq!(number("bytes_per_second"), number("pages_per_second") * 4096);
     pages * 4096
 }

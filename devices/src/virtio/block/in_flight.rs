@@ -200,6 +200,10 @@ impl InFlight {
             }
             Operation::Allocate { .. } if unsupported => self.answer(Status::Unsupported),
             operation => {
+                if matches!(operation, Operation::Read { .. }) {
+                    // It may have failed after it had filled some of the buffers.
+                    self.chain.writable.mark_written(self.chain.writable.len());
+                }
                 let error = Some(RequestError { operation, source });
                 let written = self.written + 1;
                 Step::Answer {

@@ -38,6 +38,24 @@ fn data_read_the_status_and_the_used_ring_are_marked() {
 }
 
 #[test]
+fn a_read_that_fails_may_have_filled_its_buffers_so_they_are_marked() {
+    for io in ENGINES {
+        let image = Image::new();
+        let mut guest = guest(&image.spec(io));
+        File::options()
+            .write(true)
+            .open(&image.path)
+            .unwrap()
+            .set_len(0)
+            .unwrap();
+        guest.clean();
+        let data = [Piece::In(BUFFER, 512)];
+        assert_eq!(request(&mut guest, VIRTIO_BLK_T_IN, 0, &data), (IO_ERROR, 1));
+        assert!(guest.is_dirty(BUFFER));
+    }
+}
+
+#[test]
 fn the_serial_number_is_marked() {
     for io in ENGINES {
         let image = Image::new();
