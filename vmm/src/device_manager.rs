@@ -292,6 +292,9 @@ fn new_interrupt() -> Result<EventFd, Error> {
     EventFd::new(EFD_NONBLOCK).map_err(Error::os("create an eventfd"))
 }
 
+/// A device and its transport.
+type Connected<D> = (Arc<Mutex<D>>, Arc<Mutex<MmioTransport>>);
+
 /// Places virtio devices one after the other.
 struct VirtioBuilder<'a> {
     vm: &'a KvmVm,
@@ -334,7 +337,7 @@ impl<'a> VirtioBuilder<'a> {
         &mut self,
         name: String,
         device: D,
-    ) -> Result<(Arc<Mutex<D>>, Arc<Mutex<MmioTransport>>), Error> {
+    ) -> Result<Connected<D>, Error> {
         let size = u64::from(VIRTIO_WINDOW);
         let window = self
             .windows

@@ -7,6 +7,7 @@ mod filters;
 mod ioctls;
 
 use std::ffi::c_int;
+use std::io::Write;
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use syscalls::Sysno;
@@ -94,24 +95,30 @@ fn install_violation_handler() -> Result<(), Error> {
     register_signal_handler(libc::SIGSYS, report_violation).map_err(Error::os("install the SIGSYS handler"))
 }
 
-/// Only async-signal-safe calls from here on, all of which every filter allows.
-extern "C" fn report_violation(_: c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+/// Only what is async-signal-safe from here on: no allocation, no lock, and calls that every filter allows.
+extern "C" fn report_violation(_: c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     /// Where `si_syscall` lies in `siginfo_t`, in 32-bit words (asm-generic/siginfo.h).
     const SI_SYSCALL: usize = 6;
+    const TEXT_MAX: usize = 160;
     // SAFETY: the kernel passes a siginfo_t that, for SIGSYS, has the number of the system call there.
     let number = unsafe { info.cast::<i32>().add(SI_SYSCALL).read() };
     let name = usize::try_from(number)
         .ok()
         .and_then(Sysno::new)
         .map_or("unknown", |call| call.name());
-    for part in [
-        "cutover: error: seccomp stopped the forbidden system call ",
-        name,
-        " (--no-seccomp turns the filter off)\n",
-    ] {
-        // SAFETY: a write of an initialized buffer.
-        unsafe { libc::write(libc::STDERR_FILENO, part.as_ptr().cast(), part.len()) };
-    }
+    // SAFETY: the kernel passes the registers at the call; the second argument tells an ioctl's request.
+    let argument = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RSI as usize] };
+    let mut text = [0; TEXT_MAX];
+    let mut rest = &mut text[..];
+    // What does not fit is left out.
+    let _ = writeln!(
+        rest,
+        "cutover: error: seccomp stopped the forbidden system call {name} (second argument {argument:#x}); \
+         --no-seccomp turns the filter off"
+    );
+    let length = TEXT_MAX - rest.len();
+    // SAFETY: a write of an initialized buffer.
+    unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), length) };
     // SAFETY: ends the process without running anything else of it.
     unsafe { libc::_exit(1) }
 }
