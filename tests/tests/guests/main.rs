@@ -10,6 +10,7 @@ mod dirty;
 mod disk;
 mod faults;
 mod lifecycle;
+mod limits;
 mod memory;
 mod net;
 mod reset;
