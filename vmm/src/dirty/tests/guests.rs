@@ -98,6 +98,32 @@ fn pages_the_guest_writes_are_reported_once_to_each_consumer() {
 }
 
 #[test]
+fn a_slot_that_is_cleared_in_several_chunks_is_reported_and_cleared_as_a_whole() {
+    // Two chunks of 64 MiB and a bit; untouched, they cost nothing.
+    let pages = 2 * 0x4000 + 77;
+    let memory = GuestMemory::from_ranges(&[
+        (GuestAddress(0), SLOT_0_PAGES << 12),
+        (GuestAddress(SLOT_1), pages << 12),
+    ])
+    .unwrap();
+    let Some(mut guest) = TinyGuest::boot(&memory, PROGRAM, POKE) else {
+        return;
+    };
+    let tracker = Tracker::new(&guest.vm).unwrap();
+    let consumer = tracker.register(Baseline::Nothing).unwrap();
+    assert_eq!(changed(&consumer).len(), SLOT_0_PAGES + pages);
+    let written = [0, 0x3fff, 0x4000, 0x8000, 0x8000 + 76].map(|page| SLOT_1 + page * 4096);
+    for _ in 0..2 {
+        for address in written {
+            poke(&mut guest, address);
+        }
+        let pages = changed(&consumer);
+        assert!(written.iter().all(|page| pages.contains(page)), "{pages:x?}");
+        assert_eq!(changed(&consumer), NO_PAGE);
+    }
+}
+
+#[test]
 fn an_idle_guest_changes_nothing() {
     let Some(guest) = TinyGuest::boot(&memory(), PROGRAM, POKE) else {
         return;
