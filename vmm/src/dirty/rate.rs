@@ -6,7 +6,7 @@ use super::{Baseline, Consumer, PAGE_SIZE, Tracker};
 use crate::Error;
 
 /// How long nobody may ask before measuring ends.
-pub const IDLE_MAX: Duration = Duration::from_secs(60);
+const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// Pages that changed in a stretch of time. A page counts once, however often it was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl DirtyRate {
 }
 
 /// Measures from one sample to the next. While there is one, the guest's writes are tracked, which slows it down: it is
-/// to be dropped when nobody has asked for [`IDLE_MAX`].
+/// to be dropped at its [`expiry`](RateMeter::expiry).
 pub struct RateMeter {
     consumer: Consumer,
     since: Instant,
