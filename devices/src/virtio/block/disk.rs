@@ -89,6 +89,11 @@ impl Disk {
         self.sectors
     }
 
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.sectors * u64::from(SECTOR_SIZE)
+    }
+
     /// Whether the guest may only read.
     pub(super) fn readonly(&self) -> bool {
         self.readonly

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -133,6 +134,15 @@ impl InFlight {
     /// Index of the chain's first descriptor.
     pub fn head(&self) -> u16 {
         self.chain.head
+    }
+
+    /// Where the current operation, once it is under way, may change the image.
+    pub fn bytes_changed(&self) -> Option<Range<u64>> {
+        match self.operation {
+            Operation::Write { offset, .. } => Some(offset..offset + self.chain.readable.len() as u64),
+            Operation::Allocate { offset, len, .. } => Some(offset..offset + len),
+            Operation::Read { .. } | Operation::Sync => None,
+        }
     }
 
     /// What it works on.

@@ -21,6 +21,7 @@ pub use self::disk::Disk;
 use self::engine::{Completion, Engine};
 use self::in_flight::{InFlight, Step};
 use self::request::Request;
+use self::written::WriteTracker;
 use super::log_limit::LogLimit;
 use super::queue::{Chain, QueueError, Turn};
 use super::rate_limiter::Throttle;
@@ -35,6 +36,7 @@ mod in_flight;
 mod request;
 #[cfg(test)]
 mod tests;
+pub mod written;
 
 /// Descriptors of the queue; also the most requests in flight, as each begins with another descriptor.
 const QUEUE_SIZE: u16 = 256;
@@ -53,6 +55,7 @@ pub struct Block {
     config: ConfigSpace,
     throttle: Throttle,
     counters: Arc<DiskCounters>,
+    writes: WriteTracker,
     service: Option<Service>,
 }
 
@@ -61,6 +64,7 @@ struct Service {
     queue: ServedQueue,
     notifier: Notifier,
     counters: Arc<DiskCounters>,
+    writes: WriteTracker,
     /// Requests the engine works on, by the index of their first descriptor.
     in_flight: Vec<Option<InFlight>>,
     in_flight_count: usize,
@@ -103,6 +107,7 @@ impl Block {
             config: ConfigSpace::new(config::bytes(disk.sectors(), QUEUE_SIZE)),
             throttle: Throttle::new(&spec.rate_limiter)?,
             counters: Arc::default(),
+            writes: WriteTracker::new(disk.size()),
             disk,
             engine,
             features,
@@ -122,6 +127,7 @@ impl Block {
         if disk.sectors() != self.disk.sectors() {
             self.config.replace(config::bytes(disk.sectors(), QUEUE_SIZE));
         }
+        self.writes.replace(disk.size());
         std::mem::replace(&mut self.disk, disk)
     }
 
@@ -133,6 +139,11 @@ impl Block {
     /// What it has done.
     pub fn counters(&self) -> &Arc<DiskCounters> {
         &self.counters
+    }
+
+    /// Where its writes are recorded, for those who want to know.
+    pub fn writes(&self) -> &WriteTracker {
+        &self.writes
     }
 
     /// Serves whatever event `data` names.
@@ -206,6 +217,9 @@ impl Service {
                 continue;
             };
             self.in_flight_count -= 1;
+            if let Some(bytes) = request.bytes_changed() {
+                self.writes.record(bytes);
+            }
             let step = request.finish_operation(result);
             resubmitted |= matches!(step, Step::Do(..));
             // Each completion is seen to, also after a failure: what is in flight has to be known.
@@ -283,6 +297,7 @@ impl VirtioDevice for Block {
             queue,
             notifier: started.notifier,
             counters: self.counters.clone(),
+            writes: self.writes.clone(),
             in_flight_count: 0,
             spare: Vec::new(),
             completions: Vec::new(),

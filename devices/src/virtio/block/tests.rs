@@ -24,6 +24,7 @@ mod dirty_pages;
 mod limits;
 mod refusals;
 mod replace;
+mod written;
 
 const ENGINES: [DiskIo; 2] = [DiskIo::IoUring, DiskIo::Threads];
 const SECTORS: u64 = 256;
