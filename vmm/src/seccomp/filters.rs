@@ -83,6 +83,7 @@ const BUILD: &[c_long] = &[
     libc::SYS_flock,
     libc::SYS_fstat,
     libc::SYS_ftruncate,
+    libc::SYS_getpgrp,
     libc::SYS_io_uring_register,
     libc::SYS_io_uring_setup,
     libc::SYS_listen,

@@ -59,8 +59,10 @@ pub const BUILD: &[u64] = &[
     libc::SIOCSIFFLAGS,
     libc::SIOCSIFMTU,
     libc::SIOCSIFNETMASK,
+    libc::TIOCGPGRP,
     libc::TIOCGPTN,
     libc::TIOCGPTPEER,
+    libc::TIOCGWINSZ,
     libc::TIOCSPTLCK,
 ];
 
