@@ -13,8 +13,12 @@ fn taken(consumer: &Consumer) -> Vec<Range<u64>> {
     ranges
 }
 
+fn one(range: Range<u64>) -> Vec<Range<u64>> {
+    std::iter::once(range).collect()
+}
+
 fn chunk(first: u64) -> Vec<Range<u64>> {
-    vec![first * CHUNK_SIZE..(first + 1) * CHUNK_SIZE]
+    one(first * CHUNK_SIZE..(first + 1) * CHUNK_SIZE)
 }
 
 #[test]
@@ -60,5 +64,5 @@ fn another_image_counts_as_written_throughout() {
     let consumer = block.lock().unwrap().writes().register();
     let successor = block.lock().unwrap().disk().successor(&new.path).unwrap();
     block.lock().unwrap().replace(successor);
-    assert_eq!(taken(&consumer), vec![0..SECTORS * 512]);
+    assert_eq!(taken(&consumer), one(0..SECTORS * 512));
 }
