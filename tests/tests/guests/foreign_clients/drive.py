@@ -1,6 +1,7 @@
 """Drives a VM from boot to shutdown with firecracker-python, in the order of Firecracker's getting-started guide.
 
-Says what it has done and seen, one line each, and reads a line wherever it is to wait for the test.
+Says what it has done and seen, one line each, behind a mark that tells it from what the package prints, and reads a line
+wherever it is to wait for the test.
 """
 
 import sys
@@ -12,7 +13,7 @@ api = Api(socket)
 
 
 def tell(line):
-    print(line, flush=True)
+    print("drive:", line, flush=True)
     sys.stdin.readline()
 
 

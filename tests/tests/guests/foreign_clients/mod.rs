@@ -51,8 +51,12 @@ fn the_firecracker_client_of_pypi_takes_a_debian_from_boot_to_shutdown() {
         .spawn()
         .unwrap();
     let mut go_on = client.stdin.take().unwrap();
-    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
-    let mut expect = |line: &str| assert_eq!(lines.next().map(Result::unwrap).as_deref(), Some(line));
+    let lines = BufReader::new(client.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    // The package prints this and that when it is loaded.
+    let mut lines = lines.filter_map(|line| line.strip_prefix("drive: ").map(str::to_owned));
+    let mut expect = |line: &str| assert_eq!(lines.next().as_deref(), Some(line));
 
     expect("started");
     vm.console().wait_for("login: ");
