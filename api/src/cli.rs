@@ -198,6 +198,10 @@ Examples:
   Boot a kernel with an initial RAM disk, console on this terminal (Ctrl-A x ends it):
     cutover run --kernel vmlinuz --initrd initrd.img --cpus 1 --memory 256M
 
+  See and steer VMs that run:
+    cutover vm list
+    cutover vm shutdown web
+
 `cutover run --help` has more, and lists the exit codes.";
 
 const RUN_HELP: &str = "\

@@ -66,6 +66,9 @@ struct Driver {
     rate_meter: Option<RateMeter>,
 }
 
+/// Told what the VM has done when it ends.
+type LastStats = Box<dyn FnOnce(VmStats)>;
+
 /// What becomes of a machine.
 enum Outcome {
     /// It is the last.
@@ -111,6 +114,19 @@ impl Vmm {
     /// # Errors
     /// The monitor, not the guest, could not go on.
     pub fn run(self) -> Result<Exit, Error> {
+        self.run_then(None)
+    }
+
+    /// As [`run`](Self::run), and has `last` told what the VM has done when it ends in order: the last moment at which
+    /// that can be told. For [managed](Options::managed) VMs, others are confined to less than counting takes.
+    ///
+    /// # Errors
+    /// The monitor, not the guest, could not go on.
+    pub fn run_counted(self, last: impl FnOnce(VmStats) + 'static) -> Result<Exit, Error> {
+        self.run_then(Some(Box::new(last)))
+    }
+
+    fn run_then(self, last: Option<LastStats>) -> Result<Exit, Error> {
         let Self { machine, mut driver } = self;
         if let Some(name) = &driver.spec.name {
             show_name(name);
@@ -122,7 +138,7 @@ impl Vmm {
                 ThreadKind::StateDriver
             })?;
         }
-        let exit = driver.run(machine);
+        let exit = driver.run(machine, last);
         driver.enter(State::Ended);
         driver.log(match &exit {
             Ok(exit) => EventKind::VmEnded { exit: *exit },
@@ -144,11 +160,16 @@ fn show_name(name: &str) {
 
 impl Driver {
     /// Runs `machine` and those that take its place; on return, the last is torn down.
-    fn run(&mut self, mut machine: Machine) -> Result<Exit, Error> {
+    fn run(&mut self, mut machine: Machine, last: Option<LastStats>) -> Result<Exit, Error> {
         loop {
             self.request(&machine, Request::Resume)?;
             match self.drive(&machine)? {
-                Outcome::Exit(exit) => return Ok(exit),
+                Outcome::Exit(exit) => {
+                    if let (Some(last), Ok(stats)) = (last, self.stats(&machine)) {
+                        last(stats);
+                    }
+                    return Ok(exit);
+                }
                 Outcome::BuildAnew => {
                     drop(machine);
                     machine = self.build_anew()?;

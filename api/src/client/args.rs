@@ -1,5 +1,8 @@
 //! The shape of `cutover vm …`, and its help texts.
 
+// Documentation here is help text, in which brackets mean a default.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;

@@ -329,9 +329,22 @@ impl Instance {
     /// The VM has not been started, there is no file, or it takes no more.
     pub async fn flush_metrics(&self) -> Outcome {
         let stats = self.stats().await?;
+        self.write_metrics(&stats)
+    }
+
+    /// Writes the metrics to their file for the last time, if there is one: the VM has ended with these.
+    pub fn write_last_metrics(&self, stats: &VmStats) {
+        if self.has_metrics_file()
+            && let Err(error) = self.write_metrics(stats)
+        {
+            tracing::warn!(%error, "the last metrics are not written");
+        }
+    }
+
+    fn write_metrics(&self, stats: &VmStats) -> Outcome {
         let mut file = lock(&self.metrics);
         let file = file.as_mut().ok_or(Rejection::NoMetrics)?;
-        file.write(Timestamp::now(), &stats, self.logger.counts())?;
+        file.write(Timestamp::now(), stats, self.logger.counts())?;
         Ok(StatusCode::NO_CONTENT)
     }
 

@@ -138,7 +138,9 @@ fn serve_with(args: &VmmArgs, listener: Option<Listener>, logger: &Logger) -> Re
         Some(_) => start(&instance, &controller, &options).map(Some),
         None => Ok(wait_for_start(&awaited, &controller, &options)),
     };
-    let exit = exit.and_then(|vmm| vmm.map_or(Ok(Exit::Ended), |vmm| Ok(vmm.run()?)));
+    let told = instance.clone();
+    let last = move |stats| told.write_last_metrics(&stats);
+    let exit = exit.and_then(|vmm| vmm.map_or(Ok(Exit::Ended), |vmm| Ok(vmm.run_counted(last)?)));
     tracing::info!(id = %args.id, ?exit, "the VM has ended");
     if let Some(server) = server {
         server.stop();

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 
 use cutover_snapshot::size::ByteSize;
@@ -70,6 +70,8 @@ struct RunningVm {
     events: EventLog,
     driver: JoinHandle<Result<Exit, Error>>,
     kernel: NamedTempFile,
+    /// What it has done when it ends; of a managed VM only.
+    last: Receiver<VmStats>,
 }
 
 /// Runs `program` on a VM without devices but those that every VM has.
@@ -110,10 +112,14 @@ fn run_with(program: &[u8], managed: bool, change: impl FnOnce(&mut VmSpec)) -> 
     };
     let events = options.events.clone();
     let (build, built) = channel();
+    let (tell, last) = channel();
     let driver = std::thread::spawn(move || {
         let vmm = Vmm::build(&spec, &options)?;
         build.send(vmm.controller()).expect("the test listens");
-        vmm.run()
+        match managed {
+            true => vmm.run_counted(move |stats| drop(tell.send(stats))),
+            false => vmm.run(),
+        }
     });
     let vm = built.recv().expect("the VM can be built");
     Some(RunningVm {
@@ -121,6 +127,7 @@ fn run_with(program: &[u8], managed: bool, change: impl FnOnce(&mut VmSpec)) -> 
         events,
         driver,
         kernel,
+        last,
     })
 }
 
@@ -223,6 +230,16 @@ fn a_guest_that_ends_itself_ends_the_vm_and_it_is_told_how() {
         assert_eq!(happened[1], end);
         assert_eq!(happened.last(), Some(&EventKind::VmEnded { exit }));
     }
+}
+
+#[test]
+fn a_managed_vm_tells_at_its_end_what_it_has_done() {
+    let Some(mut guest) = run(RESETTING, true) else { return };
+    let last = std::mem::replace(&mut guest.last, channel().1);
+    assert_eq!(guest.exit().0, Exit::Reboot);
+    let stats = last.recv().expect("told before the end");
+    assert_eq!(stats.state, State::Ended);
+    assert!(stats.vcpus[0].exits.io_out > 0, "it wrote to a port to reset the machine");
 }
 
 #[test]
@@ -452,6 +469,7 @@ fn a_vm_that_cannot_be_built_anew_is_over_and_says_why() {
         events,
         driver,
         kernel,
+        ..
     } = guest;
     drop(kernel);
     vm.cycle().expect("a running VM can be cycled");
