@@ -239,7 +239,10 @@ fn a_managed_vm_tells_at_its_end_what_it_has_done() {
     assert_eq!(guest.exit().0, Exit::Reboot);
     let stats = last.recv().expect("told before the end");
     assert_eq!(stats.state, State::Ended);
-    assert!(stats.vcpus[0].exits.io_out > 0, "it wrote to a port to reset the machine");
+    assert!(
+        stats.vcpus[0].exits.io_out > 0,
+        "it wrote to a port to reset the machine"
+    );
 }
 
 #[test]
