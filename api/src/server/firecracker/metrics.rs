@@ -41,9 +41,13 @@ impl MetricsConfiguration {
     }
 }
 
-/// Writes the metrics of `instance`, from the start of its VM on, at regular intervals.
+/// Writes the metrics of `instance`, from the start of its VM on, at regular intervals, if they have a file.
 pub async fn write_regularly(instance: Arc<Instance>) {
     instance.wait_for_start().await;
+    // From then on none can be configured.
+    if !instance.has_metrics_file() {
+        return;
+    }
     let mut clock = interval(PERIOD);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
