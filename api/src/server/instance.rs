@@ -149,11 +149,7 @@ impl Instance {
 
     /// Tells those who watch that no more events will come; they get what they have not seen yet.
     pub fn end_events(&self) {
-        *self
-            .watchers
-            .subscription
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.watchers.subscription) = None;
     }
 
     /// What is configured.
