@@ -1,6 +1,7 @@
 //! Tests with real guests under a real monitor.
 #![expect(clippy::unwrap_used, reason = "in a test, what cannot be unwrapped is a failure")]
 
+mod api;
 mod boot;
 mod client;
 mod command_line;
