@@ -17,6 +17,20 @@ pub struct ManagedVm {
     _directory: TempDir,
 }
 
+impl ManagedVm {
+    /// Pauses the guest.
+    #[track_caller]
+    pub fn pause(&self) {
+        self.api.patch("/vm", &json!({ "state": "Paused" }));
+    }
+
+    /// Lets the paused guest go on.
+    #[track_caller]
+    pub fn resume(&self) {
+        self.api.patch("/vm", &json!({ "state": "Resumed" }));
+    }
+}
+
 impl Guest {
     /// Boots this kernel, initrd, vCPUs and memory through the API, after `configure` has described the devices, and
     /// waits until the guest takes commands.

@@ -15,6 +15,8 @@ mod lifecycle;
 mod limits;
 mod memory;
 mod net;
+mod pause;
+mod power;
 mod reset;
 mod rng;
 mod seccomp;

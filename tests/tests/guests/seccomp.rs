@@ -6,7 +6,7 @@ use std::fs;
 use cutover_tests::{Disk, Guest, Network, Vm};
 
 /// The seccomp mode of each thread, by thread name (see proc_pid_status(5): 2 is "filter").
-fn modes(vm: &Vm) -> BTreeMap<String, String> {
+pub fn modes(vm: &Vm) -> BTreeMap<String, String> {
     let field = |status: &str, key: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
         line.trim().to_owned()
