@@ -11,6 +11,7 @@ mod debian;
 mod dirty;
 mod disk;
 mod faults;
+mod foreign_clients;
 mod lifecycle;
 mod limits;
 mod memory;
