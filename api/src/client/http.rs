@@ -23,7 +23,7 @@ use crate::text::escaped;
 pub const INFO: &str = "/v1/info";
 /// Most bytes of an answer.
 pub const ANSWER_MAX: usize = 4 << 20;
-/// Least time until a VM with too many clients is tried again.
+/// Time until a VM with which no connection came about is tried again.
 const RETRY: Duration = Duration::from_millis(20);
 
 /// A VM's API, as seen from outside.
@@ -115,12 +115,15 @@ impl Vm {
     }
 }
 
-/// Connects, waiting while the listener has as many clients waiting as it takes.
+/// Connects, waiting while that cannot be told to succeed or fail.
 async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
     loop {
         match UnixStream::connect(socket).await {
             Ok(stream) => return Ok(stream),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(RETRY).await,
+            // It has as many clients waiting as it takes, or has just stopped listening.
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionReset) => {
+                tokio::time::sleep(RETRY).await;
+            }
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                 return Err(ClientError::NotThere(socket.to_owned()));
             }

@@ -35,7 +35,7 @@ pub enum FilterError {
     /// Not the path of a module.
     #[error("'{0}' is not a part of the program: write a module's path, such as virtio::net")]
     Part(String),
-    /// More parts than [`PARTS_MAX`].
+    /// More parts than `PARTS_MAX`.
     #[error("more than {PARTS_MAX} parts have a level of their own")]
     TooMany,
 }

@@ -131,7 +131,8 @@ fn two_guests_are_listed_paused_resumed_watched_and_shut_down_together() {
     let down = directory.vm(&["shutdown", "--all", "--timeout", "3m"]);
     assert_eq!(down, "database  shut down\nweb       shut down\n");
     assert_eq!((web.wait(), database.wait()), (Exit::Shutdown, Exit::Shutdown));
-    assert!(follower.wait().unwrap().success());
+    let followed = follower.wait().unwrap();
+    assert!(followed.success(), "{}", std::fs::read_to_string(&events).unwrap());
     for vm in ["web", "database"] {
         let (states, sequences) = history(&events, vm);
         assert_eq!(
