@@ -333,11 +333,7 @@ impl<'a> VirtioBuilder<'a> {
     }
 
     /// Places `device`, which is called `name` in messages, behind its transport.
-    fn add<D: VirtioDevice + 'static>(
-        &mut self,
-        name: String,
-        device: D,
-    ) -> Result<Connected<D>, Error> {
+    fn add<D: VirtioDevice + 'static>(&mut self, name: String, device: D) -> Result<Connected<D>, Error> {
         let size = u64::from(VIRTIO_WINDOW);
         let window = self
             .windows
