@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use cutover_devices::virtio::net::random_mac;
 use cutover_snapshot::spec::VmSpec;
 
-use crate::Error;
 use crate::control::{Command, Controller, Ending, Mailbox, Message};
 use crate::device_manager::{DiskUpdate, NetUpdate};
 use crate::dirty::{DirtyRate, RateMeter};
@@ -24,6 +23,7 @@ use crate::lifecycle::{Action, Exit, Refusal, Request, State, Step};
 use crate::machine::Machine;
 use crate::seccomp::{self, ThreadKind};
 use crate::stats::VmStats;
+use crate::{Error, program_text};
 
 /// How to run, apart from what the guest sees.
 #[derive(Clone)]
@@ -138,6 +138,7 @@ impl Vmm {
                 ThreadKind::StateDriver
             })?;
         }
+        program_text::release();
         let exit = driver.run(machine, last);
         driver.enter(State::Ended);
         driver.log(match &exit {

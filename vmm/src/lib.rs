@@ -23,6 +23,7 @@ mod layout;
 pub mod lifecycle;
 mod machine;
 mod memory;
+mod program_text;
 pub mod seccomp;
 pub mod stats;
 #[cfg(test)]

@@ -4,7 +4,6 @@
 
 use std::mem::MaybeUninit;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -42,7 +41,7 @@ pub fn contestants(stage: &Stage) -> Vec<Contestant<'_>> {
 fn measure(stage: &Stage, program: &Path, arguments: &[&str]) -> Result<Values> {
     let directory = scratch();
     let socket = directory.path().join("api");
-    let mut command = Command::new(program);
+    let mut command = stage.command(program)?;
     command.args(arguments).arg("--api-sock").arg(&socket);
 
     let birth = Birth::watch(directory.path())?;
@@ -50,8 +49,9 @@ fn measure(stage: &Stage, program: &Path, arguments: &[&str]) -> Result<Values> 
     let monitor = Monitor::start(command);
     birth.wait()?;
     let mut connection = connect(&Api::new(&socket));
-    connection.request("GET", "/", None).success();
     let up = start.elapsed();
+    connection.request("GET", "/", None).success();
+    let answered = start.elapsed();
 
     let put = |path: &str, body: Value| {
         Api::new(&socket).put(path, &body);
@@ -78,6 +78,7 @@ fn measure(stage: &Stage, program: &Path, arguments: &[&str]) -> Result<Values> 
     let (pauses, resumes) = (0..PAUSES).map(|_| (switch("Paused"), switch("Resumed"))).unzip();
     Ok(vec![
         ("api_up_ms", milliseconds(up)),
+        ("first_answer_ms", milliseconds(answered)),
         ("pause_ms", milliseconds(median(pauses))),
         ("resume_ms", milliseconds(median(resumes))),
         ("overhead_mib", mib(resident.overhead)),

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::environment::{guest_file, monitor_binary, scratch};
@@ -39,8 +40,55 @@ impl Stage {
         })
     }
 
+    /// The command that runs one of the programs with copies of its libraries too: where a start takes a few
+    /// milliseconds, waiting for a slow file system once would be most of it.
+    pub fn command(&self, program: &Path) -> Result<Command> {
+        let libraries = self.directory.path().join("lib");
+        fs::create_dir_all(&libraries)?;
+        let listing = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
+        ensure!(
+            listing.status.success(),
+            "{} has no list of libraries",
+            program.display()
+        );
+        let mut loader = None;
+        for library in library_paths(&String::from_utf8_lossy(&listing.stdout)) {
+            let copy = libraries.join(library.file_name().context("a library has a name")?);
+            if !copy.exists() {
+                fs::copy(&library, &copy).with_context(|| format!("cannot copy {}", library.display()))?;
+            }
+            if copy.to_string_lossy().contains("/ld-linux") {
+                loader = Some(copy);
+            }
+        }
+        let mut command = Command::new(loader.context("no dynamic loader among the libraries")?);
+        command.arg("--library-path").arg(libraries).arg(program);
+        Ok(command)
+    }
+
     /// A place for further files.
     pub fn directory(&self) -> &Path {
         self.directory.path()
+    }
+}
+
+/// The files in ldd's output: of lines `NAME => PATH (ADDRESS)` and `PATH (ADDRESS)`.
+fn library_paths(listing: &str) -> Vec<PathBuf> {
+    let words = listing
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    words.map(PathBuf::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_and_the_loader_are_found_in_the_listing() {
+        let listing = "\tlinux-vdso.so.1 (0x00007ffc)\n\tlibc.so.6 => /lib/x/libc.so.6 (0x00007f)\n\
+                       \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
+        let expected = ["/lib/x/libc.so.6", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from);
+        assert_eq!(library_paths(listing), expected);
     }
 }
