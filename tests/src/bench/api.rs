@@ -85,13 +85,14 @@ fn measure(stage: &Stage, program: &Path, arguments: &[&str]) -> Result<Values> 
     ])
 }
 
-/// A socket that has a name is about to listen.
+/// A socket that has a name is about to listen, for which its owner needs the processor.
 fn connect(api: &Api) -> Connection {
+    const PAUSE: Duration = Duration::from_micros(20);
     loop {
         if let Ok(connection) = api.try_connect() {
             return connection;
         }
-        std::thread::yield_now();
+        std::thread::sleep(PAUSE);
     }
 }
 
