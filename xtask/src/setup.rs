@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::{process, ui};
 
 /// Everything the tasks need beyond Rust itself.
-const PACKAGES: [&str; 19] = [
+const PACKAGES: [&str; 20] = [
     // building
     "gcc",
     "libc6-dev",
@@ -31,6 +31,7 @@ const PACKAGES: [&str; 19] = [
     // running and reaching guests
     "iperf3",
     "iproute2",
+    "mount",
     "openssh-client",
     "qemu-system-x86",
     "tar",
