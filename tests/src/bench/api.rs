@@ -54,6 +54,7 @@ fn measure(stage: &Stage, program: &Path, arguments: &[&str]) -> Result<Values> 
     let up = start.elapsed();
     connection.request("GET", "/", None).success();
     let answered = start.elapsed();
+    drop(birth);
 
     let put = |path: &str, body: Value| {
         Api::new(&socket).put(path, &body);
@@ -114,7 +115,8 @@ fn set_policy(policy: libc::c_int) -> Result<()> {
     Ok(())
 }
 
-/// Waits for the first file in a directory without spending instructions on looking for it.
+/// Waits for the first file in a directory without spending instructions on looking for it. To be dropped when time no
+/// longer counts: the kernel waits for the next tick of its clock then.
 struct Birth(rustix::fd::OwnedFd);
 
 impl Birth {
@@ -124,9 +126,9 @@ impl Birth {
         Ok(Self(inotify))
     }
 
-    fn wait(self) -> Result<()> {
+    fn wait(&self) -> Result<()> {
         let mut buffer = [MaybeUninit::uninit(); 512];
-        inotify::Reader::new(self.0, &mut buffer).next()?;
+        inotify::Reader::new(&self.0, &mut buffer).next()?;
         Ok(())
     }
 }
