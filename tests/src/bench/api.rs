@@ -44,13 +44,14 @@ fn measure(stage: &Stage, program: &Path, arguments: &[&str]) -> Result<Values> 
     let mut command = stage.command(program)?;
     command.args(arguments).arg("--api-sock").arg(&socket);
 
+    run_first()?;
     let birth = Birth::watch(directory.path())?;
     let monitor = Monitor::start(command);
     // The program has been executed. What came before, making a process, is not its doing, and takes whole ticks of the
     // host's clock at times.
     let start = Instant::now();
     birth.wait()?;
-    let mut connection = connect(&Api::new(&socket))?;
+    let mut connection = connect(&Api::new(&socket));
     let up = start.elapsed();
     connection.request("GET", "/", None).success();
     let answered = start.elapsed();
@@ -88,23 +89,22 @@ fn measure(stage: &Stage, program: &Path, arguments: &[&str]) -> Result<Values> 
     ])
 }
 
-/// Connects to a socket that has a name and is about to listen, for which its owner needs the processor: where there is
-/// only one, this thread has it when nobody else wants it.
-fn connect(api: &Api) -> Result<Connection> {
-    set_policy(libc::SCHED_IDLE)?;
-    let connection = loop {
+/// Connects to a socket that has a name and is about to listen, for which its owner needs the processor.
+fn connect(api: &Api) -> Connection {
+    const PAUSE: Duration = Duration::from_micros(20);
+    loop {
         match api.try_connect() {
-            Ok(connection) => break connection,
-            Err(_) => std::thread::yield_now(),
+            Ok(connection) => return connection,
+            Err(_) => std::thread::sleep(PAUSE),
         }
-    };
-    set_policy(libc::SCHED_OTHER)?;
-    Ok(connection)
+    }
 }
 
-/// Sets how the host's scheduler sees this thread.
-fn set_policy(policy: libc::c_int) -> Result<()> {
-    let parameters = libc::sched_param { sched_priority: 0 };
+/// Has this thread get the processor as soon as it wants it, so that it notices at once what it waits for, also where
+/// there is only one processor. Processes that it starts do not inherit this.
+fn run_first() -> Result<()> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
     // SAFETY: 0 is the calling thread, and the parameters are valid during the call.
     let changed = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
     ensure!(
