@@ -20,7 +20,7 @@ pub fn contestants(stage: &Stage) -> Vec<Contestant<'_>> {
     let mut contestants = vec![
         Contestant {
             name: "Cutover",
-            measure: Box::new(|| measure(cutover(stage))),
+            measure: Box::new(|| measure(cutover(stage)?)),
         },
         Contestant {
             name: "QEMU microvm",
@@ -36,8 +36,8 @@ pub fn contestants(stage: &Stage) -> Vec<Contestant<'_>> {
     contestants
 }
 
-fn cutover(stage: &Stage) -> Command {
-    let mut command = Command::new(&stage.cutover);
+fn cutover(stage: &Stage) -> Result<Command> {
+    let mut command = stage.command(&stage.cutover)?;
     command.args([
         "run",
         "--cpus",
@@ -52,12 +52,14 @@ fn cutover(stage: &Stage) -> Command {
         .arg(&stage.kernel)
         .arg("--initrd")
         .arg(&stage.initrd);
-    command
+    Ok(command)
 }
 
 fn firecracker(stage: &Stage, program: &Path) -> Result<Command> {
     let config = stage.directory().join("firecracker.json");
-    peers::firecracker(program, &config, &stage.kernel, &stage.initrd, MEMORY_MIB)
+    let mut command = stage.command(program)?;
+    peers::add_firecracker_arguments(&mut command, &config, &stage.kernel, &stage.initrd, MEMORY_MIB)?;
+    Ok(command)
 }
 
 fn measure(command: Command) -> Result<Values> {

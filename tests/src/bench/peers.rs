@@ -51,17 +51,22 @@ pub fn boot(command: Command) -> Vm {
     vm
 }
 
-/// Firecracker with 1 vCPU; its configuration goes into the file `config`.
+/// Completes a command that runs Firecracker, with 1 vCPU; its configuration goes into the file `config`.
 ///
 /// Without seccomp filters, because builds for glibc have none; Cutover runs with its own.
-pub fn firecracker(program: &Path, config: &Path, kernel: &Path, initrd: &Path, memory_mib: u32) -> Result<Command> {
+pub fn add_firecracker_arguments(
+    command: &mut Command,
+    config: &Path,
+    kernel: &Path,
+    initrd: &Path,
+    memory_mib: u32,
+) -> Result<()> {
     let contents = json!({
         "boot-source": { "kernel_image_path": kernel, "initrd_path": initrd, "boot_args": CMDLINE },
         "machine-config": { "vcpu_count": 1, "mem_size_mib": memory_mib },
         "drives": [],
     });
     fs::write(config, contents.to_string()).with_context(|| format!("cannot write {}", config.display()))?;
-    let mut command = Command::new(program);
     command.args(["--no-api", "--no-seccomp", "--config-file"]).arg(config);
-    Ok(command)
+    Ok(())
 }
