@@ -59,7 +59,7 @@ pub const BENCHES: [Bench; 4] = [
     Bench {
         name: "boot",
         title: "exec to the guest's user space; ELF kernel, 1 vCPU, 128 MiB",
-        many_interrupts: false,
+        many_interrupts: true,
         metrics: &[
             Metric {
                 id: "user_space_ms",
