@@ -25,6 +25,7 @@ mod machine;
 mod memory;
 mod program_text;
 pub mod seccomp;
+pub mod snapshot;
 pub mod stats;
 #[cfg(test)]
 mod testing;

@@ -1,0 +1,19 @@
+//! Snapshots of a VM: made while its guest goes on running, and turned into running VMs again.
+//!
+//! ```text
+//!  create   prepare   guest runs    store, first harvest, write protection          thread "snapshot"
+//!           freeze    guest stands  last harvest, state of vCPUs and devices        state driver
+//!           copy      guest runs    memory, disks, commit                           thread "snapshot"
+//!
+//!  restore  open      all that can be verified without pages is verified, before anything is created
+//!           build     the machine of the spec with the saved state, memory and disks being filled behind it
+//! ```
+//! The pause does not depend on the size of the memory: pages to be saved are write-protected while the guest runs, so
+//! that at the pause only those are left that it wrote meanwhile.
+
+mod request;
+
+pub use self::request::{
+    ClockPolicy, Disks, Kind, Method, NetOverride, RestoreRequest, SnapshotProgress, SnapshotReport, SnapshotRequest,
+    Source, Target, Trust,
+};
