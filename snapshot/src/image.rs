@@ -13,6 +13,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::Error;
 use crate::manifest::{Base, ImageEntry};
@@ -53,9 +54,14 @@ pub(crate) fn check_shape(page_bytes: u32, pages: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// An image as the newest snapshot of a chain sees it. Its pages come through a [`Reader`].
+/// An image as the newest snapshot of a chain sees it. Its pages come through [`Reader`]s, of which there can be several
+/// at a time, in several threads. Clones are the same image.
+#[derive(Clone, Debug)]
+pub struct Image(Arc<Stack>);
+
+/// The layers of an image, and what they amount to.
 #[derive(Debug)]
-pub struct Image {
+struct Stack {
     page_bytes: u32,
     pages: u64,
     /// Newest first.
@@ -87,43 +93,53 @@ impl Image {
             map.put_below(extents, visible);
             opened.push(layer);
         }
-        Ok(Self {
+        Ok(Self(Arc::new(Stack {
             page_bytes: newest.page_bytes,
             pages: newest.pages,
             layers: opened,
             map,
-        })
+        })))
     }
 
     /// Bytes of a page.
     pub fn page_bytes(&self) -> u32 {
-        self.page_bytes
+        self.0.page_bytes
     }
 
     /// Number of pages.
     pub fn pages(&self) -> u64 {
-        self.pages
+        self.0.pages
+    }
+
+    /// Number of pages that are stored; the others are zero.
+    pub fn stored_pages(&self) -> u64 {
+        self.0.map.stored_pages()
     }
 
     /// Something to read pages with; each thread has its own.
     ///
     /// # Errors
     /// There is no memory for a decompressor.
-    pub fn reader(&self) -> Result<Reader<'_>, Error> {
-        Reader::new(self)
+    pub fn reader(&self) -> Result<Reader, Error> {
+        Reader::new(self.clone())
     }
 
     /// The file in which page *n* lies at *n* times the size of a page, pages that are not stored being holes: the
     /// file of a snapshot that is complete in itself and was written flat. Who maps it forgoes the checksums.
     pub fn flat_file(&self) -> Option<&File> {
-        match self.layers.as_slice() {
+        match self.0.layers.as_slice() {
             [layer] if layer.flat => Some(&layer.file),
             _ => None,
         }
     }
 
     fn layer(&self, number: u32) -> &Layer {
-        &self.layers[number as usize]
+        &self.0.layers[number as usize]
+    }
+
+    /// Where page `page`, one of the image's, is, and how many pages follow there, itself included.
+    fn find(&self, page: u64) -> (Place, u64) {
+        self.0.map.find(page, self.0.pages)
     }
 }
 

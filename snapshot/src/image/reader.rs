@@ -15,8 +15,8 @@ use crate::error::Error;
 const KEPT_CHUNKS: usize = 32;
 
 /// Reads pages of an image. The chunks used last are kept, so that reading in order reads most chunks once.
-pub struct Reader<'a> {
-    image: &'a Image,
+pub struct Reader {
+    image: Image,
     chunks: ChunkReader,
     kept: Vec<KeptChunk>,
     /// Counts the uses of chunks.
@@ -42,20 +42,20 @@ pub struct Found<'a> {
     pub bytes: Option<&'a [u8]>,
 }
 
-impl<'a> Reader<'a> {
-    pub(super) fn new(image: &'a Image) -> Result<Self, Error> {
-        let newest = image.layer(0).path();
+impl Reader {
+    pub(super) fn new(image: Image) -> Result<Self, Error> {
+        let chunks = ChunkReader::new(image.layer(0).path())?;
         Ok(Self {
             image,
-            chunks: ChunkReader::new(newest)?,
+            chunks,
             kept: Vec::new(),
             clock: 0,
         })
     }
 
     /// The image.
-    pub fn image(&self) -> &'a Image {
-        self.image
+    pub fn image(&self) -> &Image {
+        &self.image
     }
 
     /// Page `page` and those after it that come with it at no cost; nothing past the image's end.
@@ -63,17 +63,16 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// The file cannot be read, or the chunk is damaged.
     pub fn at(&mut self, page: u64) -> Result<Option<Found<'_>>, Error> {
-        let image = self.image;
-        if page >= image.pages {
+        if page >= self.image.pages() {
             return Ok(None);
         }
-        let (place, count) = image.map.find(page, image.pages);
+        let (place, count) = self.image.find(page);
         let Place::Stored { layer, chunk, slot } = place else {
             return Ok(Some(Found { count, bytes: None }));
         };
+        let page_bytes = self.image.page_bytes() as usize;
         let kept = self.chunk(layer, chunk)?;
         // A chunk is small, and the index was checked: the pages are within it.
-        let page_bytes = image.page_bytes as usize;
         let pages = usize::try_from(count).expect("pages of a chunk");
         let bytes = &kept.bytes[slot as usize * page_bytes..][..pages * page_bytes];
         Ok(Some(Found {
@@ -97,7 +96,7 @@ impl<'a> Reader<'a> {
 
     /// Reads a chunk in place of the one that was not used for the longest time; returns its position.
     fn read_chunk(&mut self, layer: u32, chunk: u32) -> Result<usize, Error> {
-        let position = if self.kept.len() < self.image.layers.len() + KEPT_CHUNKS {
+        let position = if self.kept.len() < self.image.0.layers.len() + KEPT_CHUNKS {
             self.kept.push(KeptChunk::default());
             self.kept.len() - 1
         } else {

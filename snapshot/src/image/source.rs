@@ -36,28 +36,28 @@ pub struct Progress {
 }
 
 /// All pages of an image that are not zero, in order.
-pub struct Scan<'a> {
-    reader: Reader<'a>,
+pub struct Scan {
+    reader: Reader,
     next: u64,
 }
 
-impl<'a> Scan<'a> {
+impl Scan {
     /// The pages that `reader` reads.
-    pub fn new(reader: Reader<'a>) -> Self {
+    pub fn new(reader: Reader) -> Self {
         Self { reader, next: 0 }
     }
 }
 
-impl PageSource for Scan<'_> {
+impl PageSource for Scan {
     fn bytes_total(&self) -> u64 {
         let image = self.reader.image();
-        image.map.stored_pages() * u64::from(image.page_bytes)
+        image.stored_pages() * u64::from(image.page_bytes())
     }
 
     fn next_pages(&mut self) -> Result<Option<Pages<'_>>, Error> {
         let image = self.reader.image();
-        while self.next < image.pages {
-            let (place, count) = image.map.find(self.next, image.pages);
+        while self.next < image.pages() {
+            let (place, count) = image.find(self.next);
             if place != Place::Zero {
                 break;
             }

@@ -362,3 +362,36 @@ fn nothing_is_built_on_a_parent_that_is_gone_or_has_no_such_image() {
     let refused = store.create("child", draft(1, Some(&base)));
     assert!(matches!(refused.err(), Some(Error::ParentMissing { .. })));
 }
+
+#[test]
+fn an_image_is_read_by_several_threads_at_a_time() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let layer = |seed: u64, step: usize| Layer {
+        pages: 400,
+        complete: false,
+        layout: Layout::Compressed { level: 1 },
+        writes: (0..400)
+            .step_by(step)
+            .map(|number| (number, noise(seed + number)))
+            .collect(),
+    };
+    let reference = write_chain(&store(dir.path()), &[layer(1, 2), layer(1000, 3)]);
+    let chain = Chain::open(&dir.path().join("snapshot-1")).expect("a chain");
+    let image = chain.image(NAME).expect("an image");
+    assert_eq!(image.stored_pages(), reference.content.len() as u64);
+    let mut reader = image.reader().expect("a reader");
+    let threads = [(); 4].map(|()| {
+        let image = image.clone();
+        std::thread::spawn(move || read_all(&image).expect("readable"))
+    });
+    // A reader keeps its image, whoever else lets go of it.
+    drop((image, chain));
+    for thread in threads {
+        assert_eq!(thread.join().expect("no panic"), reference);
+    }
+    let found = reader.at(0).expect("readable").expect("a page");
+    assert_eq!(
+        found.bytes.map(|bytes| &bytes[..PAGE as usize]),
+        reference.content.get(&0).map(|page| &page[..])
+    );
+}
