@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use cutover_snapshot::image::Progress;
-use cutover_snapshot::spec::MacAddr;
+use cutover_snapshot::spec::{MacAddr, SerialSpec};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -132,6 +132,10 @@ pub struct RestoreRequest {
     pub disks: BTreeMap<String, PathBuf>,
     /// Where files are created for disks that are part of the snapshot and not in `disks`: as `ID.img`.
     pub disks_dir: Option<PathBuf>,
+    /// Where the guest's console goes. That is a matter of the process that runs the VM, so the snapshot does not say.
+    pub serial: SerialSpec,
+    /// Back the guest's memory with the host's reserved huge pages, or not, whatever the snapshot's VM had.
+    pub hugepages: Option<bool>,
     /// Note what changes from now on, so that incremental snapshots can be built on this one.
     pub track: bool,
     /// Leave the VM paused.
