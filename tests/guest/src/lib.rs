@@ -2,13 +2,16 @@
 //!
 //! - [`frame`]: messages on a serial line that the guest's kernel prints on as well;
 //! - [`agent`]: the messages of the agent, which runs shell commands for the harness;
-//! - [`stream`]: reproducible pseudo-random bytes for transfers that are checked at both ends.
+//! - [`stream`]: reproducible pseudo-random bytes for transfers that are checked at both ends;
+//! - [`pages`]: memory that notices when a page is not what was written last.
 //!
-//! Programs: `guest-init` (process 1 of the `micro` guest: marker, mounts, modules, agent) and `tcp-stream`.
+//! Programs: `guest-init` (process 1 of the `micro` guest: marker, mounts, modules, agent), `tcp-stream` and
+//! `page-writer`.
 #![forbid(unsafe_code)]
 
 pub mod agent;
 pub mod frame;
+pub mod pages;
 pub mod stream;
 
 /// The line `guest-init` prints on the console as its first act.
