@@ -95,7 +95,7 @@ impl Chain {
 pub(crate) fn read_state(snapshot: &Snapshot) -> Result<State, Error> {
     let path = snapshot.path.join(section::FILE);
     let content = fs::read(&path).map_err(Error::io("read it", &path))?;
-    State::split(&path, &snapshot.sealed.manifest.state, &content)
+    State::split(&path, &snapshot.sealed.manifest.state, &content, 0)
 }
 
 /// The store and the name of the snapshot in directory `path`.

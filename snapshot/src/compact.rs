@@ -53,7 +53,7 @@ pub fn compact(store: &Store, selection: &Selection, rehearse: bool) -> Result<C
         }
         for name in &leftovers {
             let path = store.dir().join(name);
-            let removed = store.files.remove_dir_all(&path);
+            let removed = store.files.remove(&path);
             removed.map_err(Error::io("remove it", &path))?;
         }
     }

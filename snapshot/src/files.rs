@@ -3,23 +3,28 @@
 //! Reading does not go through it: a file that reads wrongly is made by writing it wrongly.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Operations on a file system, each of which can be the last.
-pub trait Files: Send + Sync {
-    /// Creates a directory that only its owner may enter.
-    ///
-    /// # Errors
-    /// It exists, or the system refuses.
-    fn create_dir(&self, path: &Path) -> io::Result<()>;
+use crate::error::Error;
 
+/// Where new files can be put: a file system, or something that is filled from front to back.
+pub trait NewFiles: Send + Sync {
     /// Creates an empty file that only its owner may read.
     ///
     /// # Errors
     /// It exists, or the system refuses.
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
+}
+
+/// Operations on a file system, each of which can be the last.
+pub trait Files: NewFiles {
+    /// Creates a directory that only its owner may enter.
+    ///
+    /// # Errors
+    /// It exists, or the system refuses.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
 
     /// Makes the entries of a directory permanent.
     ///
@@ -27,17 +32,17 @@ pub trait Files: Send + Sync {
     /// The system refuses.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// Gives a directory another name, at once and as a whole.
+    /// Gives a file or directory another name, at once and as a whole; a file replaces one that has this name.
     ///
     /// # Errors
-    /// The name is taken by something that is not an empty directory, or the system refuses.
+    /// The name of a directory is taken by something that is not an empty directory, or the system refuses.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Removes a directory with all it holds.
+    /// Removes a file, or a directory with all it holds.
     ///
     /// # Errors
     /// The system refuses.
-    fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
 }
 
 /// A file being written.
@@ -59,14 +64,16 @@ pub trait NewFile: Send {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostFiles;
 
-impl Files for HostFiles {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        fs::DirBuilder::new().mode(0o700).create(path)
-    }
-
+impl NewFiles for HostFiles {
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         Ok(Box::new(file))
+    }
+}
+
+impl Files for HostFiles {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::DirBuilder::new().mode(0o700).create(path)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -77,8 +84,12 @@ impl Files for HostFiles {
         fs::rename(from, to)
     }
 
-    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
-        fs::remove_dir_all(path)
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        if path.symlink_metadata()?.is_dir() {
+            fs::remove_dir_all(path)
+        } else {
+            fs::remove_file(path)
+        }
     }
 }
 
@@ -90,4 +101,25 @@ impl NewFile for File {
     fn sync(&mut self) -> io::Result<()> {
         self.sync_all()
     }
+}
+
+/// Writes a whole file and makes its content permanent.
+pub(crate) fn write_whole(files: &dyn NewFiles, path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut file = files.create(path).map_err(Error::io("create it", path))?;
+    file.write_all_at(bytes, 0).map_err(Error::io("write it", path))?;
+    file.sync().map_err(Error::io("sync it", path))
+}
+
+/// Reads a whole regular file of at most `max` bytes.
+pub(crate) fn read_bounded(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let mut content = Vec::new();
+    File::open(path)?.take(max + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > max {
+        let reason = format!("it has more than {max} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+    }
+    Ok(content)
 }

@@ -4,6 +4,7 @@ use crate::chain::Chain;
 use crate::error::Error;
 use crate::image::{Layout, PageSource, Progress, Scan, Shape};
 use crate::manifest::Base;
+use crate::section::SectionWriter;
 use crate::store::{Snapshot, Store};
 use crate::writer::Draft;
 

@@ -19,6 +19,7 @@
 pub mod chain;
 pub mod checksum;
 pub mod compact;
+mod compose;
 pub mod error;
 pub mod files;
 pub mod flatten;
@@ -27,6 +28,7 @@ pub mod manifest;
 pub mod section;
 pub mod size;
 pub mod spec;
+pub mod state_file;
 pub mod store;
 pub mod verify;
 pub mod writer;

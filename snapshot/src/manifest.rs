@@ -7,9 +7,8 @@
 //!
 //! The file is JSON: an envelope with the format's version and the checksum of the text of the `manifest` in it.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -18,6 +17,7 @@ use uuid::Uuid;
 
 use crate::checksum::Checksum;
 use crate::error::Error;
+use crate::files::read_bounded;
 use crate::section::{self, SectionEntry};
 use crate::spec::VmSpec;
 
@@ -66,6 +66,21 @@ pub struct Manifest {
     pub state: Vec<SectionEntry>,
     /// Memory and disks.
     pub images: Vec<ImageEntry>,
+}
+
+/// What is known of a snapshot before it is written.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// When the guest was stopped for it.
+    pub created: Timestamp,
+    /// What it is built on, a snapshot of the same store.
+    pub parent: Option<Parent>,
+    /// The VM.
+    pub spec: VmSpec,
+    /// Where guest memory lies.
+    pub memory: Vec<MemoryRegion>,
+    /// What the guest has seen of its CPU.
+    pub cpu: CpuNeeds,
 }
 
 /// Which snapshot an incremental one is built on.
@@ -201,8 +216,33 @@ struct Head {
 }
 
 impl Manifest {
-    /// The text of the manifest's file, and the checksum by which children know it.
-    pub(crate) fn seal(&self) -> serde_json::Result<(String, Checksum)> {
+    /// A manifest without state and images, with an id of its own.
+    pub(crate) fn begin(draft: Draft) -> Self {
+        Self {
+            id: Uuid::new_v4(),
+            parent: draft.parent,
+            created: draft.created,
+            monitor: concat!("cutover ", env!("CARGO_PKG_VERSION")).to_owned(),
+            spec: draft.spec,
+            memory: draft.memory,
+            cpu: draft.cpu,
+            state: Vec::new(),
+            images: Vec::new(),
+        }
+    }
+
+    /// The text of the manifest's file, and the checksum by which children know it; the error is the reason why there
+    /// cannot be such a manifest.
+    pub(crate) fn seal(&self) -> Result<(String, Checksum), String> {
+        self.check()?;
+        let (text, checksum) = self.encode().map_err(|error| format!("its manifest: {error}"))?;
+        if text.len() as u64 > MANIFEST_BYTES_MAX {
+            return Err("its manifest is too large".to_owned());
+        }
+        Ok((text, checksum))
+    }
+
+    fn encode(&self) -> serde_json::Result<(String, Checksum)> {
         // Within the envelope; strings in JSON have no line feeds.
         let indented = serde_json::to_string_pretty(self)?.replace('\n', "\n  ");
         let manifest = RawValue::from_string(indented)?;
@@ -257,28 +297,28 @@ impl Sealed {
     /// There is none, it is damaged, has a newer format, or says what cannot be.
     pub fn read(dir: &Path) -> Result<Self, Error> {
         let path = dir.join(FILE);
-        let text = match read_bounded(&path) {
+        let text = match read_bounded(&path, MANIFEST_BYTES_MAX) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Absent(dir.to_owned())),
             Err(error) => return Err(Error::io("read it", &path)(error)),
         };
-        Self::parse(path, &text)
+        Self::parse(&path, &text, 0)
     }
 
-    /// Understands `text`, the content of the file at `path`.
-    fn parse(path: PathBuf, text: &[u8]) -> Result<Self, Error> {
+    /// Understands `text`, which begins at `start` of the file at `path`.
+    pub(crate) fn parse(path: &Path, text: &[u8], start: u64) -> Result<Self, Error> {
         let not_a_manifest = |source| Error::NotAManifest {
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         };
         let head: Head = serde_json::from_slice(text).map_err(not_a_manifest)?;
         if head.format != FORMAT {
             let reason = format!("its format is called {:?}, not {FORMAT:?}", head.format);
-            return Err(Error::invalid(&path, reason));
+            return Err(Error::invalid(path, reason));
         }
         if !(1..=FORMAT_VERSION).contains(&head.version) {
             return Err(Error::FormatVersion {
-                path,
+                path: path.to_owned(),
                 found: head.version,
                 newest: FORMAT_VERSION,
             });
@@ -289,28 +329,11 @@ impl Sealed {
         if checksum != envelope.checksum {
             // Both slices are of the same text.
             let offset = raw.as_ptr().addr() - text.as_ptr().addr();
-            return Err(Error::damaged(
-                &path,
-                offset as u64,
-                "the manifest does not have its checksum",
-            ));
+            let what = "the manifest does not have its checksum";
+            return Err(Error::damaged(path, start + offset as u64, what));
         }
         let manifest: Manifest = serde_json::from_str(raw).map_err(not_a_manifest)?;
-        manifest.check().map_err(|reason| Error::invalid(&path, reason))?;
+        manifest.check().map_err(|reason| Error::invalid(path, reason))?;
         Ok(Self { manifest, checksum })
     }
-}
-
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    if !path.symlink_metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
-    let mut text = Vec::new();
-    let file = File::open(path)?;
-    file.take(MANIFEST_BYTES_MAX + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > MANIFEST_BYTES_MAX {
-        let reason = format!("it has more than {MANIFEST_BYTES_MAX} bytes");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
-    }
-    Ok(text)
 }

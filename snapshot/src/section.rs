@@ -111,6 +111,51 @@ pub struct SectionEntry {
     pub checksum: Checksum,
 }
 
+/// Something that state can be saved to, section by section.
+pub trait SectionWriter {
+    /// Adds a section that is encoded already.
+    fn payload(&mut self, name: &str, payload: &Payload<'_>);
+
+    /// Adds a section.
+    ///
+    /// # Errors
+    /// It has no encoding.
+    fn section<T: Section>(&mut self, name: &str, value: &T) -> Result<(), Error> {
+        let bytes = postcard::to_stdvec(value).map_err(|source| Error::Section {
+            path: PathBuf::from(FILE),
+            name: name.to_owned(),
+            source: source.into(),
+        })?;
+        let payload = Payload {
+            version: T::VERSION,
+            bytes: &bytes,
+        };
+        self.payload(name, &payload);
+        Ok(())
+    }
+}
+
+/// Sections that are collected to be written.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sections {
+    /// What the manifest says of them.
+    pub entries: Vec<SectionEntry>,
+    /// Their encodings, one after the other.
+    pub bytes: Vec<u8>,
+}
+
+impl SectionWriter for Sections {
+    fn payload(&mut self, name: &str, payload: &Payload<'_>) {
+        self.entries.push(SectionEntry {
+            name: name.to_owned(),
+            version: payload.version,
+            bytes: payload.bytes.len() as u64,
+            checksum: Checksum::of(payload.bytes),
+        });
+        self.bytes.extend_from_slice(payload.bytes);
+    }
+}
+
 /// All sections of a snapshot, their checksums verified.
 #[derive(Debug)]
 pub struct State {
@@ -119,19 +164,21 @@ pub struct State {
 }
 
 impl State {
-    /// Takes apart the content of the file at `path`, whose sections `entries` lists in order.
-    pub(crate) fn split(path: &Path, entries: &[SectionEntry], content: &[u8]) -> Result<Self, Error> {
+    /// Takes apart `content`, which begins at `start` of the file at `path` and has the sections that `entries` lists,
+    /// in order.
+    pub(crate) fn split(path: &Path, entries: &[SectionEntry], content: &[u8], start: u64) -> Result<Self, Error> {
         let mut sections = BTreeMap::new();
         let mut offset = 0;
+        let damaged = |offset: usize, what| Error::damaged(path, start + offset as u64, what);
         for entry in entries {
             let bytes = usize::try_from(entry.bytes).ok();
             let end = bytes.and_then(|bytes| bytes.checked_add(offset));
             let encoded = end
                 .and_then(|end| content.get(offset..end))
-                .ok_or_else(|| Error::damaged(path, offset as u64, format!("state '{}' is cut short", entry.name)))?;
+                .ok_or_else(|| damaged(offset, format!("state '{}' is cut short", entry.name)))?;
             if Checksum::of(encoded) != entry.checksum {
                 let what = format!("state '{}' does not have its checksum", entry.name);
-                return Err(Error::damaged(path, offset as u64, what));
+                return Err(damaged(offset, what));
             }
             sections.insert(entry.name.clone(), (entry.version, encoded.to_vec()));
             offset += encoded.len();

@@ -215,8 +215,6 @@ impl Store {
         self.files
             .sync_dir(&self.dir)
             .map_err(Error::io("sync it", &self.dir))?;
-        self.files
-            .remove_dir_all(&deleted)
-            .map_err(Error::io("remove it", &deleted))
+        self.files.remove(&deleted).map_err(Error::io("remove it", &deleted))
     }
 }

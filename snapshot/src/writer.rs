@@ -11,49 +11,28 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use jiff::Timestamp;
 use rustix::fs::FlockOperation;
-use uuid::Uuid;
 
 use crate::chain::{CHAIN_MAX, Chain};
-use crate::checksum::Checksum;
+use crate::compose::Composer;
 use crate::error::Error;
 use crate::image::{ImageWriter, Shape};
-use crate::manifest::{self, Base, CpuNeeds, Manifest, MemoryRegion, Parent, Sealed};
-use crate::section::{self, Payload, Section, SectionEntry};
-use crate::spec::VmSpec;
+use crate::manifest::{CpuNeeds, Manifest, Parent};
+use crate::section::{Payload, SectionWriter};
 use crate::store::{PARTIAL, Snapshot, Store, check_name};
 
-/// What is known of a snapshot before it is written.
-#[derive(Clone, Debug)]
-pub struct Draft {
-    /// When the guest was stopped for it.
-    pub created: Timestamp,
-    /// What it is built on, a snapshot of the same store.
-    pub parent: Option<Parent>,
-    /// The VM.
-    pub spec: VmSpec,
-    /// Where guest memory lies.
-    pub memory: Vec<MemoryRegion>,
-    /// What the guest has seen of its CPU.
-    pub cpu: CpuNeeds,
-}
+pub use crate::manifest::Draft;
 
 /// A snapshot being written. Dropped without [`commit`](Self::commit), it leaves nothing behind.
 pub struct SnapshotWriter {
     store: Store,
     /// Held to the end, so that nobody deletes the parent.
     _lock: File,
-    parent: Option<Snapshot>,
     name: String,
-    /// The directory: a partial one, then the snapshot's.
-    dir: PathBuf,
-    manifest: Manifest,
-    state: Vec<u8>,
-    /// Images that are begun and not completed.
-    open_images: Vec<String>,
+    composer: Composer,
     committed: bool,
 }
 
@@ -76,64 +55,25 @@ impl SnapshotWriter {
         }
         let lock = store.lock(FlockOperation::NonBlockingLockShared)?;
         let parent = match &draft.parent {
-            Some(parent) => Some(find_parent(store, &path, parent)?),
+            Some(parent) => Some(find_parent(store, &path, parent)?.sealed.manifest),
             None => None,
         };
-        let id = Uuid::new_v4();
-        let dir = store.dir.join(format!("{PARTIAL}{id}"));
+        let manifest = Manifest::begin(draft);
+        let dir = store.dir.join(format!("{PARTIAL}{}", manifest.id));
         store.files.create_dir(&dir).map_err(Error::io("create it", &dir))?;
         Ok(Self {
             store: store.clone(),
             _lock: lock,
-            parent,
             name: name.to_owned(),
-            dir,
-            manifest: Manifest {
-                id,
-                parent: draft.parent,
-                created: draft.created,
-                monitor: concat!("cutover ", env!("CARGO_PKG_VERSION")).to_owned(),
-                spec: draft.spec,
-                memory: draft.memory,
-                cpu: draft.cpu,
-                state: Vec::new(),
-                images: Vec::new(),
-            },
-            state: Vec::new(),
-            open_images: Vec::new(),
+            composer: Composer::new(dir, manifest, parent),
             committed: false,
         })
     }
 
-    /// Adds a section of state.
-    ///
-    /// # Errors
-    /// It has no encoding.
-    pub fn section<T: Section>(&mut self, name: &str, value: &T) -> Result<(), Error> {
-        let bytes = postcard::to_stdvec(value).map_err(|source| Error::Section {
-            path: self.dir.join(section::FILE),
-            name: name.to_owned(),
-            source: source.into(),
-        })?;
-        self.payload(
-            name,
-            &Payload {
-                version: T::VERSION,
-                bytes: &bytes,
-            },
-        );
-        Ok(())
-    }
-
-    /// Adds a section of state that is encoded already.
-    pub fn payload(&mut self, name: &str, payload: &Payload<'_>) {
-        self.manifest.state.push(SectionEntry {
-            name: name.to_owned(),
-            version: payload.version,
-            bytes: payload.bytes.len() as u64,
-            checksum: Checksum::of(payload.bytes),
-        });
-        self.state.extend_from_slice(payload.bytes);
+    /// Notes what may be known only once the guest has stopped: when that was, and what it has seen of its CPU.
+    pub fn stopped(&mut self, at: Timestamp, cpu: CpuNeeds) {
+        let manifest = &mut self.composer.manifest;
+        (manifest.created, manifest.cpu) = (at, cpu);
     }
 
     /// Begins an image. Several can be written at the same time, also by other threads.
@@ -141,21 +81,7 @@ impl SnapshotWriter {
     /// # Errors
     /// There cannot be such an image, the parent has none to base it on, or its file cannot be created.
     pub fn image(&mut self, name: &str, shape: Shape) -> Result<ImageWriter, Error> {
-        let unwritable = |reason| Error::unwritable(&self.dir, reason);
-        manifest::check_part_name(name, false).map_err(unwritable)?;
-        if shape.base == Base::Parent && !self.parent_has(name, shape.page_bytes) {
-            let reason = format!("image '{name}' is based on a parent that has none with such pages");
-            return Err(Error::unwritable(&self.dir, reason));
-        }
-        let image = ImageWriter::create(&*self.store.files, &self.dir, name, shape)?;
-        self.open_images.push(name.to_owned());
-        Ok(image)
-    }
-
-    fn parent_has(&self, name: &str, page_bytes: u32) -> bool {
-        let manifest = self.parent.as_ref().map(|parent| &parent.sealed.manifest);
-        let image = manifest.and_then(|manifest| manifest.image(name));
-        image.is_some_and(|image| image.page_bytes == page_bytes)
+        self.composer.image(&*self.store.files, name, shape)
     }
 
     /// Takes back an image that has all its pages, and makes it permanent.
@@ -163,10 +89,7 @@ impl SnapshotWriter {
     /// # Errors
     /// It cannot be written, or a page came twice.
     pub fn complete(&mut self, image: ImageWriter) -> Result<(), Error> {
-        let name = image.name().to_owned();
-        self.manifest.images.push(image.finish()?);
-        self.open_images.retain(|open| *open != name);
-        Ok(())
+        self.composer.complete(image)
     }
 
     /// Makes the snapshot permanent and visible.
@@ -174,53 +97,33 @@ impl SnapshotWriter {
     /// # Errors
     /// It cannot be written, or does not hold together; then there is nothing of it.
     pub fn commit(mut self) -> Result<Snapshot, Error> {
-        if let Some(name) = self.open_images.first() {
-            let reason = format!("image '{name}' was begun and not completed");
-            return Err(Error::unwritable(&self.dir, reason));
-        }
-        self.write(section::FILE, &self.state)?;
-        let unwritable = |reason| Error::unwritable(&self.dir, reason);
-        self.manifest.check().map_err(unwritable)?;
-        let sealed = self.manifest.seal();
-        let (text, checksum) = sealed.map_err(|error| unwritable(format!("its manifest: {error}")))?;
-        if text.len() as u64 > manifest::MANIFEST_BYTES_MAX {
-            return Err(unwritable("its manifest is too large".to_owned()));
-        }
-        self.write(manifest::FILE, text.as_bytes())?;
-        let files = &self.store.files;
-        files.sync_dir(&self.dir).map_err(Error::io("sync it", &self.dir))?;
-        self.publish()?;
-        Ok(Snapshot {
-            path: self.dir.clone(),
-            name: self.name.clone(),
-            sealed: Sealed {
-                manifest: self.manifest.clone(),
-                checksum,
-            },
-        })
-    }
-
-    /// Gives the directory its name.
-    fn publish(&mut self) -> Result<(), Error> {
-        let files = &self.store.files;
+        let files = self.store.files.clone();
+        let sealed = self.composer.finish(&*files)?;
+        let dir = self.composer.dir();
+        files.sync_dir(dir).map_err(Error::io("sync it", dir))?;
         let path = self.store.dir.join(&self.name);
-        match files.rename(&self.dir, &path) {
-            Ok(()) => self.dir = path,
+        match files.rename(dir, &path) {
+            Ok(()) => self.committed = true,
             Err(error) if is_taken(&error) => return Err(Error::Exists(path)),
             Err(error) => return Err(Error::io("rename the finished snapshot to it", &path)(error)),
         }
         let store = &self.store.dir;
-        files.sync_dir(store).map_err(Error::io("sync it", store))?;
-        self.committed = true;
-        Ok(())
+        if let Err(error) = files.sync_dir(store) {
+            // What may not be permanent must not be there either: who is told of a failure starts from what was before.
+            let _ = self.store.remove(&path, self.composer.manifest.id);
+            return Err(Error::io("sync it", store)(error));
+        }
+        Ok(Snapshot {
+            path,
+            name: self.name.clone(),
+            sealed,
+        })
     }
+}
 
-    /// Writes a whole file and makes it permanent.
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let path = self.dir.join(name);
-        let mut file = self.store.files.create(&path).map_err(Error::io("create it", &path))?;
-        file.write_all_at(bytes, 0).map_err(Error::io("write it", &path))?;
-        file.sync().map_err(Error::io("sync it", &path))
+impl SectionWriter for SnapshotWriter {
+    fn payload(&mut self, name: &str, payload: &Payload<'_>) {
+        self.composer.payload(name, payload);
     }
 }
 
@@ -243,7 +146,7 @@ impl Drop for SnapshotWriter {
     fn drop(&mut self) {
         if !self.committed {
             // The reason for giving up is what the caller is told; compaction removes what stays.
-            let _ = self.store.remove(&self.dir, self.manifest.id);
+            let _ = self.store.remove(self.composer.dir(), self.composer.manifest.id);
         }
     }
 }

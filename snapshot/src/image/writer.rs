@@ -9,7 +9,7 @@ use super::source::{PageSource, Progress};
 use super::{PAGE_BYTES_MAX, PAGE_BYTES_MIN, check_shape};
 use crate::checksum::Checksum;
 use crate::error::Error;
-use crate::files::{Files, NewFile};
+use crate::files::{NewFile, NewFiles};
 use crate::manifest::{Base, ImageEntry, IndexEntry, image_file};
 use crate::section::Section;
 
@@ -67,7 +67,7 @@ pub struct ImageWriter {
 
 impl ImageWriter {
     /// Begins the file of image `name` in directory `dir`.
-    pub(crate) fn create(files: &dyn Files, dir: &Path, name: &str, shape: Shape) -> Result<Self, Error> {
+    pub(crate) fn create(files: &dyn NewFiles, dir: &Path, name: &str, shape: Shape) -> Result<Self, Error> {
         let path = dir.join(image_file(name));
         check_shape(shape.page_bytes, shape.pages).map_err(|reason| Error::unwritable(&path, reason))?;
         if shape.layout == Layout::Flat && shape.base != Base::Zero {

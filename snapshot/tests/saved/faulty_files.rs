@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use cutover_snapshot::files::{Files, HostFiles, NewFile};
+use cutover_snapshot::files::{Files, HostFiles, NewFile, NewFiles};
 
 /// What happens at the chosen step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,14 +119,7 @@ impl Model {
     }
 }
 
-impl Files for FaultyFiles {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.step(Step::Stores)?;
-        HostFiles.create_dir(path)?;
-        self.model().unsynced_entries.insert(path.to_owned());
-        Ok(())
-    }
-
+impl NewFiles for FaultyFiles {
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
         self.step(Step::Stores)?;
         let inner = HostFiles.create(path)?;
@@ -136,6 +129,15 @@ impl Files for FaultyFiles {
             path: path.to_owned(),
             files: self.clone(),
         }))
+    }
+}
+
+impl Files for FaultyFiles {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.step(Step::Stores)?;
+        HostFiles.create_dir(path)?;
+        self.model().unsynced_entries.insert(path.to_owned());
+        Ok(())
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -163,9 +165,9 @@ impl Files for FaultyFiles {
         Ok(())
     }
 
-    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+    fn remove(&self, path: &Path) -> io::Result<()> {
         self.step(Step::Other)?;
-        HostFiles.remove_dir_all(path)
+        HostFiles.remove(path)
     }
 }
 

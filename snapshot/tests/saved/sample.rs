@@ -10,8 +10,9 @@ use cutover_snapshot::error::SectionError;
 use cutover_snapshot::files::Files;
 use cutover_snapshot::image::{Image, Layout, Shape};
 use cutover_snapshot::manifest::{Base, CpuNeeds, CpuRegister, CpuWord, MemoryRegion, Parent};
-use cutover_snapshot::section::{Payload, Section};
+use cutover_snapshot::section::{Payload, Section, SectionWriter};
 use cutover_snapshot::spec::VmSpec;
+use cutover_snapshot::state_file::{self, StateFile};
 use cutover_snapshot::store::{Snapshot, Store};
 use cutover_snapshot::writer::{Draft, SnapshotWriter};
 use serde::{Deserialize, Serialize};
@@ -206,6 +207,30 @@ pub fn write_child(dir: &Path, base: &Snapshot, files: Arc<dyn Files>) -> Result
     let disk = shape(2, Base::Parent, Layout::Compressed { level: 1 });
     put_image(&mut writer, "disk-root", disk, [(0, &page(5)[..])])?;
     writer.commit()
+}
+
+/// A small file of state: two sections.
+pub fn write_state_file(path: &Path, guest_ns: u64, files: &dyn Files) -> Result<(), Error> {
+    let mut file = StateFile::new(draft(SAMPLE_PAGES, None));
+    file.section("clock", &ClockV1 { guest_ns })?;
+    file.section("clock/new", &clock_of(guest_ns))?;
+    file.write_through(files, path)
+}
+
+/// What a file of state that [`write_state_file`] has written reads as: the time in it.
+pub fn read_state_file(path: &Path) -> Result<u64, Error> {
+    let (manifest, state) = state_file::read(path)?;
+    assert_eq!(manifest.spec, draft(SAMPLE_PAGES, None).spec);
+    let Clock { guest_ns, .. } = state.read("clock")?;
+    assert_eq!(state.read::<Clock>("clock/new")?, clock_of(guest_ns));
+    Ok(guest_ns)
+}
+
+fn clock_of(guest_ns: u64) -> Clock {
+    Clock {
+        guest_ns,
+        stopped: true,
+    }
 }
 
 /// What a chain reads as, all of it.

@@ -3,7 +3,7 @@
 use cutover_snapshot::Error;
 use cutover_snapshot::chain::Chain;
 use cutover_snapshot::error::SectionError;
-use cutover_snapshot::section::{Payload, SECTIONS_MAX, Section, State};
+use cutover_snapshot::section::{Payload, SECTIONS_MAX, Section, SectionWriter, State};
 use serde::Serialize;
 
 use crate::sample::{Clock, ClockV1, draft, store};
