@@ -11,6 +11,7 @@
 //! Input is left where it is while the guest does not empty the FIFO (back-pressure); the read that empties it wakes
 //! the loop. Only a terminal is read all the same, for the escape to work when the guest hangs.
 
+mod state;
 mod watch;
 
 use std::io::{self, Write};
@@ -28,10 +29,12 @@ use crate::guest_event::{GuestEvent, GuestEventSink};
 use crate::stats::SerialCounters;
 use watch::Watch;
 
+pub use state::SerialState;
+
 /// Ports of a 16550.
 pub const PORTS: u16 = 8;
 
-struct Interrupt(EventFd);
+struct Interrupt(Arc<EventFd>);
 
 impl Trigger for Interrupt {
     type E = io::Error;
@@ -78,7 +81,7 @@ impl SerialPort {
     pub fn new(interrupt: EventFd, console: Console, events: GuestEventSink) -> Self {
         let Console { input, output, wake } = console;
         let counters = Arc::<SerialCounters>::default();
-        let uart = Serial::with_events(Interrupt(interrupt), Traffic(counters.clone()), output);
+        let uart = Serial::with_events(Interrupt(Arc::new(interrupt)), Traffic(counters.clone()), output);
         Self {
             fifo_size: uart.fifo_capacity(),
             uart,

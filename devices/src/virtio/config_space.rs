@@ -41,6 +41,16 @@ impl ConfigSpace {
         data[..len].copy_from_slice(&known[..len]);
     }
 
+    /// All fields.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.lock().bytes.clone()
+    }
+
+    /// Takes the place of a space that had reached `generation`, and may differ from it.
+    pub fn follow(&self, generation: u32) {
+        self.lock().generation = generation.wrapping_add(1);
+    }
+
     /// `ConfigGeneration`.
     pub fn generation(&self) -> u32 {
         self.lock().generation

@@ -39,6 +39,9 @@ pub enum DeviceError {
         /// The image.
         path: PathBuf,
     },
+    /// A snapshot reads the image, or a restore fills it.
+    #[error("the image of this disk is being copied by a snapshot or a restore: try again when that has finished")]
+    DiskBeingCopied,
     /// Too long for the guest to read.
     #[error("disk serial number '{serial}' has {len} bytes; the limit is 20", len = .serial.len())]
     Serial {
@@ -124,6 +127,14 @@ pub enum DeviceError {
         /// Which.
         index: usize,
         /// What is wrong.
+        reason: String,
+    },
+    /// What was saved of a device cannot be the state of the device there is.
+    #[error("the saved state of {device} cannot be restored: {reason}")]
+    SavedState {
+        /// The device.
+        device: String,
+        /// What is wrong with it.
         reason: String,
     },
     /// The event loop is gone.

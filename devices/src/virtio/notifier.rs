@@ -103,9 +103,26 @@ impl Notifier {
         self.shared.failed.store(false, Ordering::Release);
     }
 
+    /// Has the status that was saved. The interrupt itself is raised by [`raise_again`](Self::raise_again).
+    pub(super) fn restore(&self, interrupt_status: u32, failed: bool) {
+        self.shared.interrupt_status.store(interrupt_status, Ordering::Release);
+        self.shared.failed.store(failed, Ordering::Release);
+    }
+
+    /// Interrupts the driver if there is something it has not acknowledged.
+    pub(super) fn raise_again(&self) {
+        if self.interrupt_status() != 0 {
+            self.interrupt_driver();
+        }
+    }
+
     /// The status bit is set before the interrupt: the driver's handler reads it to learn why it was called.
     fn raise(&self, bit: u32) {
         self.shared.interrupt_status.fetch_or(bit, Ordering::AcqRel);
+        self.interrupt_driver();
+    }
+
+    fn interrupt_driver(&self) {
         if let Err(error) = self.shared.interrupt.write(1) {
             tracing::error!(device = self.shared.name, %error, "cannot raise the interrupt");
         }

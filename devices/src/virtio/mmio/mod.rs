@@ -27,8 +27,11 @@ use crate::event_loop::{EventLoopError, EventLoopHandle, Subscriber};
 use crate::guest_event::GuestEventSink;
 
 mod queue_setup;
+mod state;
 #[cfg(test)]
 mod tests;
+
+pub use self::state::TransportState;
 
 /// Offset of the register a driver writes a queue's index to; a hypervisor turns such writes into doorbell events.
 pub const QUEUE_NOTIFY_OFFSET: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
@@ -147,6 +150,9 @@ impl MmioTransport {
 
     /// Goes on where [`pause`](Self::pause) stopped.
     pub fn resume(&mut self) {
+        // It may have been on its way when the interrupt controllers were saved: not in their state, nor seen by the
+        // guest. One too many does no harm.
+        self.notifier.raise_again();
         match std::mem::replace(&mut self.service, Service::Idle) {
             // It had given up before: only a reset helps.
             Service::Paused(_) if self.notifier.has_failed() => {}
@@ -258,7 +264,7 @@ impl MmioTransport {
             }
             (0, ACKNOWLEDGED) | (ACKNOWLEDGED, DRIVER) => self.status = rung,
             // Accepting VERSION_1 and nothing that was not offered is what earns FEATURES_OK (virtio 1.2 §3.1.1, §6.1).
-            (DRIVER, FEATURES_OK) if self.features_are_acceptable() => self.status = rung,
+            (DRIVER, FEATURES_OK) if self.acceptable(self.accepted_features) => self.status = rung,
             (FEATURES_OK, DRIVER_OK) => {
                 self.status = rung;
                 self.begin_service();
@@ -270,8 +276,8 @@ impl MmioTransport {
         }
     }
 
-    fn features_are_acceptable(&self) -> bool {
-        has_feature(self.accepted_features, VIRTIO_F_VERSION_1) && self.accepted_features & !self.offered_features == 0
+    fn acceptable(&self, features: u64) -> bool {
+        has_feature(features, VIRTIO_F_VERSION_1) && features & !self.offered_features == 0
     }
 
     /// Returns only when no request is under way: the driver reuses the memory at once. A request that the host's disk
