@@ -168,8 +168,8 @@ impl DeviceManager {
     /// guest that has set the disk up is told if the size differs. Whether the disk can be written does not change.
     ///
     /// # Errors
-    /// There is no such disk, or the image cannot be used, for the reasons for which [`create`](Self::create) refuses
-    /// one. Nothing is changed then.
+    /// There is no such disk, a snapshot or a restore copies its image, or the other image cannot be used, for the
+    /// reasons for which [`create`](Self::create) refuses one. Nothing is changed then.
     pub fn update_disk(&self, id: &str, update: &DiskUpdate) -> Result<(), Error> {
         let disk = find(&self.disks, "disk", id)?;
         // Opened here, where a slow file system holds up nobody but this thread; so is the old image closed.
@@ -181,15 +181,21 @@ impl DeviceManager {
         let (device, limits) = (disk.device.clone(), update.rate_limiter);
         let _replaced = self.event_loop.call(move |_| {
             let mut block = lock(&device);
+            let replaced = successor.map(|successor| block.replace(successor)).transpose()?;
             if let Some(limits) = limits {
                 block.limit(&limits);
             }
-            successor.map(|successor| block.replace(successor))
-        })?;
+            Ok::<_, DeviceError>(replaced)
+        })??;
         if resized {
             lock(&disk.transport).config_changed();
         }
         Ok(())
+    }
+
+    /// The disks with their ids, in the order the guest sees them.
+    pub fn disks(&self) -> impl Iterator<Item = (&str, MutexGuard<'_, Block>)> {
+        self.disks.iter().map(|disk| (disk.id.as_str(), lock(&disk.device)))
     }
 
     /// Changes the network interface called `id` while its guest uses it, or while the VM is paused.

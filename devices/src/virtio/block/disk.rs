@@ -79,8 +79,8 @@ impl Disk {
         matches!((own, other), (Ok(own), Ok(other)) if own == other)
     }
 
-    /// The image.
-    pub(super) fn file(&self) -> &Arc<File> {
+    /// The image. What requests have written is there for whoever reads it: neither engine goes past the page cache.
+    pub fn file(&self) -> &Arc<File> {
         &self.file
     }
 
@@ -95,7 +95,7 @@ impl Disk {
     }
 
     /// Whether the guest may only read.
-    pub(super) fn readonly(&self) -> bool {
+    pub fn readonly(&self) -> bool {
         self.readonly
     }
 

@@ -5,7 +5,7 @@
 //! the host has.
 //!
 //! The image can be replaced while requests are under way: each request holds on to the image it began on, so nothing
-//! has to be waited for. A request that the rate limiter holds back is still in the queue.
+//! has to be waited for. A request that the rate limiter or the `gate` holds back is still in the queue.
 
 use std::io;
 use std::sync::Arc;
@@ -17,10 +17,12 @@ use virtio_queue::Queue;
 use vm_memory::GuestAddress;
 use vmm_sys_util::epoll::EventSet;
 
+use self::chunks::ChunkSet;
 pub use self::disk::Disk;
 use self::engine::{Completion, Engine};
+use self::gate::{Copier, Gate, Holds};
 use self::in_flight::{InFlight, Step};
-use self::request::Request;
+use self::request::{Request, Status};
 use self::written::WriteTracker;
 use super::log_limit::LogLimit;
 use super::queue::{Chain, QueueError, Turn};
@@ -29,9 +31,11 @@ use super::{ConfigSpace, DeviceError, Notifier, ServedQueue, StartedQueues, Virt
 use crate::OnThread;
 use crate::stats::DiskCounters;
 
+pub mod chunks;
 mod config;
 mod disk;
 mod engine;
+pub mod gate;
 mod in_flight;
 mod request;
 #[cfg(test)]
@@ -46,6 +50,7 @@ const REQUESTS_PER_TURN: u16 = 32;
 const DOORBELL: u32 = 0;
 const COMPLETION: u32 = 1;
 const RESUME: u32 = 2;
+const READY: u32 = 3;
 
 /// A virtio disk.
 pub struct Block {
@@ -54,6 +59,7 @@ pub struct Block {
     features: u64,
     config: ConfigSpace,
     throttle: Throttle,
+    gate: Gate,
     counters: Arc<DiskCounters>,
     writes: WriteTracker,
     service: Option<Service>,
@@ -106,6 +112,7 @@ impl Block {
         Ok(Self {
             config: ConfigSpace::new(config::bytes(disk.sectors(), QUEUE_SIZE)),
             throttle: Throttle::new(&spec.rate_limiter)?,
+            gate: Gate::new().map_err(DeviceError::system("create an event for a disk"))?,
             counters: Arc::default(),
             writes: WriteTracker::new(disk.size()),
             disk,
@@ -123,12 +130,32 @@ impl Block {
     /// Puts `disk`, a [successor](Disk::successor) of the image in use, in its place, and returns the old one. Requests
     /// under way are finished on that. If the number of sectors differs, the driver has to be told that its
     /// configuration space has changed.
-    pub fn replace(&mut self, disk: Disk) -> Disk {
+    ///
+    /// # Errors
+    /// Somebody [copies](Self::hold) the image in use. Nothing has changed.
+    pub fn replace(&mut self, disk: Disk) -> Result<Disk, DeviceError> {
+        if self.gate.is_held() {
+            return Err(DeviceError::DiskBeingCopied);
+        }
         if disk.sectors() != self.disk.sectors() {
             self.config.replace(config::bytes(disk.sectors(), QUEUE_SIZE));
         }
         self.writes.replace(disk.size());
-        std::mem::replace(&mut self.disk, disk)
+        Ok(std::mem::replace(&mut self.disk, disk))
+    }
+
+    /// Has requests for `chunks` of the stopped disk wait, once it is started, until the [`Copier`] has seen to them. It
+    /// keeps its image until then.
+    ///
+    /// # Errors
+    /// Somebody else copies chunks of it.
+    ///
+    /// # Panics
+    /// If the disk is not stopped, or `chunks` are those of a disk of another size.
+    pub fn hold(&mut self, holds: Holds, chunks: ChunkSet) -> Result<Copier, DeviceError> {
+        assert!(self.service.is_none(), "requests are under way that are not held");
+        assert_eq!(chunks.disk_size(), self.disk.size(), "chunks of another disk");
+        self.gate.hold(holds, chunks).ok_or(DeviceError::DiskBeingCopied)
     }
 
     /// Changes the limits; see [`RateLimiterSpec`] for what is left as it is.
@@ -155,7 +182,7 @@ impl Block {
             return Ok(());
         };
         if data != COMPLETION && !self.throttle.is_waiting() {
-            service.take_requests(&self.disk, &mut self.engine, &mut self.throttle)?;
+            service.take_requests(&self.disk, &mut self.engine, &self.gate, &mut self.throttle)?;
         }
         // Also after taking requests: what the page cache answered is complete by now.
         service.reap(&mut self.engine)?;
@@ -165,14 +192,19 @@ impl Block {
 }
 
 impl Service {
-    /// Takes the requests there are, as far as the limits go, and submits them to the engine together.
-    fn take_requests(&mut self, disk: &Disk, engine: &mut Engine, throttle: &mut Throttle) -> Result<(), Failure> {
+    /// Takes the requests there are, as far as gate and limits let them pass, and submits them to the engine together.
+    fn take_requests(
+        &mut self,
+        disk: &Disk,
+        engine: &mut Engine,
+        gate: &Gate,
+        throttle: &mut Throttle,
+    ) -> Result<(), Failure> {
         let mut turn = self.queue.begin_turn(REQUESTS_PER_TURN)?;
         while let Some(mut chain) = self.next_chain(&mut turn)? {
             let status = self.status_address(&mut chain)?;
             let request = Request::parse(&mut chain, disk);
-            if !throttle.admit(request.map_or(0, |request| request.data_len())) {
-                self.counters.throttled.add(1);
+            if !self.may_begin(request, gate, throttle) {
                 self.queue.unpop(1);
                 self.spare.push(chain);
                 break;
@@ -181,6 +213,18 @@ impl Service {
             self.proceed(step, engine)?;
         }
         Ok(engine.submit()?)
+    }
+
+    /// Whether gate and limits let `request` pass; then it is paid for.
+    fn may_begin(&self, request: Result<Request, Status>, gate: &Gate, throttle: &mut Throttle) -> bool {
+        if request.is_ok_and(|request| !gate.admits(&request)) {
+            return false;
+        }
+        let admitted = throttle.admit(request.map_or(0, |request| request.data_len()));
+        if !admitted {
+            self.counters.throttled.add(1);
+        }
+        admitted
     }
 
     fn next_chain(&mut self, turn: &mut Turn) -> Result<Option<Chain>, QueueError> {
@@ -327,6 +371,7 @@ impl MutEventSubscriber for Block {
             service.notifier.fail(failure);
             service.queue.ignore_doorbell(ops);
             self.throttle.ignore(ops);
+            self.gate.ignore(ops);
         }
     }
 
@@ -339,6 +384,7 @@ impl MutEventSubscriber for Block {
             .queue
             .watch_doorbell(ops, DOORBELL)
             .and_then(|()| self.throttle.watch(ops, RESUME))
+            .and_then(|()| self.gate.watch(ops, READY))
             .and_then(|()| ops.add(completions));
         if let Err(error) = watched {
             service.notifier.fail(error);

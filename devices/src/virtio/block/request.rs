@@ -1,5 +1,7 @@
 //! What a guest asks of its disk: the request header and its checks (virtio 1.2 §5.2.6).
 
+use std::ops::Range;
+
 use virtio_bindings::virtio_blk::*;
 use vm_memory::{ByteValued, Le32, Le64};
 
@@ -130,6 +132,25 @@ impl Request {
             Self::Read { len, .. } | Self::Write { len, .. } => len,
             Self::Flush | Self::GetId | Self::Discard { .. } | Self::WriteZeroes { .. } => 0,
         }
+    }
+
+    /// What of the disk it is about.
+    pub fn bytes(&self) -> Range<u64> {
+        match *self {
+            Self::Read { offset, len }
+            | Self::Write { offset, len }
+            | Self::Discard { offset, len }
+            | Self::WriteZeroes { offset, len, .. } => offset..offset + len,
+            Self::Flush | Self::GetId => 0..0,
+        }
+    }
+
+    /// Whether these bytes may be others afterwards.
+    pub fn changes_disk(&self) -> bool {
+        matches!(
+            self,
+            Self::Write { .. } | Self::Discard { .. } | Self::WriteZeroes { .. }
+        )
     }
 
     /// Counts it as done.

@@ -5,8 +5,8 @@
 //!  completed writes ─────┤                                       │
 //!                        └─► pending of a migration  ◄──put back─┘ (when dropped)
 //! ```
-//! Each [`Consumer`] takes what was written since its own last take, in chunks of [`CHUNK_SIZE`], whatever the others
-//! do. What was taken goes back unless it is committed: an attempt that fails loses nothing.
+//! Each [`Consumer`] takes what was written since its own last take, in [chunks](super::chunks), whatever the others do. What was
+//! taken goes back unless it is committed: an attempt that fails, or is forgotten, loses nothing.
 //!
 //! A chunk is marked when the host has finished with it, also if the host failed, never earlier: whoever takes the mark
 //! and then reads the chunk has what was written, or will be told again. While there is no consumer a write costs one
@@ -17,10 +17,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Bytes of a chunk.
-pub const CHUNK_SIZE: u64 = 64 << 10;
-/// Chunks of a word of a set.
-const WORD_CHUNKS: u64 = 64;
+use super::chunks::ChunkSet;
 
 /// Where a disk's writes are recorded. Clones are the same record.
 #[derive(Clone, Default)]
@@ -42,24 +39,20 @@ struct State {
     next_id: u64,
 }
 
-/// Some chunks of a disk.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ChunkSet {
-    /// Bytes of the disk.
-    size: u64,
-    words: Vec<u64>,
-}
-
 /// Somebody who wants to know.
 pub struct Consumer {
     tracker: WriteTracker,
     id: u64,
 }
 
-/// What a consumer took. Put back when dropped.
-pub struct Taken<'a> {
-    consumer: &'a Consumer,
+/// What a consumer took. There may be several of one consumer at a time, each for an attempt of its own.
+///
+/// Dropping it puts the chunks back, for the consumer's next take.
+#[must_use = "chunks that are dropped without being committed are put back"]
+pub struct Taken {
     chunks: ChunkSet,
+    /// Whose chunks they are; nobody's any more once committed.
+    owner: Option<(WriteTracker, u64)>,
 }
 
 impl WriteTracker {
@@ -72,11 +65,21 @@ impl WriteTracker {
 
     /// A new consumer, who is told of every write that completes from now on.
     pub fn register(&self) -> Consumer {
+        self.register_with(ChunkSet::none)
+    }
+
+    /// A new consumer, who has nothing of the disk yet: all of it is news.
+    pub fn register_anew(&self) -> Consumer {
+        self.register_with(ChunkSet::all)
+    }
+
+    /// A new consumer, for whom the chunks of a disk of this size that `pending` says are pending.
+    fn register_with(&self, pending: impl FnOnce(u64) -> ChunkSet) -> Consumer {
         let mut state = self.state();
         let id = state.next_id;
         state.next_id += 1;
-        let none = ChunkSet::none(state.size);
-        state.pending.insert(id, none);
+        let pending = pending(state.size);
+        state.pending.insert(id, pending);
         self.shared.consumers.store(state.pending.len(), Ordering::Release);
         Consumer {
             tracker: self.clone(),
@@ -85,7 +88,7 @@ impl WriteTracker {
     }
 
     /// The host has finished with a write of these bytes, well or not.
-    pub(super) fn record(&self, bytes: Range<u64>) {
+    pub fn record(&self, bytes: Range<u64>) {
         if self.shared.consumers.load(Ordering::Acquire) > 0 {
             for pending in self.state().pending.values_mut() {
                 pending.insert(bytes.clone());
@@ -98,8 +101,7 @@ impl WriteTracker {
         let mut state = self.state();
         state.size = size;
         for pending in state.pending.values_mut() {
-            *pending = ChunkSet::none(size);
-            pending.insert(0..size);
+            *pending = ChunkSet::all(size);
         }
     }
 
@@ -109,8 +111,8 @@ impl WriteTracker {
 }
 
 impl Consumer {
-    /// What was written since the last take.
-    pub fn take(&self) -> Taken<'_> {
+    /// What was written since the last take, and what was put back since.
+    pub fn take(&self) -> Taken {
         let mut state = self.tracker.state();
         let none = ChunkSet::none(state.size);
         let pending = state
@@ -118,14 +120,8 @@ impl Consumer {
             .get_mut(&self.id)
             .expect("it is there as long as its consumer");
         Taken {
-            consumer: self,
             chunks: std::mem::replace(pending, none),
-        }
-    }
-
-    fn put_back(&self, chunks: &ChunkSet) {
-        if let Some(pending) = self.tracker.state().pending.get_mut(&self.id) {
-            pending.union(chunks);
+            owner: Some((self.tracker.clone(), self.id)),
         }
     }
 }
@@ -141,7 +137,7 @@ impl Drop for Consumer {
     }
 }
 
-impl Taken<'_> {
+impl Taken {
     /// What was taken.
     pub fn chunks(&self) -> &ChunkSet {
         &self.chunks
@@ -149,76 +145,19 @@ impl Taken<'_> {
 
     /// It is safe elsewhere: it need not be put back.
     pub fn commit(mut self) {
-        self.chunks = ChunkSet::default();
+        self.owner = None;
     }
 }
 
-impl Drop for Taken<'_> {
+impl Drop for Taken {
     fn drop(&mut self) {
-        self.consumer.put_back(&self.chunks);
-    }
-}
-
-impl ChunkSet {
-    fn none(size: u64) -> Self {
-        let words = size.div_ceil(CHUNK_SIZE).div_ceil(WORD_CHUNKS);
-        Self {
-            size,
-            words: vec![0; usize::try_from(words).expect("a disk has fewer chunks than there are addresses")],
-        }
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|&word| word == 0)
-    }
-
-    /// The bytes of the chunks, in order and as long as possible; the last chunk of a disk may be shorter.
-    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
-        let mut next = 0;
-        std::iter::from_fn(move || {
-            let first = self.find(next, true)?;
-            let end = self
-                .find(first, false)
-                .unwrap_or_else(|| self.size.div_ceil(CHUNK_SIZE));
-            next = end;
-            Some(first * CHUNK_SIZE..(end * CHUNK_SIZE).min(self.size))
-        })
-    }
-
-    /// The first chunk from `start` on that is in the set, or is not.
-    fn find(&self, start: u64, present: bool) -> Option<u64> {
-        let mut chunk = start;
-        while chunk * CHUNK_SIZE < self.size {
-            let word = self.words[usize::try_from(chunk / WORD_CHUNKS).ok()?];
-            let wanted = if present { word } else { !word } >> (chunk % WORD_CHUNKS);
-            if wanted != 0 {
-                let found = chunk + u64::from(wanted.trailing_zeros());
-                return (found * CHUNK_SIZE < self.size).then_some(found);
-            }
-            chunk = (chunk / WORD_CHUNKS + 1) * WORD_CHUNKS;
-        }
-        None
-    }
-
-    /// Adds the chunks that have some of `bytes`, as far as the disk goes.
-    fn insert(&mut self, bytes: Range<u64>) {
-        let end = bytes.end.min(self.size);
-        if bytes.start >= end {
-            return;
-        }
-        for chunk in bytes.start / CHUNK_SIZE..end.div_ceil(CHUNK_SIZE) {
-            let word = usize::try_from(chunk / WORD_CHUNKS).expect("as many words as chunks need");
-            self.words[word] |= 1 << (chunk % WORD_CHUNKS);
-        }
-    }
-
-    /// Adds those of `other`, unless that is of another image: then all are in the set already.
-    fn union(&mut self, other: &Self) {
-        if self.size == other.size {
-            for (word, more) in self.words.iter_mut().zip(&other.words) {
-                *word |= more;
-            }
+        if let Some((tracker, id)) = self.owner.take()
+            // A consumer that is gone has no use for them.
+            && let Some(pending) = tracker.state().pending.get_mut(&id)
+            // Of another image all is pending already.
+            && pending.disk_size() == self.chunks.disk_size()
+        {
+            pending.union(&self.chunks);
         }
     }
 }
@@ -230,6 +169,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::virtio::block::chunks::CHUNK_SIZE;
 
     const SIZE: u64 = 150 * CHUNK_SIZE + 512;
 
@@ -244,23 +184,6 @@ mod tests {
     }
 
     #[test]
-    fn neighbouring_chunks_make_one_range_that_ends_with_the_disk() {
-        let tracker = WriteTracker::new(SIZE);
-        let consumer = tracker.register();
-        tracker.record(CHUNK_SIZE - 1..CHUNK_SIZE + 1);
-        tracker.record(63 * CHUNK_SIZE..66 * CHUNK_SIZE);
-        tracker.record(SIZE - 1..SIZE);
-        tracker.record(SIZE..u64::MAX);
-        tracker.record(5..5);
-        let expected = [
-            0..2 * CHUNK_SIZE,
-            63 * CHUNK_SIZE..66 * CHUNK_SIZE,
-            150 * CHUNK_SIZE..SIZE,
-        ];
-        assert_eq!(ranges(consumer.take().chunks()), expected);
-    }
-
-    #[test]
     fn nothing_is_kept_for_nobody_and_nobody_hears_of_what_was_before() {
         let tracker = WriteTracker::new(SIZE);
         tracker.record(0..1);
@@ -268,6 +191,30 @@ mod tests {
         assert!(consumer.take().chunks().is_empty());
         drop(consumer);
         assert!(tracker.state().pending.is_empty());
+    }
+
+    #[test]
+    fn all_is_news_to_whoever_has_nothing_yet_until_it_is_committed() {
+        let tracker = WriteTracker::new(SIZE);
+        let consumer = tracker.register_anew();
+        drop(consumer.take());
+        let taken = consumer.take();
+        assert_eq!(taken.chunks(), &ChunkSet::all(SIZE));
+        taken.commit();
+        assert!(consumer.take().chunks().is_empty());
+    }
+
+    #[test]
+    fn what_was_taken_outlives_its_consumer_and_goes_nowhere_then() {
+        let tracker = WriteTracker::new(SIZE);
+        let (gone, other) = (tracker.register(), tracker.register());
+        tracker.record(0..1);
+        let taken = gone.take();
+        other.take().commit();
+        drop(gone);
+        assert_eq!(chunks(taken.chunks()), BTreeSet::from([0]));
+        drop(taken);
+        assert!(other.take().chunks().is_empty());
     }
 
     #[test]

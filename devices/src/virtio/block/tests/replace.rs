@@ -24,7 +24,8 @@ impl Swappable {
     fn swap(&self, path: &Path) -> Result<(), DeviceError> {
         let disk = self.block.lock().unwrap().disk().successor(path)?;
         let block = self.block.clone();
-        self.guest.on_loop(move || drop(block.lock().unwrap().replace(disk)));
+        self.guest
+            .on_loop(move || block.lock().unwrap().replace(disk).map(drop))?;
         self.guest.transport.config_changed();
         Ok(())
     }

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::virtio::block::written::{CHUNK_SIZE, Consumer};
+use crate::virtio::block::chunks::CHUNK_SIZE;
+use crate::virtio::block::written::Consumer;
 
 fn taken(consumer: &Consumer) -> Vec<Range<u64>> {
     let taken = consumer.take();
@@ -63,6 +64,6 @@ fn another_image_counts_as_written_throughout() {
     let block = Arc::new(Mutex::new(Block::open(&old.spec(DiskIo::Auto), &unconfined()).unwrap()));
     let consumer = block.lock().unwrap().writes().register();
     let successor = block.lock().unwrap().disk().successor(&new.path).unwrap();
-    block.lock().unwrap().replace(successor);
+    block.lock().unwrap().replace(successor).unwrap();
     assert_eq!(taken(&consumer), one(0..SECTORS * 512));
 }
