@@ -93,7 +93,7 @@ pub enum Error {
     #[error("{}: the chain of parents comes back to this snapshot and has no beginning", .0.display())]
     Cycle(PathBuf),
     /// Longer than [`CHAIN_MAX`](crate::chain::CHAIN_MAX).
-    #[error("{}: its chain has more than {} snapshots: flatten it", .0.display(), crate::chain::CHAIN_MAX)]
+    #[error("{}: its chain has more than {} snapshots: merge it", .0.display(), crate::chain::CHAIN_MAX)]
     ChainLength(PathBuf),
     /// No such section of state.
     #[error("{}: has no state '{name}'", .path.display())]
@@ -138,6 +138,17 @@ pub enum Error {
         /// The snapshot.
         path: PathBuf,
         /// Name of one that needs it.
+        by: String,
+    },
+    /// A snapshot that others are built on cannot be replaced.
+    #[error(
+        "{}: cannot be merged in place: '{by}' is built on it as it is now: merge it under a new name, or '{by}'",
+        .path.display()
+    )]
+    Replaced {
+        /// The snapshot.
+        path: PathBuf,
+        /// Name of one that is built on it.
         by: String,
     },
     /// Someone writes or deletes here now.

@@ -3,11 +3,15 @@
 //! Reading does not go through it: a file that reads wrongly is made by writing it wrongly.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use uuid::Uuid;
 
 use crate::error::Error;
+use crate::store::PARTIAL;
 
 /// Where new files can be put: a file system, or something that is filled from front to back.
 pub trait NewFiles: Send + Sync {
@@ -37,6 +41,12 @@ pub trait Files: NewFiles {
     /// # Errors
     /// The name of a directory is taken by something that is not an empty directory, or the system refuses.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives each of two files or directories the name of the other, at once.
+    ///
+    /// # Errors
+    /// The file system cannot do that, or the system refuses.
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()>;
 
     /// Removes a file, or a directory with all it holds.
     ///
@@ -84,6 +94,10 @@ impl Files for HostFiles {
         fs::rename(from, to)
     }
 
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         if path.symlink_metadata()?.is_dir() {
             fs::remove_dir_all(path)
@@ -110,16 +124,35 @@ pub(crate) fn write_whole(files: &dyn NewFiles, path: &Path, bytes: &[u8]) -> Re
     file.sync().map_err(Error::io("sync it", path))
 }
 
-/// Reads a whole regular file of at most `max` bytes.
-pub(crate) fn read_bounded(path: &Path, max: u64) -> io::Result<Vec<u8>> {
-    if !path.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+/// The directory in which the file at `path` is.
+fn parent_dir(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
+        _ => PathBuf::from("."),
     }
-    let mut content = Vec::new();
-    File::open(path)?.take(max + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > max {
-        let reason = format!("it has more than {max} bytes");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+}
+
+/// A name for what is being written in `dir`: what is left of it is removed when the store is [pruned](crate::prune).
+fn partial(dir: &Path) -> PathBuf {
+    dir.join(format!("{PARTIAL}{}", Uuid::new_v4()))
+}
+
+/// Has `write` write a file beside `path`, and then gives it that name: it is there as a whole or not at all.
+pub(crate) fn publish(
+    files: &dyn Files,
+    path: &Path,
+    write: impl FnOnce(&Path) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let dir = parent_dir(path);
+    let partial = partial(&dir);
+    let published = write(&partial).and_then(|()| {
+        let renamed = files.rename(&partial, path);
+        renamed.map_err(Error::io("rename the finished file to it", path))
+    });
+    if let Err(error) = published {
+        // The reason for giving up is what the caller is told.
+        let _ = files.remove(&partial);
+        return Err(error);
     }
-    Ok(content)
+    files.sync_dir(&dir).map_err(Error::io("sync it", &dir))
 }

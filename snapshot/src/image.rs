@@ -12,11 +12,14 @@
 //! A chunk is the unit of reading: a few pages, checksummed together, possibly compressed. Zero pages are not stored.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
+use crate::blob::Blob;
 use crate::error::Error;
 use crate::manifest::{Base, ImageEntry};
+use crate::source::{Source, open_file};
+use crate::store::Snapshot;
 use index::{Chunk, Index};
 use map::{Extent, PageMap, Place};
 
@@ -70,24 +73,23 @@ struct Stack {
 }
 
 impl Image {
-    /// Puts together what the snapshots in the directories of `layers` (newest first, down to the one that is
-    /// complete) store of an image.
-    pub(crate) fn open(layers: &[(&Path, &ImageEntry)]) -> Result<Self, Error> {
+    /// Puts together what the snapshots of `layers` (newest first, down to the one that is complete) store of an image.
+    pub(crate) fn open(source: &dyn Source, layers: &[(&Snapshot, &ImageEntry)]) -> Result<Self, Error> {
         let mut map = PageMap::default();
         let mut opened = Vec::with_capacity(layers.len());
-        let (newest_dir, newest) = layers.first().expect("a chain has a newest snapshot");
+        let (newest_snapshot, newest) = layers.first().expect("a chain has a newest snapshot");
         let mut visible = newest.pages;
-        for (number, (dir, entry)) in (0..).zip(layers) {
+        for (number, (snapshot, entry)) in (0..).zip(layers) {
             if entry.page_bytes != newest.page_bytes {
                 let reason = format!(
                     "has pages of {} bytes, but {} of {}",
                     entry.page_bytes,
-                    newest_dir.join(newest.file()).display(),
+                    newest_snapshot.path.join(newest.file()).display(),
                     newest.page_bytes
                 );
-                return Err(Error::invalid(&dir.join(entry.file()), reason));
+                return Err(Error::invalid(&snapshot.path.join(entry.file()), reason));
             }
-            let (layer, extents) = Layer::open(dir, entry, number)?;
+            let (layer, extents) = Layer::open(source, snapshot, entry, number)?;
             // What a shorter image once cut off does not come back when the image grows again.
             visible = visible.min(entry.pages);
             map.put_below(extents, visible);
@@ -125,10 +127,10 @@ impl Image {
     }
 
     /// The file in which page *n* lies at *n* times the size of a page, pages that are not stored being holes: the
-    /// file of a snapshot that is complete in itself and was written flat. Who maps it forgoes the checksums.
+    /// local file of a snapshot that is complete in itself and was written flat. Who maps it forgoes the checksums.
     pub fn flat_file(&self) -> Option<&File> {
         match self.0.layers.as_slice() {
-            [layer] if layer.flat => Some(&layer.file),
+            [layer] if layer.flat => layer.blob.file(),
             _ => None,
         }
     }
@@ -146,8 +148,7 @@ impl Image {
 /// What one snapshot stores of an image.
 #[derive(Debug)]
 pub(crate) struct Layer {
-    path: PathBuf,
-    file: File,
+    blob: Arc<dyn Blob>,
     page_bytes: u32,
     chunks: Vec<Chunk>,
     /// Complete in itself, and each page at its own place.
@@ -157,13 +158,17 @@ pub(crate) struct Layer {
 impl Layer {
     /// Opens the file of an image, the `number`th of its chain, reads and verifies the index; with it come the pages
     /// it stores, in order.
-    pub(crate) fn open(dir: &Path, entry: &ImageEntry, number: u32) -> Result<(Self, Vec<Extent>), Error> {
-        let path = dir.join(entry.file());
-        let file = File::open(&path).map_err(Error::io("open it", &path))?;
-        let index = Index::read(&path, &file, entry)?;
+    pub(crate) fn open(
+        source: &dyn Source,
+        snapshot: &Snapshot,
+        entry: &ImageEntry,
+        number: u32,
+    ) -> Result<(Self, Vec<Extent>), Error> {
+        let blob = open_file(source, snapshot, &entry.file(), entry.file_bytes())?;
+        let index = Index::read(&*blob, entry)?;
         let extents = index
             .extents(entry, number)
-            .map_err(|what| Error::damaged(&path, entry.data_bytes, format!("index: {what}")))?;
+            .map_err(|what| Error::damaged(blob.path(), entry.data_bytes, format!("index: {what}")))?;
         let page_bytes = entry.page_bytes;
         let in_place = |extent: &Extent| match extent.place {
             Place::Zero => false,
@@ -174,8 +179,7 @@ impl Layer {
             && entry.data_bytes == entry.pages * u64::from(page_bytes)
             && extents.iter().all(in_place);
         let layer = Self {
-            path,
-            file,
+            blob,
             page_bytes,
             chunks: index.chunks,
             flat,
@@ -190,7 +194,7 @@ impl Layer {
 
     /// The file.
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        self.blob.path()
     }
 
     /// The chunks, in the order of the index.
@@ -205,6 +209,6 @@ impl Layer {
 
     /// Fills `buffer` from `offset` on.
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
-        index::read_at(&self.path, &self.file, buffer, offset)
+        self.blob.read_at(buffer, offset)
     }
 }

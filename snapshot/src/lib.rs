@@ -7,7 +7,7 @@
 //!  restore:  Chain::open ─┬─ manifest: spec, CPU needs
 //!                         ├─ State: sections
 //!                         └─ Image ─► Reader: pages, verified as they are read
-//!  care:     verify   flatten   compact
+//!  care:     verify   merge   prune   export
 //! ```
 //!
 //! `docs/snapshot-format.md` describes the files.
@@ -16,17 +16,20 @@
 //! and is checked here before anything is created from it.
 #![forbid(unsafe_code)]
 
+pub mod archive;
+mod blob;
 pub mod chain;
 pub mod checksum;
-pub mod compact;
 mod compose;
 pub mod error;
 pub mod files;
-pub mod flatten;
 pub mod image;
 pub mod manifest;
+pub mod merge;
+pub mod prune;
 pub mod section;
 pub mod size;
+mod source;
 pub mod spec;
 pub mod state_file;
 pub mod store;

@@ -7,7 +7,6 @@
 //!
 //! The file is JSON: an envelope with the format's version and the checksum of the text of the `manifest` in it.
 
-use std::io;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -17,7 +16,6 @@ use uuid::Uuid;
 
 use crate::checksum::Checksum;
 use crate::error::Error;
-use crate::files::read_bounded;
 use crate::section::{self, SectionEntry};
 use crate::spec::VmSpec;
 
@@ -291,21 +289,8 @@ pub(crate) fn image_file(name: &str) -> String {
 }
 
 impl Sealed {
-    /// Reads the manifest of the snapshot in `dir`, and checks all that can be checked without its other files.
-    ///
-    /// # Errors
-    /// There is none, it is damaged, has a newer format, or says what cannot be.
-    pub fn read(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join(FILE);
-        let text = match read_bounded(&path, MANIFEST_BYTES_MAX) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Absent(dir.to_owned())),
-            Err(error) => return Err(Error::io("read it", &path)(error)),
-        };
-        Self::parse(&path, &text, 0)
-    }
-
-    /// Understands `text`, which begins at `start` of the file at `path`.
+    /// Understands `text`, which begins at `start` of the file at `path`, and checks all that can be checked without
+    /// other files: it has its checksum, an older or this version of the format, and says what can be.
     pub(crate) fn parse(path: &Path, text: &[u8], start: u64) -> Result<Self, Error> {
         let not_a_manifest = |source| Error::NotAManifest {
             path: path.to_owned(),

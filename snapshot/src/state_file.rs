@@ -8,16 +8,16 @@
 //!
 //! The manifest has the checksums of itself and of all sections.
 
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 use jiff::Timestamp;
-use uuid::Uuid;
 
+use crate::blob::{LocalFile, read_whole};
 use crate::error::Error;
-use crate::files::{Files, HostFiles, read_bounded, write_whole};
+use crate::files::{Files, HostFiles, publish, write_whole};
 use crate::manifest::{CpuNeeds, Draft, MANIFEST_BYTES_MAX, Manifest, Sealed};
 use crate::section::{Payload, STATE_BYTES_MAX, SectionWriter, Sections, State};
-use crate::store::PARTIAL;
 
 /// What the file begins with.
 const MAGIC: &[u8; 16] = b"cutover-state-1\n";
@@ -60,18 +60,7 @@ impl StateFile {
     /// As [`write`](Self::write).
     pub fn write_through(self, files: &dyn Files, path: &Path) -> Result<(), Error> {
         let bytes = self.encode().map_err(|reason| Error::unwritable(path, reason))?;
-        let dir = parent_dir(path);
-        let partial = dir.join(format!("{PARTIAL}{}", Uuid::new_v4()));
-        let published = write_whole(files, &partial, &bytes).and_then(|()| {
-            let renamed = files.rename(&partial, path);
-            renamed.map_err(Error::io("rename the finished file to it", path))
-        });
-        if let Err(error) = published {
-            // The reason for giving up is what the caller is told.
-            let _ = files.remove(&partial);
-            return Err(error);
-        }
-        files.sync_dir(&dir).map_err(Error::io("sync it", &dir))
+        publish(files, path, |partial| write_whole(files, partial, &bytes))
     }
 
     fn encode(self) -> Result<Vec<u8>, String> {
@@ -94,7 +83,9 @@ impl SectionWriter for StateFile {
 /// # Errors
 /// It cannot be read, is not a state file, has a newer version, or is damaged.
 pub fn read(path: &Path) -> Result<(Manifest, State), Error> {
-    let content = read_bounded(path, FILE_BYTES_MAX).map_err(Error::io("read it", path))?;
+    let file = LocalFile::open(path.to_owned())?;
+    let file = file.ok_or_else(|| Error::io("open it", path)(io::ErrorKind::NotFound.into()))?;
+    let content = read_whole(&file, FILE_BYTES_MAX)?;
     let damaged = |offset: usize, what: &str| Error::damaged(path, offset as u64, what);
     let Some((head, rest)) = content.split_first_chunk::<HEAD_BYTES>() else {
         return Err(damaged(content.len(), "the file ends before its manifest"));
@@ -124,12 +115,4 @@ pub fn read(path: &Path) -> Result<(Manifest, State), Error> {
     }
     let state = State::split(path, &manifest.state, sections, start as u64)?;
     Ok((manifest, state))
-}
-
-/// The directory in which the file at `path` is.
-fn parent_dir(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
-        _ => PathBuf::from("."),
-    }
 }

@@ -20,7 +20,8 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::files::{Files, HostFiles};
-use crate::manifest::{Parent, Sealed};
+use crate::manifest::Sealed;
+use crate::source::{self, Directory, Source};
 use crate::writer::{Draft, SnapshotWriter};
 
 /// Most bytes of a snapshot's name.
@@ -69,6 +70,32 @@ pub fn check_name(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// What there is under one name of a store.
+#[derive(Debug)]
+pub struct Listed {
+    /// The name.
+    pub name: String,
+    /// The snapshot, or what is wrong with it.
+    pub snapshot: Result<Snapshot, Error>,
+}
+
+/// All snapshots of `source`, those that cannot be read first, then the oldest.
+pub(crate) fn survey(source: &dyn Source) -> Result<Vec<Listed>, Error> {
+    let mut snapshots = Vec::new();
+    for name in source.names()? {
+        match source::snapshot(source, &name) {
+            // Something else, or deleted meanwhile.
+            Err(Error::Absent(_)) => {}
+            snapshot => snapshots.push(Listed { name, snapshot }),
+        }
+    }
+    snapshots.sort_by_cached_key(|Listed { name, snapshot }| {
+        let created = snapshot.as_ref().ok().map(|found| found.sealed.manifest.created);
+        (created, name.clone())
+    });
+    Ok(snapshots)
+}
+
 impl Store {
     /// The store in directory `dir`.
     ///
@@ -111,13 +138,7 @@ impl Store {
     /// There is none, or its manifest is damaged.
     pub fn snapshot(&self, name: &str) -> Result<Snapshot, Error> {
         check_name(name)?;
-        let path = self.dir.join(name);
-        let sealed = Sealed::read(&path)?;
-        Ok(Snapshot {
-            path,
-            name: name.to_owned(),
-            sealed,
-        })
+        source::snapshot(&self.source(), name)
     }
 
     /// All snapshots, oldest first.
@@ -126,73 +147,23 @@ impl Store {
     /// The directory cannot be read, or a manifest in it is damaged: what that snapshot needs is not known then.
     pub fn list(&self) -> Result<Vec<Snapshot>, Error> {
         let mut snapshots = Vec::new();
-        for name in self.names(|name| check_name(name).is_ok())? {
-            match self.snapshot(&name) {
-                Ok(snapshot) => snapshots.push(snapshot),
-                // Another directory, or deleted meanwhile.
-                Err(Error::Absent(_)) => {}
-                Err(error) => return Err(error),
-            }
+        for listed in self.survey()? {
+            snapshots.push(listed.snapshot?);
         }
-        snapshots.sort_by(|a, b| {
-            let created = |snapshot: &Snapshot| snapshot.sealed.manifest.created;
-            created(a).cmp(&created(b)).then_with(|| a.name.cmp(&b.name))
-        });
         Ok(snapshots)
     }
 
-    /// The snapshot that the one at `child` is built on.
+    /// All that is called like a snapshot and has a manifest, those first that cannot be read, then the oldest.
     ///
     /// # Errors
-    /// It is not there, damaged, or not what it was when the child was made.
-    pub(crate) fn parent(&self, child: &Path, parent: &Parent) -> Result<Snapshot, Error> {
-        let by_name = match self.snapshot(&parent.name) {
-            Ok(snapshot) => Some(snapshot).filter(|snapshot| snapshot.id() == parent.id),
-            Err(Error::Absent(_)) => None,
-            Err(error) => return Err(error),
-        };
-        let found = match by_name {
-            Some(snapshot) => Some(snapshot),
-            None => self.find(parent.id)?,
-        };
-        let found = found.ok_or_else(|| Error::ParentMissing {
-            path: child.to_owned(),
-            id: parent.id,
-            name: parent.name.clone(),
-            store: self.dir.clone(),
-        })?;
-        if found.sealed.checksum != parent.checksum {
-            return Err(Error::ParentDiffers {
-                path: child.to_owned(),
-                parent: found.path,
-            });
-        }
-        Ok(found)
+    /// The directory cannot be read.
+    pub fn survey(&self) -> Result<Vec<Listed>, Error> {
+        survey(&self.source())
     }
 
-    /// The snapshot with this id, whatever it is called now. Damaged manifests are passed over.
-    fn find(&self, id: Uuid) -> Result<Option<Snapshot>, Error> {
-        let names = self.names(|name| check_name(name).is_ok())?;
-        let mut snapshots = names.iter().filter_map(|name| self.snapshot(name).ok());
-        Ok(snapshots.find(|snapshot| snapshot.id() == id))
-    }
-
-    /// Names in the directory that `wanted` wants.
-    pub(crate) fn names(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, Error> {
-        let failed = |source| Error::io("list it", &self.dir)(source);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(failed)? {
-            // A name that is not UTF-8 is none of ours.
-            let name = entry.map_err(failed)?.file_name().into_string();
-            names.extend(name.ok().filter(|name| wanted(name)));
-            if names.len() > SNAPSHOTS_MAX {
-                return Err(Error::invalid(
-                    &self.dir,
-                    format!("has more than {SNAPSHOTS_MAX} entries"),
-                ));
-            }
-        }
-        Ok(names)
+    /// The directory, to read from.
+    pub(crate) fn source(&self) -> Directory {
+        Directory(self.dir.clone())
     }
 
     /// Keeps snapshots from being deleted (shared) or also from being written (exclusive) for as long as the result

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::chain::{Chain, read_state};
+use crate::chain::Chain;
 use crate::error::Error;
 use crate::image::{ChunkReader, Layer, Progress};
 use crate::manifest::ImageEntry;
@@ -28,13 +28,14 @@ pub struct Verified {
 pub fn verify(chain: &Chain, progress: &mut dyn FnMut(Progress)) -> Verified {
     let total = |snapshot: &Snapshot| -> u64 { snapshot.sealed.manifest.files().map(|(_, bytes)| bytes).sum() };
     let mut run = Run {
+        chain,
         found: Verified::default(),
         total: chain.snapshots().iter().map(total).sum(),
         progress,
     };
     for snapshot in chain.snapshots() {
         let manifest = &snapshot.sealed.manifest;
-        let state = read_state(snapshot).map(|_| ());
+        let state = chain.state_of(snapshot).map(|_| ());
         run.note(state, manifest.state_bytes());
         for entry in &manifest.images {
             let result = run.layer(snapshot, entry);
@@ -51,6 +52,7 @@ pub fn verify(chain: &Chain, progress: &mut dyn FnMut(Progress)) -> Verified {
 }
 
 struct Run<'a> {
+    chain: &'a Chain,
     found: Verified,
     total: u64,
     progress: &'a mut dyn FnMut(Progress),
@@ -73,7 +75,7 @@ impl Run<'_> {
 
     /// Verifies what one snapshot stores of an image.
     fn layer(&mut self, snapshot: &Snapshot, entry: &ImageEntry) -> Result<(), Error> {
-        let (layer, extents) = Layer::open(&snapshot.path, entry, 0)?;
+        let (layer, extents) = Layer::open(self.chain.source(), snapshot, entry, 0)?;
         let mut reader = ChunkReader::new(layer.path())?;
         let mut pages = Vec::new();
         for chunk in layer.chunks() {

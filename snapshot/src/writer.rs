@@ -7,7 +7,7 @@
 //!                                         store's directory synced
 //! ```
 //!
-//! Up to the rename a crash leaves only `.partial-ID`, which nobody reads and [compaction](crate::compact) removes.
+//! Up to the rename a crash leaves only `.partial-ID`, which nobody reads and [pruning](crate::prune) removes.
 
 use std::fs::File;
 use std::io;
@@ -19,9 +19,11 @@ use rustix::fs::FlockOperation;
 use crate::chain::{CHAIN_MAX, Chain};
 use crate::compose::Composer;
 use crate::error::Error;
+use crate::files::NewFiles;
 use crate::image::{ImageWriter, Shape};
 use crate::manifest::{CpuNeeds, Manifest, Parent};
 use crate::section::{Payload, SectionWriter};
+use crate::source;
 use crate::store::{PARTIAL, Snapshot, Store, check_name};
 
 pub use crate::manifest::Draft;
@@ -29,9 +31,11 @@ pub use crate::manifest::Draft;
 /// A snapshot being written. Dropped without [`commit`](Self::commit), it leaves nothing behind.
 pub struct SnapshotWriter {
     store: Store,
-    /// Held to the end, so that nobody deletes the parent.
+    /// Held to the end, so that nobody deletes the parent, or builds on what is being replaced.
     _lock: File,
     name: String,
+    /// Whether it takes the place of the snapshot that has its name.
+    replaces: bool,
     composer: Composer,
     committed: bool,
 }
@@ -58,16 +62,49 @@ impl SnapshotWriter {
             Some(parent) => Some(find_parent(store, &path, parent)?.sealed.manifest),
             None => None,
         };
-        let manifest = Manifest::begin(draft);
-        let dir = store.dir.join(format!("{PARTIAL}{}", manifest.id));
-        store.files.create_dir(&dir).map_err(Error::io("create it", &dir))?;
         Ok(Self {
             store: store.clone(),
             _lock: lock,
             name: name.to_owned(),
-            composer: Composer::new(dir, manifest, parent),
+            replaces: false,
+            composer: begin_in(store, draft, parent)?,
             committed: false,
         })
+    }
+
+    /// Begins a complete snapshot that is going to take the place of `old`, on which no other may be built.
+    pub(crate) fn replace(store: &Store, old: &Snapshot, draft: Draft) -> Result<Self, Error> {
+        // Nobody can begin a child of the old one meanwhile.
+        let lock = store.lock(FlockOperation::NonBlockingLockExclusive)?;
+        let current = store.snapshot(&old.name)?;
+        if current.sealed.checksum != old.sealed.checksum {
+            return Err(Error::Busy(store.dir.clone()));
+        }
+        for other in store.list()? {
+            let parent = other.sealed.manifest.parent.as_ref();
+            if parent.is_some_and(|parent| parent.id == old.id()) {
+                return Err(Error::Replaced {
+                    path: current.path,
+                    by: other.name,
+                });
+            }
+        }
+        Ok(Self {
+            store: store.clone(),
+            _lock: lock,
+            name: old.name.clone(),
+            replaces: true,
+            composer: begin_in(store, draft, None)?,
+            committed: false,
+        })
+    }
+
+    /// Has `fill` give the snapshot its state and images.
+    pub(crate) fn fill(
+        &mut self,
+        fill: impl FnOnce(&mut Composer, &dyn NewFiles) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        fill(&mut self.composer, &*self.store.files)
     }
 
     /// Notes what may be known only once the guest has stopped: when that was, and what it has seen of its CPU.
@@ -102,22 +139,43 @@ impl SnapshotWriter {
         let dir = self.composer.dir();
         files.sync_dir(dir).map_err(Error::io("sync it", dir))?;
         let path = self.store.dir.join(&self.name);
-        match files.rename(dir, &path) {
-            Ok(()) => self.committed = true,
-            Err(error) if is_taken(&error) => return Err(Error::Exists(path)),
-            Err(error) => return Err(Error::io("rename the finished snapshot to it", &path)(error)),
-        }
-        let store = &self.store.dir;
-        if let Err(error) = files.sync_dir(store) {
-            // What may not be permanent must not be there either: who is told of a failure starts from what was before.
-            let _ = self.store.remove(&path, self.composer.manifest.id);
-            return Err(Error::io("sync it", store)(error));
+        if self.replaces {
+            self.exchange(&path)?;
+        } else {
+            self.publish(&path)?;
         }
         Ok(Snapshot {
             path,
             name: self.name.clone(),
             sealed,
         })
+    }
+
+    /// Gives the directory its name.
+    fn publish(&mut self, path: &Path) -> Result<(), Error> {
+        match self.store.files.rename(self.composer.dir(), path) {
+            Ok(()) => self.committed = true,
+            Err(error) if is_taken(&error) => return Err(Error::Exists(path.to_owned())),
+            Err(error) => return Err(Error::io("rename the finished snapshot to it", path)(error)),
+        }
+        self.sync_store().inspect_err(|_| {
+            // What may not be permanent must not be there either: who is told of a failure starts from what was before.
+            let _ = self.store.remove(path, self.composer.manifest.id);
+        })
+    }
+
+    /// Gives the directory its name, and what had it the one of a snapshot that is not finished; then removes that.
+    fn exchange(&mut self, path: &Path) -> Result<(), Error> {
+        let exchanged = self.store.files.exchange(self.composer.dir(), path);
+        exchanged.map_err(Error::io("exchange it for the finished snapshot", path))?;
+        self.committed = true;
+        self.sync_store()?;
+        self.store.remove(self.composer.dir(), self.composer.manifest.id)
+    }
+
+    fn sync_store(&self) -> Result<(), Error> {
+        let store = &self.store.dir;
+        self.store.files.sync_dir(store).map_err(Error::io("sync it", store))
     }
 }
 
@@ -127,9 +185,17 @@ impl SectionWriter for SnapshotWriter {
     }
 }
 
+/// Makes a directory in `store` for a snapshot that is being written.
+fn begin_in(store: &Store, draft: Draft, parent: Option<Manifest>) -> Result<Composer, Error> {
+    let manifest = Manifest::begin(draft);
+    let dir = store.dir.join(format!("{PARTIAL}{}", manifest.id));
+    store.files.create_dir(&dir).map_err(Error::io("create it", &dir))?;
+    Ok(Composer::new(dir, manifest, parent))
+}
+
 /// The parent of the snapshot that is to be at `path`, after making sure that a chain can be built on it.
 fn find_parent(store: &Store, path: &Path, parent: &Parent) -> Result<Snapshot, Error> {
-    let parent = store.parent(path, parent)?;
+    let parent = source::parent(&store.source(), path, parent)?;
     if Chain::open(&parent.path)?.snapshots().len() >= CHAIN_MAX {
         return Err(Error::ChainLength(path.to_owned()));
     }
@@ -145,7 +211,7 @@ fn is_taken(error: &io::Error) -> bool {
 impl Drop for SnapshotWriter {
     fn drop(&mut self) {
         if !self.committed {
-            // The reason for giving up is what the caller is told; compaction removes what stays.
+            // The reason for giving up is what the caller is told; pruning removes what stays.
             let _ = self.store.remove(self.composer.dir(), self.composer.manifest.id);
         }
     }

@@ -1,13 +1,9 @@
 //! The index of an image's file: where each chunk lies, and which pages are in it. Bytes from a file, so hostile.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
 use super::map::{Extent, Place};
+use crate::blob::Blob;
 use crate::checksum::Checksum;
 use crate::error::{Error, SectionError};
 use crate::manifest::{ImageEntry, IndexEntry};
@@ -113,16 +109,17 @@ impl Chunk {
 }
 
 impl Index {
-    /// Reads and verifies the index at the end of `file`.
-    pub fn read(path: &Path, file: &File, entry: &ImageEntry) -> Result<Self, Error> {
+    /// Reads and verifies the index at the end of `blob`.
+    pub fn read(blob: &dyn Blob, entry: &ImageEntry) -> Result<Self, Error> {
         let IndexEntry {
             version,
             bytes,
             checksum,
         } = entry.index;
-        // The manifest's check has bounded it, and the chain has compared it with the file's length.
+        let path = blob.path();
+        // The manifest's check has bounded it, and it was compared with the file's length.
         let mut encoded = vec![0; usize::try_from(bytes).expect("at most INDEX_BYTES_MAX")];
-        read_at(path, file, &mut encoded, entry.data_bytes)?;
+        blob.read_at(&mut encoded, entry.data_bytes)?;
         if Checksum::of(&encoded) != checksum {
             return Err(Error::damaged(
                 path,
@@ -188,16 +185,6 @@ impl Index {
             ));
         }
         Ok(extents)
-    }
-}
-
-/// Fills `buffer` from `offset` of `file` on.
-pub(crate) fn read_at(path: &Path, file: &File, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
-    match file.read_exact_at(buffer, offset) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            Err(Error::damaged(path, offset, "the file ends early"))
-        }
-        other => other.map_err(Error::io("read it", path)),
     }
 }
 

@@ -4,9 +4,9 @@ use std::os::unix::fs::FileExt;
 
 use cutover_snapshot::Error;
 use cutover_snapshot::chain::{CHAIN_MAX, Chain};
-use cutover_snapshot::flatten::flatten;
 use cutover_snapshot::image::{Layout, PageSource, Pages, Progress, Scan, Shape};
 use cutover_snapshot::manifest::{Base, Parent};
+use cutover_snapshot::merge::merge;
 use cutover_snapshot::store::Store;
 use cutover_snapshot::verify::verify;
 use proptest::prelude::*;
@@ -101,11 +101,11 @@ proptest! {
         prop_assert_eq!(verify(&chain, &mut |_| ()).damage.len(), 0);
 
         for (name, layout) in [("flat", Layout::Flat), ("small", Layout::Compressed { level: 3 })] {
-            flatten(&chain, &store, name, layout, &mut |_| ()).expect("flattened");
-            let flattened = Chain::open(&dir.path().join(name)).expect("a chain");
-            prop_assert_eq!(flattened.snapshots().len(), 1);
-            prop_assert_eq!(verify(&flattened, &mut |_| ()).damage.len(), 0);
-            let image = flattened.image(NAME).expect("an image");
+            merge(&chain, &store, name, layout, &mut |_| ()).expect("merged");
+            let merged = Chain::open(&dir.path().join(name)).expect("a chain");
+            prop_assert_eq!(merged.snapshots().len(), 1);
+            prop_assert_eq!(verify(&merged, &mut |_| ()).damage.len(), 0);
+            let image = merged.image(NAME).expect("an image");
             prop_assert_eq!(&read_all(&image).expect("readable"), &reference);
             prop_assert_eq!(image.flat_file().is_some(), layout == Layout::Flat);
         }
@@ -325,7 +325,7 @@ fn a_chain_is_neither_made_nor_read_beyond_its_limit() {
     assert_eq!(Chain::open(&newest.path).expect("a chain").snapshots().len(), CHAIN_MAX);
     let refused = store.create("more", draft(1, Some(&newest)));
     let error = refused.err().expect("too long");
-    assert!(error.to_string().contains("flatten it"), "{error}");
+    assert!(error.to_string().contains("merge it"), "{error}");
 
     let longer = store
         .create("more", draft(1, None))

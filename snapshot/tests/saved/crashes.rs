@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cutover_snapshot::Error;
-use cutover_snapshot::compact::{Selection, compact};
+use cutover_snapshot::prune::{Selection, prune};
 use cutover_snapshot::store::Store;
 
 use crate::faulty_files::{Fault, FaultyFiles};
@@ -36,7 +36,7 @@ fn check_after_crash(dir: &Path, step: usize) {
         Err(error) => panic!("step {step}: {error}"),
     }
     let store = store(dir);
-    compact(&store, &Selection::Leftovers, false).expect("compacted");
+    prune(&store, &Selection::Leftovers, false).expect("pruned");
     assert!(
         names(dir).iter().all(|name| !name.starts_with('.')),
         "step {step}: {:?}",
@@ -130,7 +130,7 @@ fn deleting_that_is_killed_at_any_step_leaves_whole_chains() {
         let files = FaultyFiles::failing(step, Fault::Crash);
         let faulty = Store::with_files(dir.path(), Arc::new(files.clone())).expect("a directory");
         let both = Selection::Delete(vec!["base".to_owned(), "child".to_owned()]);
-        let result = compact(&faulty, &both, false);
+        let result = prune(&faulty, &both, false);
         if files.held() {
             result.expect("there was no fault");
             assert!(names(dir.path()).is_empty());

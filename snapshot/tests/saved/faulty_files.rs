@@ -28,8 +28,27 @@ struct Model {
     unsynced_files: BTreeSet<PathBuf>,
     /// Files and directories whose entry is not permanent.
     unsynced_entries: BTreeSet<PathBuf>,
-    /// A change of name that is not permanent.
-    unsynced_rename: Option<(PathBuf, PathBuf)>,
+    /// A change of names that is not permanent.
+    unsynced_rename: Option<Rename>,
+}
+
+/// A change of names.
+#[derive(Clone)]
+struct Rename {
+    from: PathBuf,
+    to: PathBuf,
+    /// Whether what had the name got the other one.
+    exchange: bool,
+}
+
+impl Rename {
+    fn undo(&self) {
+        if self.exchange {
+            HostFiles.exchange(&self.to, &self.from).expect("can be undone");
+        } else {
+            fs::rename(&self.to, &self.from).expect("can be undone");
+        }
+    }
 }
 
 /// Which steps fail: all count, but a full disk is noticed only where something is stored.
@@ -69,9 +88,9 @@ impl FaultyFiles {
     /// Removes from the disk what is not permanent; an unsynced change of name may have reached the disk or not.
     pub fn cut_power(&self, rename_lost: bool) {
         let mut model = self.model();
-        if let Some((from, to)) = model.unsynced_rename.take().filter(|_| rename_lost) {
-            fs::rename(&to, &from).expect("can be undone");
-            model.move_paths(&to, &from);
+        if let Some(rename) = model.unsynced_rename.take().filter(|_| rename_lost) {
+            rename.undo();
+            model.move_paths(&rename.to, &rename.from);
         }
         for file in &model.unsynced_files {
             if file.exists() {
@@ -147,7 +166,7 @@ impl Files for FaultyFiles {
         if model
             .unsynced_rename
             .as_ref()
-            .is_some_and(|(_, to)| to.parent() == Some(path))
+            .is_some_and(|rename| rename.to.parent() == Some(path))
         {
             model.unsynced_rename = None;
         }
@@ -161,7 +180,25 @@ impl Files for FaultyFiles {
         model.move_paths(from, to);
         // The new name is what is not permanent now; whether it is lost is up to who cuts the power.
         model.unsynced_entries.remove(to);
-        model.unsynced_rename = Some((from.to_owned(), to.to_owned()));
+        model.unsynced_rename = Some(Rename {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            exchange: false,
+        });
+        Ok(())
+    }
+
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        self.step(Step::Other)?;
+        HostFiles.exchange(one, other)?;
+        let mut model = self.model();
+        model.move_paths(one, other);
+        model.unsynced_entries.remove(other);
+        model.unsynced_rename = Some(Rename {
+            from: one.to_owned(),
+            to: other.to_owned(),
+            exchange: true,
+        });
         Ok(())
     }
 

@@ -1,11 +1,11 @@
-//! Compaction deletes what no chain needs, and nothing else.
+//! Pruning deletes what no chain needs, and nothing else.
 
 use std::fs;
 use std::path::Path;
 
 use cutover_snapshot::Error;
 use cutover_snapshot::chain::Chain;
-use cutover_snapshot::compact::{Selection, compact};
+use cutover_snapshot::prune::{Selection, prune};
 use cutover_snapshot::store::Store;
 use proptest::prelude::*;
 
@@ -42,7 +42,7 @@ fn named(names: &[&str]) -> Vec<String> {
 fn a_snapshot_that_another_is_built_on_stays() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = write_tree(dir.path(), &[None, Some(0), Some(1), Some(1)]);
-    let delete = |names: &[&str]| compact(&store, &Selection::Delete(named(names)), false);
+    let delete = |names: &[&str]| prune(&store, &Selection::Delete(named(names)), false);
     for names in [&["0"][..], &["1"], &["0", "1"], &["1", "2"]] {
         let error = delete(names).expect_err("needed");
         assert!(matches!(&error, Error::Needed { .. }), "{error}");
@@ -62,7 +62,7 @@ fn a_rehearsal_tells_and_does_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = write_tree(dir.path(), &[None, Some(0), None]);
     fs::create_dir(dir.path().join(".partial-x")).expect("created");
-    let told = compact(&store, &Selection::KeepOnly(named(&["2"])), true).expect("a rehearsal");
+    let told = prune(&store, &Selection::KeepOnly(named(&["2"])), true).expect("a rehearsal");
     assert_eq!(
         (told.snapshots, told.leftovers),
         (named(&["1", "0"]), named(&[".partial-x"]))
@@ -79,12 +79,12 @@ fn leftovers_go_unless_a_writer_is_at_work() {
     let writer = store.create("new", draft(1, None)).expect("begun");
     let second = store.create("other", draft(1, None)).expect("two can write");
     assert!(matches!(
-        compact(&store, &Selection::Leftovers, false),
+        prune(&store, &Selection::Leftovers, false),
         Err(Error::Busy(_))
     ));
     drop(second);
     writer.commit().expect("committed");
-    let done = compact(&store, &Selection::Leftovers, false).expect("nobody writes");
+    let done = prune(&store, &Selection::Leftovers, false).expect("nobody writes");
     assert_eq!((done.snapshots, done.leftovers), (vec![], named(&[".deleted-x"])));
     assert_eq!(left(&store), ["0", "new"]);
 }
@@ -94,7 +94,7 @@ fn nothing_is_deleted_while_it_is_unknown_what_some_snapshot_needs() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = write_tree(dir.path(), &[None, Some(0), None]);
     fs::write(dir.path().join("1/manifest.json"), b"{}").expect("writable");
-    let error = compact(&store, &Selection::Delete(named(&["0"])), false).expect_err("unknown");
+    let error = prune(&store, &Selection::Delete(named(&["0"])), false).expect_err("unknown");
     assert!(error.to_string().contains("1/manifest.json"), "{error}");
     assert!(dir.path().join("0").exists());
 }
@@ -109,7 +109,7 @@ fn a_copy_with_the_same_id_is_deleted_alone_when_nothing_is_built_on_it() {
         fs::copy(from.join(file), to.join(file)).expect("copied");
     }
     assert_eq!(
-        compact(&store, &Selection::Delete(named(&["copy"])), false)
+        prune(&store, &Selection::Delete(named(&["copy"])), false)
             .expect("deleted")
             .snapshots,
         ["copy"]
@@ -135,7 +135,7 @@ proptest! {
             .collect();
         needed.sort();
         needed.dedup();
-        compact(&store, &Selection::KeepOnly(keep.clone()), false).expect("compacted");
+        prune(&store, &Selection::KeepOnly(keep.clone()), false).expect("pruned");
         prop_assert_eq!(left(&store), needed);
         for name in keep {
             Chain::open(&dir.path().join(name)).expect("still whole");

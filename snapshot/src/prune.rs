@@ -1,4 +1,4 @@
-//! Compaction: deleting snapshots that no chain needs, and what interrupted writers left.
+//! Pruning: deleting snapshots that no chain needs, and what interrupted writers left.
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
@@ -23,7 +23,7 @@ pub enum Selection {
 
 /// What was, or would be, deleted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Compaction {
+pub struct Pruned {
     /// Names of snapshots, in the order in which they go: none before those built on it.
     pub snapshots: Vec<String>,
     /// Directories that interrupted writers left.
@@ -37,7 +37,7 @@ pub struct Compaction {
 /// # Errors
 /// A snapshot to be deleted is needed, one that is named is not there, a manifest is damaged (so that it is not known
 /// what that snapshot needs), someone writes to the store, or files cannot be deleted.
-pub fn compact(store: &Store, selection: &Selection, rehearse: bool) -> Result<Compaction, Error> {
+pub fn prune(store: &Store, selection: &Selection, rehearse: bool) -> Result<Pruned, Error> {
     let _lock = store.lock(FlockOperation::NonBlockingLockExclusive)?;
     let family = Family(store.list()?);
     let doomed = match selection {
@@ -46,7 +46,9 @@ pub fn compact(store: &Store, selection: &Selection, rehearse: bool) -> Result<C
         Selection::Leftovers => Vec::new(),
     };
     // No writer is at work, so whatever is partial stays so.
-    let leftovers = store.names(|name| name.starts_with(PARTIAL) || name.starts_with(DELETED))?;
+    let leftovers = store
+        .source()
+        .entries(|name| name.starts_with(PARTIAL) || name.starts_with(DELETED))?;
     if !rehearse {
         for snapshot in &doomed {
             store.remove(&snapshot.path, snapshot.id())?;
@@ -57,7 +59,7 @@ pub fn compact(store: &Store, selection: &Selection, rehearse: bool) -> Result<C
             removed.map_err(Error::io("remove it", &path))?;
         }
     }
-    Ok(Compaction {
+    Ok(Pruned {
         snapshots: doomed.iter().map(|snapshot| snapshot.name.clone()).collect(),
         leftovers,
     })
