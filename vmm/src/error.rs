@@ -113,6 +113,59 @@ pub enum Error {
     /// A device cannot be made.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// Nobody wants the snapshot any more.
+    #[error("the snapshot was given up before it was complete")]
+    SnapshotCancelled,
+    /// A disk that is being saved cannot be read.
+    #[error("cannot read disk '{id}' at byte {offset} to save it: {source}")]
+    ReadDisk {
+        /// The disk.
+        id: String,
+        /// Where.
+        offset: u64,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What a snapshot has of a disk does not fit the VM.
+    #[error("{}: disk '{id}' cannot be restored: {reason}", .snapshot.display())]
+    SavedDisk {
+        /// The snapshot.
+        snapshot: PathBuf,
+        /// The disk.
+        id: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// There is something where a disk is to be restored to.
+    #[error(
+        "disk '{id}' cannot be restored to {}, which {}",
+        .path.display(),
+        if *.replaceable {
+            "exists: give the disk another path, or allow files to be replaced"
+        } else {
+            "is not a regular file: give the disk another path"
+        }
+    )]
+    DiskExists {
+        /// The disk.
+        id: String,
+        /// Where it was to be.
+        path: PathBuf,
+        /// Whether it is a file, which could be replaced.
+        replaceable: bool,
+    },
+    /// A file that a disk is restored to.
+    #[error("disk '{id}': cannot {action} {}: {source}", .path.display())]
+    DiskFile {
+        /// The disk.
+        id: String,
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
     /// The console cannot be opened.
     #[error(transparent)]
     Console(#[from] ConsoleError),
@@ -130,6 +183,9 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// Saved state cannot be written or read.
+    #[error(transparent)]
+    Snapshot(#[from] cutover_snapshot::Error),
     /// A system call filter cannot be built or installed.
     #[error("cannot confine the {thread} thread with seccomp: {reason}")]
     Seccomp {

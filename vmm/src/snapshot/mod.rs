@@ -11,6 +11,7 @@
 //! The pause does not depend on the size of the memory: pages to be saved are write-protected while the guest runs, so
 //! that at the pause only those are left that it wrote meanwhile.
 
+pub mod disks;
 mod request;
 
 pub use self::request::{

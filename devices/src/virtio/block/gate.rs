@@ -29,8 +29,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::chunks::{CHUNK_SIZE, ChunkSet};
 use super::request::Request;
 
-/// Most chunks that [`Copier::next_chunks`] names at once: small enough that a request that begins to wait meanwhile does not
-/// wait long, and what a chunk of a snapshot's image has.
+/// Most chunks that [`Copier::next_chunks`] names at once: few enough that a request that begins to wait meanwhile does
+/// not wait long, and as many as a chunk of a snapshot's image has.
 pub const COPY_CHUNKS: u64 = 4;
 /// Bytes of these.
 pub const COPY_BYTES: u64 = COPY_CHUNKS * CHUNK_SIZE;
@@ -163,15 +163,20 @@ impl Copier {
         }
     }
 
-    /// The chunks of `bytes` are ready: the guest may have them, as far as it could not before.
-    pub fn release(&mut self, bytes: &Range<u64>) {
-        if let State::Held(held) = &mut *self.shared.state() {
-            let came = held.release(bytes);
-            self.shared.closed.store(held.left > 0, Ordering::Release);
-            if came {
-                self.shared.tell();
-            }
+    /// The chunks of `bytes` are ready: the guest may have them, as far as it could not before. Returns the bytes of those
+    /// that were held, each counted as a whole one.
+    pub fn release(&mut self, bytes: &Range<u64>) -> u64 {
+        let State::Held(held) = &mut *self.shared.state() else {
+            return 0;
+        };
+        let released = held.chunks.remove(bytes);
+        held.left -= released;
+        self.shared.closed.store(held.left > 0, Ordering::Release);
+        if held.has_what_is_wanted() {
+            held.wanted = None;
+            self.shared.tell();
         }
+        released * CHUNK_SIZE
     }
 
     /// Bytes of the chunks that are still held, each counted as a whole one.
@@ -227,16 +232,9 @@ impl Held {
         Some(found)
     }
 
-    /// Returns whether a request waited for just this.
-    fn release(&mut self, bytes: &Range<u64>) -> bool {
-        self.left -= self.chunks.remove(bytes);
-        let came = self
-            .wanted
-            .as_ref()
-            .is_some_and(|wanted| self.chunks.first_of(wanted).is_none());
-        if came {
-            self.wanted = None;
-        }
-        came
+    /// Whether a request waits, and need not any more.
+    fn has_what_is_wanted(&self) -> bool {
+        let wanted = self.wanted.as_ref();
+        wanted.is_some_and(|bytes| self.chunks.first_of(bytes).is_none())
     }
 }

@@ -1,0 +1,394 @@
+//! Restoring disks: files are created empty, the guest runs, and its disks are filled behind it.
+//!
+//! A file has its name only when all of it is there and permanent; until then it is beside that, as
+//! `.NAME.…partial`. So a monitor that ends early leaves no disk that looks like one and is not, and a file that is to be
+//! replaced is there until then.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use cutover_devices::virtio::block::Block;
+use cutover_devices::virtio::block::chunks::{CHUNK_SIZE, ChunkSet};
+use cutover_devices::virtio::block::gate::{Copier, Holds};
+use cutover_devices::{OnThread, THREAD_STACK_SIZE};
+use cutover_snapshot::chain::Chain;
+use cutover_snapshot::image::{Found, Image, Progress};
+use cutover_snapshot::section::State;
+use cutover_snapshot::spec::VmSpec;
+use rustix::fs::{FlockOperation, flock};
+use tempfile::{NamedTempFile, PersistError};
+
+use super::{PAGE_BYTES, SECTION, SavedDisk, SavedDisks, image_name, pages_of};
+use crate::Error;
+use crate::device_manager::DeviceManager;
+
+/// Bytes of a sector: a disk has whole ones.
+const SECTOR_BYTES: u64 = 512;
+
+/// What becomes of a file that is already where a disk's image is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// It stays, and nothing is restored.
+    Kept,
+    /// It is replaced, once the image is complete.
+    Replaced,
+}
+
+/// Disks of a snapshot, of which all is verified but the chunks. Nothing is created yet.
+pub struct DiskImages {
+    disks: Vec<DiskImage>,
+}
+
+struct DiskImage {
+    saved: SavedDisk,
+    image: Image,
+    path: PathBuf,
+    existing: Existing,
+}
+
+/// Files for the disks, of the right size and empty. Dropped, they are gone.
+pub struct NewDisks {
+    disks: Vec<NewDisk>,
+}
+
+struct NewDisk {
+    from: DiskImage,
+    file: NamedTempFile,
+}
+
+/// How much of a disk is there when its thread ends.
+enum Filled {
+    Completely,
+    InPart,
+}
+
+/// What is done about the end of filling.
+#[derive(Clone)]
+pub struct WhenFilled {
+    /// All disks are there; called once.
+    pub done: Arc<dyn Fn() + Send + Sync>,
+    /// A disk can never be: the chunk is damaged, or the file cannot be written. The guest's requests for what is
+    /// missing wait for ever, so this ends the VM.
+    pub failed: Arc<dyn Fn(Error) + Send + Sync>,
+}
+
+/// Disks that are being filled. Dropped before they are there, those that are not complete are gone.
+pub struct DiskFilling {
+    state: Arc<FillState>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct FillState {
+    total: u64,
+    left: AtomicU64,
+    given_up: AtomicBool,
+    /// Disks that are not complete.
+    unfinished: Mutex<usize>,
+    finished: Condvar,
+    then: WhenFilled,
+}
+
+impl DiskImages {
+    /// The disks that are in the newest snapshot of `chain`, whose sections `state` has, to be restored to the paths that
+    /// `spec` has for them. A path where there is a file already is an error unless `existing` says otherwise.
+    ///
+    /// # Errors
+    /// The snapshot is damaged, or a file is in the way.
+    pub fn open(chain: &Chain, state: &State, spec: &VmSpec, existing: Existing) -> Result<Self, Error> {
+        if !state.names().any(|name| name == SECTION) {
+            return Ok(Self { disks: Vec::new() });
+        }
+        let SavedDisks { disks } = state.read(SECTION)?;
+        let mut ids = HashSet::new();
+        if let Some(twice) = disks.iter().find(|saved| !ids.insert(&saved.id)) {
+            return Err(unusable(chain, twice, "the snapshot lists it twice".to_owned()));
+        }
+        let disks = disks
+            .into_iter()
+            .map(|saved| DiskImage::open(chain, spec, saved, existing));
+        Ok(Self {
+            disks: disks.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Creates the files.
+    ///
+    /// # Errors
+    /// The system refuses. Nothing is left behind.
+    pub fn create(self) -> Result<NewDisks, Error> {
+        let disks = self.disks.into_iter().map(NewDisk::create);
+        Ok(NewDisks {
+            disks: disks.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl DiskImage {
+    fn open(chain: &Chain, spec: &VmSpec, saved: SavedDisk, existing: Existing) -> Result<Self, Error> {
+        let refuse = |reason| unusable(chain, &saved, reason);
+        let image = chain.image(&image_name(&saved.id))?;
+        let SavedDisk { id, bytes } = &saved;
+        if *bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(refuse(format!("{bytes} bytes are not whole sectors")));
+        }
+        if image.page_bytes() != PAGE_BYTES || image.pages() != pages_of(*bytes) {
+            let (pages, page_bytes) = (image.pages(), image.page_bytes());
+            return Err(refuse(format!(
+                "{bytes} bytes do not make {pages} pages of {page_bytes}"
+            )));
+        }
+        let mut disks = spec.disks.iter().enumerate();
+        let Some((_, disk)) = disks.find(|(index, disk)| disk.id_at(*index) == *id) else {
+            return Err(refuse("the VM has no such disk".to_owned()));
+        };
+        if disk.readonly {
+            return Err(refuse("the VM's disk of this id can only be read".to_owned()));
+        }
+        let path = target(id, &disk.path, existing)?;
+        Ok(Self {
+            saved,
+            image,
+            path,
+            existing,
+        })
+    }
+}
+
+/// Where a disk goes that is to be at `path`: there, or where that leads to.
+fn target(id: &str, path: &Path, existing: Existing) -> Result<PathBuf, Error> {
+    let failed = |action| disk_file(id, path, action);
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(path.to_owned()),
+        Err(error) => return Err(failed("examine")(error)),
+    };
+    if existing == Existing::Kept || !metadata.is_file() {
+        return Err(Error::DiskExists {
+            id: id.to_owned(),
+            path: path.to_owned(),
+            replaceable: metadata.is_file(),
+        });
+    }
+    let file = File::open(path).map_err(failed("open"))?;
+    // Who uses it has it locked; see the block device.
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| failed("replace")(error.into()))?;
+    fs::canonicalize(path).map_err(failed("find"))
+}
+
+impl NewDisk {
+    fn create(from: DiskImage) -> Result<Self, Error> {
+        let failed = |action| disk_file(&from.saved.id, &from.path, action);
+        let name = from.path.file_name().unwrap_or_default().to_string_lossy();
+        let file = tempfile::Builder::new()
+            .prefix(&format!(".{name}."))
+            .suffix(".partial")
+            .tempfile_in(directory_of(&from.path))
+            .map_err(failed("create"))?;
+        file.as_file()
+            .set_len(from.saved.bytes)
+            .map_err(failed("give its size to"))?;
+        Ok(Self { from, file })
+    }
+
+    /// Fills it, what the guest waits for first, and gives it its name.
+    fn fill(self, copier: &mut Copier, state: &FillState) -> Result<Filled, Error> {
+        let mut reader = self.from.image.reader()?;
+        while let Some(wanted) = copier.next_chunks() {
+            if state.given_up.load(Ordering::Relaxed) {
+                return Ok(Filled::InPart);
+            }
+            let found = reader.at(wanted.start / CHUNK_SIZE)?;
+            let Found { count, bytes } = found.expect("an image has as many pages as its disk has chunks");
+            let end = wanted.start.saturating_add(count.saturating_mul(CHUNK_SIZE));
+            let filled = match bytes {
+                // All of this is zero: as the file is, where it was not filled.
+                None => wanted.start..end,
+                Some(content) => {
+                    let filled = wanted.start..end.min(wanted.end);
+                    let len = usize::try_from(filled.end - filled.start).expect("a few chunks");
+                    let written = self.file.as_file().write_all_at(&content[..len], filled.start);
+                    written.map_err(disk_file(&self.from.saved.id, &self.from.path, "fill"))?;
+                    filled
+                }
+            };
+            state.left.fetch_sub(copier.release(&filled), Ordering::Relaxed);
+        }
+        self.publish()?;
+        Ok(Filled::Completely)
+    }
+
+    /// Makes it permanent under its name.
+    fn publish(self) -> Result<(), Error> {
+        let DiskImage {
+            saved, path, existing, ..
+        } = self.from;
+        let failed = |action| disk_file(&saved.id, &path, action);
+        self.file.as_file().sync_all().map_err(failed("sync"))?;
+        let published = match existing {
+            Existing::Kept => self.file.persist_noclobber(&path),
+            Existing::Replaced => self.file.persist(&path),
+        };
+        if let Err(PersistError { error, file }) = published {
+            // What the guest has written since is in no other place.
+            return Err(match file.keep() {
+                Ok((_, kept)) => disk_file(&saved.id, &kept, "give its name to")(error),
+                Err(lost) => failed("keep")(lost.error),
+            });
+        }
+        let synced = File::open(directory_of(&path)).and_then(|directory| directory.sync_all());
+        synced.map_err(failed("sync the directory of"))
+    }
+}
+
+impl NewDisks {
+    /// `spec` with the files in the place of those they will replace: what the machine is to be built of.
+    pub fn spec(&self, spec: &VmSpec) -> VmSpec {
+        let mut spec = spec.clone();
+        for (index, disk) in spec.disks.iter_mut().enumerate() {
+            let id = disk.id_at(index);
+            if let Some(new) = self.disks.iter().find(|new| new.from.saved.id == id) {
+                disk.path = new.file.path().to_owned();
+            }
+        }
+        spec
+    }
+
+    /// Begins to fill them behind `devices`, which were made of [`spec`](Self::spec) and are still stopped. Each has a
+    /// thread, which calls `on_thread` first.
+    ///
+    /// # Errors
+    /// A thread cannot be created.
+    pub fn fill(self, devices: &DeviceManager, on_thread: &OnThread, then: WhenFilled) -> Result<DiskFilling, Error> {
+        self.fill_all(devices.disks(), on_thread, then)
+    }
+
+    pub(super) fn fill_all<'a>(
+        mut self,
+        disks: impl Iterator<Item = (&'a str, MutexGuard<'a, Block>)>,
+        on_thread: &OnThread,
+        then: WhenFilled,
+    ) -> Result<DiskFilling, Error> {
+        let mut held = Vec::new();
+        for (id, mut block) in disks {
+            if let Some(position) = self.disks.iter().position(|disk| disk.from.saved.id == id) {
+                let disk = self.disks.swap_remove(position);
+                let copier = block.hold(Holds::Everything, ChunkSet::all(disk.from.saved.bytes))?;
+                held.push((disk, copier));
+            }
+        }
+        let total = held.iter().map(|(_, copier)| copier.bytes_left()).sum();
+        let mut filling = DiskFilling {
+            state: Arc::new(FillState {
+                total,
+                left: AtomicU64::new(total),
+                given_up: AtomicBool::new(false),
+                unfinished: Mutex::new(held.len()),
+                finished: Condvar::new(),
+                then,
+            }),
+            threads: Vec::new(),
+        };
+        if held.is_empty() {
+            (filling.state.then.done)();
+        }
+        for (disk, mut copier) in held {
+            let (state, on_thread) = (filling.state.clone(), on_thread.clone());
+            let fill = move || {
+                on_thread();
+                let outcome = disk.fill(&mut copier, &state);
+                drop(copier);
+                state.end(outcome);
+            };
+            let thread = thread::Builder::new()
+                .name("disk-fill".to_owned())
+                .stack_size(THREAD_STACK_SIZE)
+                .spawn(fill)
+                .map_err(Error::os("create a thread that fills a disk"))?;
+            filling.threads.push(thread);
+        }
+        Ok(filling)
+    }
+}
+
+impl DiskFilling {
+    /// How far it has come.
+    pub fn progress(&self) -> Progress {
+        let total = self.state.total;
+        Progress {
+            done: total - self.state.left.load(Ordering::Relaxed),
+            total,
+        }
+    }
+
+    /// Waits until all disks are there under their names. Whoever ends the VM, or builds its machine anew, waits first.
+    pub fn wait(&self) {
+        let unfinished = self.state.unfinished();
+        let finished = self.state.finished.wait_while(unfinished, |unfinished| *unfinished > 0);
+        drop(finished.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Drop for DiskFilling {
+    fn drop(&mut self) {
+        self.state.given_up.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // A panic of the thread was reported by the panic hook when it happened.
+            drop(thread.join());
+        }
+    }
+}
+
+impl FillState {
+    fn unfinished(&self) -> MutexGuard<'_, usize> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A disk's thread ends. One that did not complete its disk does not count as finished.
+    fn end(&self, outcome: Result<Filled, Error>) {
+        match outcome {
+            Ok(Filled::Completely) => {
+                let mut unfinished = self.unfinished();
+                *unfinished -= 1;
+                if *unfinished == 0 {
+                    self.finished.notify_all();
+                    drop(unfinished);
+                    (self.then.done)();
+                }
+            }
+            Ok(Filled::InPart) => {}
+            Err(error) => (self.then.failed)(error),
+        }
+    }
+}
+
+/// The disk of `chain` cannot be restored.
+fn unusable(chain: &Chain, saved: &SavedDisk, reason: String) -> Error {
+    Error::SavedDisk {
+        snapshot: chain.newest().path.clone(),
+        id: saved.id.clone(),
+        reason,
+    }
+}
+
+/// For `map_err`: the system refused `action` on the file of disk `id`.
+fn disk_file(id: &str, path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::DiskFile {
+        id: id.to_owned(),
+        path: path.to_owned(),
+        action,
+        source,
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}

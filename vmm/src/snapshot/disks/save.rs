@@ -1,0 +1,283 @@
+//! Saving disks: chunks are held at the moment of the snapshot, and copied into images afterwards.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::panic;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard};
+use std::thread::{self, JoinHandle};
+
+use cutover_devices::virtio::block::Block;
+use cutover_devices::virtio::block::chunks::{CHUNK_SIZE, ChunkSet};
+use cutover_devices::virtio::block::gate::{COPY_BYTES, Copier, Holds};
+use cutover_devices::virtio::block::written::{Consumer, Taken};
+use cutover_devices::{OnThread, THREAD_STACK_SIZE};
+use cutover_snapshot::image::{ImageWriter, Layout, Shape};
+use cutover_snapshot::manifest::Base;
+use cutover_snapshot::section::SectionWriter;
+use cutover_snapshot::writer::SnapshotWriter;
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+
+use super::{PAGE_BYTES, SECTION, SavedDisk, SavedDisks, image_name, pages_of};
+use crate::Error;
+use crate::device_manager::DeviceManager;
+use crate::dirty::Baseline;
+
+/// Is told of bytes that are dealt with, and says whether to go on.
+pub type Watch = Arc<dyn Fn(u64) -> Result<(), Error> + Send + Sync>;
+
+/// Knows what changed on every disk that can be written since it was last saved.
+pub struct DiskTracks {
+    /// By the id of the disk.
+    consumers: BTreeMap<String, Consumer>,
+}
+
+/// Disks as they were at one moment. Dropped, they are as if nothing had been held or taken.
+#[derive(Default)]
+pub struct HeldDisks {
+    disks: Vec<HeldDisk>,
+}
+
+struct HeldDisk {
+    saved: SavedDisk,
+    base: Base,
+    image: Arc<File>,
+    copier: Copier,
+    taken: Taken,
+}
+
+/// Disks that are being copied. Dropped, the threads give up, and all is as if nothing had been held or taken.
+pub struct DiskCopies {
+    copies: Vec<Copy>,
+    given_up: Arc<AtomicBool>,
+}
+
+struct Copy {
+    saved: SavedDisk,
+    thread: JoinHandle<Result<(ImageWriter, Taken), Error>>,
+}
+
+/// What is news no more once the snapshot is permanent; put back when dropped.
+#[must_use = "what is dropped without being committed will be saved again"]
+pub struct CopiedDisks {
+    taken: Vec<Taken>,
+}
+
+impl DiskTracks {
+    /// Begins to track the disks of `devices` that can be written.
+    pub fn register(devices: &DeviceManager, baseline: Baseline) -> Self {
+        Self::of(devices.disks(), baseline)
+    }
+
+    pub(super) fn of<'a>(disks: impl Iterator<Item = (&'a str, MutexGuard<'a, Block>)>, baseline: Baseline) -> Self {
+        let writable = disks.filter(|(_, block)| !block.disk().readonly());
+        let consumers = writable.map(|(id, block)| {
+            let consumer = match baseline {
+                Baseline::Now => block.writes().register(),
+                Baseline::Nothing => block.writes().register_anew(),
+            };
+            (id.to_owned(), consumer)
+        });
+        Self {
+            consumers: consumers.collect(),
+        }
+    }
+
+    /// Holds the disks of `devices`, which are stopped, as they are: `whole`, or what changed since they were last
+    /// saved. It costs nothing that grows with what they hold.
+    ///
+    /// # Errors
+    /// A restore still fills one of them.
+    pub fn hold(&self, devices: &DeviceManager, whole: bool) -> Result<HeldDisks, Error> {
+        self.hold_all(devices.disks(), whole)
+    }
+
+    pub(super) fn hold_all<'a>(
+        &self,
+        disks: impl Iterator<Item = (&'a str, MutexGuard<'a, Block>)>,
+        whole: bool,
+    ) -> Result<HeldDisks, Error> {
+        let mut held = HeldDisks::default();
+        for (id, mut block) in disks {
+            let Some(consumer) = self.consumers.get(id) else {
+                continue;
+            };
+            let taken = consumer.take();
+            let bytes = block.disk().size();
+            let chunks = if whole {
+                ChunkSet::all(bytes)
+            } else {
+                taken.chunks().clone()
+            };
+            held.disks.push(HeldDisk {
+                saved: SavedDisk {
+                    id: id.to_owned(),
+                    bytes,
+                },
+                // What is complete needs no parent.
+                base: if chunks.len() == pages_of(bytes) {
+                    Base::Zero
+                } else {
+                    Base::Parent
+                },
+                image: block.disk().file().clone(),
+                copier: block.hold(Holds::Writes, chunks)?,
+                taken,
+            });
+        }
+        Ok(held)
+    }
+}
+
+impl HeldDisks {
+    /// Bytes to deal with: read, or found to be holes.
+    pub fn bytes(&self) -> u64 {
+        self.disks.iter().map(|disk| disk.copier.bytes_left()).sum()
+    }
+
+    /// Begins to copy them into images of `writer`, each on a thread that calls `on_thread` first and tells `watch` what
+    /// it does. Pages are compressed at level `compress`.
+    ///
+    /// # Errors
+    /// An image or a thread cannot be created.
+    pub fn start(
+        self,
+        writer: &mut SnapshotWriter,
+        compress: Option<i32>,
+        watch: &Watch,
+        on_thread: &OnThread,
+    ) -> Result<DiskCopies, Error> {
+        let mut copies = DiskCopies {
+            copies: Vec::new(),
+            given_up: Arc::default(),
+        };
+        for disk in self.disks {
+            let saved = disk.saved.clone();
+            let image = writer.image(&image_name(&saved.id), disk.shape(compress))?;
+            let (watch, given_up, on_thread) = (watch.clone(), copies.given_up.clone(), on_thread.clone());
+            let copy = move || {
+                on_thread();
+                disk.copy(image, &|bytes| {
+                    if given_up.load(Ordering::Relaxed) {
+                        return Err(Error::SnapshotCancelled);
+                    }
+                    watch(bytes)
+                })
+            };
+            let thread = thread::Builder::new()
+                .name("disk-copy".to_owned())
+                .stack_size(THREAD_STACK_SIZE)
+                .spawn(copy)
+                .map_err(Error::os("create a thread that copies a disk"))?;
+            copies.copies.push(Copy { saved, thread });
+        }
+        Ok(copies)
+    }
+}
+
+impl HeldDisk {
+    fn shape(&self, compress: Option<i32>) -> Shape {
+        Shape {
+            page_bytes: PAGE_BYTES,
+            pages: pages_of(self.saved.bytes),
+            base: self.base,
+            layout: match (compress, self.base) {
+                (Some(level), _) => Layout::Compressed { level },
+                (None, Base::Zero) => Layout::Flat,
+                (None, Base::Parent) => Layout::Packed,
+            },
+        }
+    }
+
+    /// Copies what is held into `to`, and lets go of it piece by piece.
+    fn copy(
+        mut self,
+        mut to: ImageWriter,
+        watch: &dyn Fn(u64) -> Result<(), Error>,
+    ) -> Result<(ImageWriter, Taken), Error> {
+        let mut buffer = Vec::new();
+        while let Some(bytes) = self.copier.next_chunks() {
+            if let Some(hole) = self.hole_at(&bytes) {
+                watch(self.copier.release(&hole))?;
+                continue;
+            }
+            self.read(&bytes, &mut buffer)?;
+            // In memory they are safe: the guest need not wait for them to be written.
+            watch(self.copier.release(&bytes))?;
+            to.put(bytes.start / CHUNK_SIZE, &buffer)?;
+        }
+        Ok((to, self.taken))
+    }
+
+    /// Fills `buffer` with the content of `bytes`, and with zeroes up to the end of the last page.
+    fn read(&self, bytes: &Range<u64>, buffer: &mut Vec<u8>) -> Result<(), Error> {
+        let len = usize::try_from(bytes.end - bytes.start).expect("a few chunks");
+        debug_assert!(len as u64 <= COPY_BYTES);
+        buffer.clear();
+        buffer.resize(len.next_multiple_of(PAGE_BYTES as usize), 0);
+        let read = self.image.read_exact_at(&mut buffer[..len], bytes.start);
+        read.map_err(|source| Error::ReadDisk {
+            id: self.saved.id.clone(),
+            offset: bytes.start,
+            source,
+        })
+    }
+
+    /// Whole chunks from the start of `bytes` on that the file has no data for, and which the image need not mention:
+    /// nobody writes them before they are released.
+    fn hole_at(&self, bytes: &Range<u64>) -> Option<Range<u64>> {
+        if self.base == Base::Parent {
+            return None;
+        }
+        let data = match seek(&self.image, SeekFrom::Data(bytes.start)) {
+            Ok(data) => data / CHUNK_SIZE * CHUNK_SIZE,
+            Err(Errno::NXIO) => self.saved.bytes,
+            // Not a file, or a file system that cannot tell.
+            Err(_) => return None,
+        };
+        (data > bytes.start).then_some(bytes.start..data.min(self.saved.bytes))
+    }
+}
+
+impl DiskCopies {
+    /// Waits for the threads, and completes the images of `writer`, which is the one they were begun with.
+    ///
+    /// # Errors
+    /// A disk cannot be read, an image not be written, or it was cancelled.
+    pub fn finish(mut self, writer: &mut SnapshotWriter) -> Result<CopiedDisks, Error> {
+        let (mut disks, mut taken) = (Vec::new(), Vec::new());
+        while !self.copies.is_empty() {
+            let copy = self.copies.remove(0);
+            let (image, of_disk) = join(copy.thread)?;
+            writer.complete(image)?;
+            disks.push(copy.saved);
+            taken.push(of_disk);
+        }
+        writer.section(SECTION, &SavedDisks { disks })?;
+        Ok(CopiedDisks { taken })
+    }
+}
+
+impl Drop for DiskCopies {
+    fn drop(&mut self) {
+        self.given_up.store(true, Ordering::Relaxed);
+        for copy in self.copies.drain(..) {
+            // Why the snapshot failed is known already.
+            drop(copy.thread.join());
+        }
+    }
+}
+
+impl CopiedDisks {
+    /// The snapshot is permanent.
+    pub fn commit(self) {
+        self.taken.into_iter().for_each(Taken::commit);
+    }
+}
+
+fn join<T>(thread: JoinHandle<T>) -> T {
+    thread.join().unwrap_or_else(|panicked| panic::resume_unwind(panicked))
+}
