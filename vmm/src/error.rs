@@ -12,6 +12,7 @@ use cutover_snapshot::spec::SpecError;
 
 use crate::host::KVM_API_VERSION;
 use crate::lifecycle::Refusal;
+use crate::page_fault::Unavailable;
 
 /// Everything that can go wrong in the monitor; texts name the file, device or limit, and what to do where that is known.
 #[derive(Debug, thiserror::Error)]
@@ -186,6 +187,25 @@ pub enum Error {
     /// Saved state cannot be written or read.
     #[error(transparent)]
     Snapshot(#[from] cutover_snapshot::Error),
+    /// Page faults of guest memory stay with the kernel.
+    #[error(transparent)]
+    PageFaults(#[from] Unavailable),
+    /// A snapshot's memory is not that of the VM.
+    #[error("the snapshot has {image} of memory, the VM {memory}")]
+    MemoryImage {
+        /// In the snapshot.
+        image: ByteSize,
+        /// In the VM.
+        memory: ByteSize,
+    },
+    /// The process that is to fill the memory cannot be reached.
+    #[error("cannot hand the VM's memory to the page-fault handler at {}: {source}", .path.display())]
+    PageFaultHandler {
+        /// Its socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// A system call filter cannot be built or installed.
     #[error("cannot confine the {thread} thread with seccomp: {reason}")]
     Seccomp {

@@ -23,6 +23,7 @@ mod layout;
 pub mod lifecycle;
 mod machine;
 mod memory;
+pub mod page_fault;
 mod program_text;
 pub mod seccomp;
 pub mod snapshot;

@@ -17,7 +17,7 @@
 mod ioctl;
 mod kvm_log;
 mod monitor_writes;
-mod page_set;
+pub(crate) mod page_set;
 mod rate;
 
 use std::collections::BTreeMap;
@@ -26,11 +26,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::kvm_log::KvmLog;
 use self::monitor_writes::MonitorWrites;
-use self::page_set::Layout;
 use crate::Error;
 use crate::kvm::KvmVm;
 
-pub use self::page_set::{PAGE_SIZE, PageRange, PageSet};
+pub use self::page_set::{Layout, PAGE_SIZE, PageRange, PageSet};
 pub use self::rate::{DirtyRate, RateMeter};
 
 /// What a source calls with the index of a word of a [`PageSet`] and the bits of pages written.

@@ -9,6 +9,8 @@
 //! ```
 //! That is the form KVM's dirty log has, so what is found there is merged word by word. Memory is mostly clean: whoever
 //! goes through words does so by [`set_words`], which passes over clean ones several at a time.
+//!
+//! Pages have guest addresses, and numbers: those of the memory image of a snapshot, which has no gaps between slots.
 
 use std::iter;
 use std::sync::Arc;
@@ -38,9 +40,24 @@ pub struct Slot {
     pub pages: u64,
     /// Index of the word with the bit of the first page.
     pub first_word: usize,
+    /// Number of the first page.
+    pub first_number: u64,
 }
 
 impl Slot {
+    /// The guest address behind its last page.
+    pub fn end(&self) -> u64 {
+        self.start + self.pages * PAGE_SIZE
+    }
+
+    /// All its pages.
+    pub fn range(&self) -> PageRange {
+        PageRange {
+            start: self.start,
+            pages: self.pages,
+        }
+    }
+
     /// Number of words.
     pub fn words(&self) -> usize {
         usize::try_from(self.pages.div_ceil(WORD_PAGES))
@@ -51,14 +68,16 @@ impl Slot {
 impl Layout {
     /// The layout of `memory`: one slot per region, in the order of their addresses.
     pub fn of(memory: &GuestMemory) -> Self {
-        let mut words = 0;
+        let (mut words, mut pages) = (0, 0);
         let slots = memory.iter().map(|region| {
             let slot = Slot {
                 start: region.start_addr().raw_value(),
                 pages: region.len() / PAGE_SIZE,
                 first_word: words,
+                first_number: pages,
             };
             words += slot.words();
+            pages += slot.pages;
             slot
         });
         let slots = slots.collect();
@@ -75,6 +94,52 @@ impl Layout {
         let following = self.slots.partition_point(|slot| slot.first_word <= word);
         &self.slots[following - 1]
     }
+
+    /// The slot with guest address `address`.
+    fn slot_at(&self, address: u64) -> Option<&Slot> {
+        let next = self.slots.partition_point(|slot| slot.end() <= address);
+        self.slots.get(next).filter(|slot| slot.start <= address)
+    }
+
+    /// Number of the page at guest address `address`, if there is one.
+    pub fn number(&self, address: u64) -> Option<u64> {
+        let slot = self.slot_at(address)?;
+        Some(slot.first_number + (address - slot.start) / PAGE_SIZE)
+    }
+
+    /// The pages from that at guest address `address` on, at most `most`, up to the next multiple of that in their slot.
+    pub fn range_from(&self, address: u64, most: u64) -> PageRange {
+        let range = PageRange::page(address);
+        let pages = self.slot_at(range.start).map_or(0, |slot| {
+            let page = (range.start - slot.start) / PAGE_SIZE;
+            (most - page % most).min(slot.pages - page)
+        });
+        PageRange { pages, ..range }
+    }
+
+    /// How many pages there are.
+    pub fn pages(&self) -> u64 {
+        self.slots.iter().map(|slot| slot.pages).sum()
+    }
+
+    /// The words that have bits of `range`, with those bits; `range` is within one slot, or none.
+    fn words_of(&self, range: PageRange) -> impl Iterator<Item = (usize, u64)> {
+        let slot = self.slot_at(range.start).copied();
+        slot.into_iter().flat_map(move |slot| {
+            let first = (range.start - slot.start) / PAGE_SIZE;
+            let end = slot.pages.min(first + range.pages);
+            let words = first / WORD_PAGES..end.div_ceil(WORD_PAGES);
+            (slot.first_word..)
+                .zip(0..slot.pages.div_ceil(WORD_PAGES))
+                .skip(usize::try_from(words.start).expect("a word of the slot"))
+                .take_while(move |(_, word)| *word < words.end)
+                .map(move |(index, word)| {
+                    let from = first.saturating_sub(word * WORD_PAGES);
+                    let beyond = ((word + 1) * WORD_PAGES).saturating_sub(end);
+                    (index, u64::MAX << from & u64::MAX >> beyond)
+                })
+        })
+    }
 }
 
 /// Consecutive pages.
@@ -90,6 +155,22 @@ impl PageRange {
     /// The address behind the last page.
     pub fn end(&self) -> u64 {
         self.start + self.pages * PAGE_SIZE
+    }
+
+    /// The same pages as ranges of at most `most` each.
+    pub fn parts(self, most: u64) -> impl Iterator<Item = Self> {
+        (0..self.pages.div_ceil(most)).map(move |part| Self {
+            start: self.start + part * most * PAGE_SIZE,
+            pages: most.min(self.pages - part * most),
+        })
+    }
+
+    /// The page at guest address `address`.
+    pub fn page(address: u64) -> Self {
+        Self {
+            start: address & !(PAGE_SIZE - 1),
+            pages: 1,
+        }
     }
 }
 
@@ -111,15 +192,75 @@ impl PageSet {
 
     /// Every page there is.
     pub fn full(layout: &Arc<Layout>) -> Self {
-        let mut words = vec![u64::MAX; layout.words];
-        for slot in &layout.slots {
+        let mut full = Self::empty(layout);
+        full.fill();
+        full
+    }
+
+    /// Where the VM's pages are.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// Adds every page there is.
+    pub fn fill(&mut self) {
+        self.words.fill(u64::MAX);
+        for slot in &self.layout.slots {
             let unused = slot.words() as u64 * WORD_PAGES - slot.pages;
-            words[slot.first_word + slot.words() - 1] >>= unused;
+            self.words[slot.first_word + slot.words() - 1] >>= unused;
         }
-        Self {
-            layout: layout.clone(),
-            words,
+    }
+
+    /// Whether it has the page at guest address `address`.
+    pub fn contains(&self, address: u64) -> bool {
+        let mut words = self.layout.words_of(PageRange::page(address));
+        words.any(|(word, bits)| self.words[word] & bits != 0)
+    }
+
+    /// Adds the pages of `range`, which are of one slot.
+    pub fn insert_range(&mut self, range: PageRange) {
+        for (word, bits) in self.layout.words_of(range) {
+            self.words[word] |= bits;
         }
+    }
+
+    /// Removes the pages of `range`, which are of one slot.
+    pub fn remove_range(&mut self, range: PageRange) {
+        for (word, bits) in self.layout.words_of(range) {
+            self.words[word] &= !bits;
+        }
+    }
+
+    /// Removes the pages of `other`, which is of the same VM.
+    pub fn subtract(&mut self, other: &PageSet) {
+        for (word, bits) in set_words(&other.words) {
+            self.words[word] &= !bits;
+        }
+    }
+
+    /// Takes out the first pages, at most `most`, consecutive ones together. `from` is the word to begin with, before
+    /// which there are none, and becomes that for the next time.
+    pub fn take_first(&mut self, from: &mut usize, most: u64) -> Vec<PageRange> {
+        let mut taken = Vec::<PageRange>::new();
+        let mut left = most;
+        while left > 0 {
+            let first_word = set_words(&self.words[*from..]).next();
+            let Some((word, bits)) = first_word.map(|(word, bits)| (*from + word, bits)) else {
+                break;
+            };
+            let rest = (0..left.min(WORD_PAGES)).fold(bits, |bits, _| bits & bits.wrapping_sub(1));
+            for (first, pages) in runs(bits & !rest) {
+                let range = self.range(word, first, pages);
+                match taken.last_mut() {
+                    Some(last) if last.end() == range.start => last.pages += range.pages,
+                    _ => taken.push(range),
+                }
+            }
+            left -= u64::from((bits & !rest).count_ones());
+            self.words[word] = rest;
+            *from = word;
+        }
+        taken
     }
 
     /// Adds the pages whose bits are set in `bits`, as word number `word`.
@@ -200,6 +341,8 @@ fn runs(mut bits: u64) -> impl Iterator<Item = (u32, u32)> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
     use vm_memory::GuestAddress;
 
@@ -235,7 +378,104 @@ mod tests {
         assert!(set.ranges().eq(expected));
     }
 
+    #[test]
+    fn the_parts_of_a_range_are_the_range() {
+        assert!(
+            range(0x3000, 5)
+                .parts(2)
+                .eq([range(0x3000, 2), range(0x5000, 2), range(0x7000, 1)])
+        );
+        assert!(range(0x3000, 4).parts(4).eq([range(0x3000, 4)]));
+        assert_eq!(range(0x3000, 0).parts(4).count(), 0);
+    }
+
+    #[test]
+    fn numbers_go_on_from_slot_to_slot() {
+        let layout = layout();
+        let addresses = [0, 0xfff, 0x1000, 129 << 12, SLOT_1, SLOT_1 + (69 << 12)];
+        let numbers = addresses.map(|address| layout.number(address));
+        assert_eq!(numbers, [0, 0, 1, 129, 130, 199].map(Some));
+        assert_eq!(
+            [130 << 12, SLOT_1 - 1, SLOT_1 + (70 << 12)].map(|address| layout.number(address)),
+            [None; 3]
+        );
+        assert_eq!(layout.pages(), 200);
+    }
+
+    /// A page of [`layout`] by its number.
+    fn numbered(number: u64) -> PageRange {
+        PageRange::page(if number < 130 {
+            number << 12
+        } else {
+            SLOT_1 + (number - 130 << 12)
+        })
+    }
+
+    fn set_of(numbers: &BTreeSet<u64>) -> PageSet {
+        let mut set = PageSet::empty(&layout());
+        numbers.iter().for_each(|&number| set.insert_range(numbered(number)));
+        set
+    }
+
+    fn numbers_of(ranges: impl IntoIterator<Item = PageRange>) -> Vec<u64> {
+        let layout = layout();
+        let pages = ranges
+            .into_iter()
+            .flat_map(|range| (range.start..range.end()).step_by(4096));
+        pages.map(|address| layout.number(address).expect("a page")).collect()
+    }
+
+    fn some_pages() -> impl Strategy<Value = BTreeSet<u64>> {
+        prop_oneof![
+            prop::collection::btree_set(0_u64..200, 0..200),
+            (0_u64..200, 0_u64..200).prop_map(|(a, b)| (a.min(b)..a.max(b)).collect()),
+        ]
+    }
+
     proptest! {
+        #[test]
+        fn sets_follow_the_algebra_of_sets(a in some_pages(), b in some_pages()) {
+            let (set_a, set_b) = (set_of(&a), set_of(&b));
+            prop_assert_eq!(numbers_of(set_a.ranges()), a.iter().copied().collect::<Vec<_>>());
+            for number in 0..200 {
+                prop_assert_eq!(set_a.contains(numbered(number).start), a.contains(&number));
+            }
+            let (mut union, mut difference) = (set_a.clone(), set_a.clone());
+            union.union(&set_b);
+            difference.subtract(&set_b);
+            prop_assert_eq!(numbers_of(union.ranges()), a.union(&b).copied().collect::<Vec<_>>());
+            prop_assert_eq!(numbers_of(difference.ranges()), a.difference(&b).copied().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn ranges_are_added_and_removed_as_their_pages_one_by_one(
+            a in some_pages(), slot in 0_u64..2, first in 0_u64..70, pages in 0_u64..140
+        ) {
+            let range = PageRange { start: numbered(slot * 130 + first).start, pages };
+            let end = if slot == 0 { 130 } else { 200 };
+            let within: BTreeSet<_> = (slot * 130 + first..end.min(slot * 130 + first + pages)).collect();
+            let (mut with, mut without) = (set_of(&a), set_of(&a));
+            with.insert_range(range);
+            without.remove_range(range);
+            prop_assert_eq!(numbers_of(with.ranges()), a.union(&within).copied().collect::<Vec<_>>());
+            prop_assert_eq!(numbers_of(without.ranges()), a.difference(&within).copied().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn pages_are_taken_out_in_order_and_each_once(a in some_pages(), most in 1_u64..150) {
+            let (mut set, mut from, mut all) = (set_of(&a), 0, Vec::new());
+            loop {
+                let taken = numbers_of(set.take_first(&mut from, most));
+                if taken.is_empty() {
+                    break;
+                }
+                prop_assert!(taken.len() as u64 <= most);
+                all.extend(taken);
+            }
+            prop_assert!(set.is_empty());
+            prop_assert_eq!(all, a.into_iter().collect::<Vec<_>>());
+        }
+
         #[test]
         fn ranges_hold_exactly_the_pages_of_the_set(words in prop::collection::vec(any::<u64>(), 5)) {
             let layout = layout();

@@ -1,0 +1,344 @@
+//! Copying memory as it is at one moment while the guest goes on writing it.
+//!
+//! ```text
+//!           protect                 freeze                       all copied, dropped, or failed
+//!  Arming ──────────► Arming ─────────────────► Frozen ───────────────────────► Over
+//!    write: the page is let go    write: the page is saved first      write: goes on
+//!                                 copier: the next pages, in order
+//! ```
+//! One lock decides between a write and the copier which of them saves a page. Until one of them has, the page is
+//! protected, so that what is copied is what was there when it was frozen.
+//!
+//! Pages that were never touched cannot be protected on kernels before 6.4, so they are made present first, which for
+//! private memory takes no memory.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use cutover_devices::{GuestMemory, OnThread};
+use cutover_snapshot::error::Error as SnapshotError;
+use cutover_snapshot::image::{PageSource, Pages};
+
+use super::Unavailable;
+use super::batch::Batch;
+use super::faults::{Faults, spawn};
+use super::space::{Space, populate};
+use super::uffd::Mode;
+use crate::Error;
+use crate::dirty::{PAGE_SIZE, PageRange, PageSet};
+
+/// Pages that are saved early, for writes, before a writer waits for the copier: 8 MiB. As many may be on their way into
+/// the image at the same time.
+pub const EARLY_PAGES_MAX: u64 = 2048;
+
+/// Pages the copier copies at a time: a chunk of the image. A write waits at most that long for the lock.
+const PIECE_PAGES: u64 = 64;
+
+/// Pages that are protected at a time while the guest runs: 4 MiB.
+const PROTECT_PAGES: u64 = 1024;
+
+/// Pages not to be copied that may lie between pages whose protection is ended by one call. A call costs about as much
+/// as the faults of so many pages, which KVM has to map again after it.
+const GAP_PAGES: u64 = 16;
+
+/// What fails if it fails.
+const PROTECT: &str = "protect guest memory from writes";
+
+/// Pages of guest memory that are copied while the guest goes on writing. Dropping it ends all protection.
+pub struct CopyOnWrite {
+    shared: Arc<Shared>,
+    /// Until it is joined.
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    faults: Faults,
+    phase: Mutex<Phase>,
+    /// Notified when a writer that waits for the copier should look again.
+    progress: Condvar,
+}
+
+/// See the module.
+enum Phase {
+    Arming {
+        /// Pages that are protected.
+        protected: PageSet,
+    },
+    Frozen(Frozen),
+    Over(
+        /// Why, if that was before all pages were copied.
+        Option<io::Error>,
+    ),
+}
+
+/// Pages that are kept as they are.
+struct Frozen {
+    /// Those still to be saved, which are protected.
+    pages: PageSet,
+    /// Where the copier is: words before this one have no such page.
+    cursor: usize,
+    /// Those saved because they were written.
+    early: Batch,
+}
+
+impl CopyOnWrite {
+    /// Prepares for `memory`. The thread for its page faults calls `on_thread` first.
+    ///
+    /// # Errors
+    /// Why memory cannot be copied like that here; nothing has changed.
+    pub fn arm(memory: &GuestMemory, on_thread: OnThread) -> Result<Self, Unavailable> {
+        let space = Space::of_small_pages(memory)?;
+        let protected = PageSet::empty(&space.layout);
+        // Kernels before 5.14 cannot: this is to be known now.
+        populate(space.area(PageRange::page(0))).map_err(Unavailable::Refused)?;
+        let shared = Arc::new(Shared {
+            faults: Faults::of(space, Mode::WriteProtect)?,
+            phase: Mutex::new(Phase::Arming { protected }),
+            progress: Condvar::new(),
+        });
+        let serving = shared.clone();
+        let thread = spawn("page-fault", on_thread, move || serving.serve())?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// Protects `pages` ahead of [`freeze`](Self::freeze), which has less to do then. The guest may run: a page that is
+    /// written is let go (it is in the dirty log then).
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn protect(&self, pages: &PageSet) -> Result<(), Error> {
+        // The lock is let go after each part, so that writes that are noticed meanwhile do not wait for all of it.
+        let mut parts = pages.ranges().flat_map(|range| range.parts(PROTECT_PAGES));
+        parts
+            .try_for_each(|part| match &mut *self.shared.phase() {
+                Phase::Arming { protected } => self.shared.protect(part, protected),
+                Phase::Frozen(_) | Phase::Over(_) => Ok(()),
+            })
+            .map_err(Error::os(PROTECT))
+    }
+
+    /// From here on `pages` are kept as they are now: a write to one saves it first. Nobody writes memory meanwhile.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn freeze(&self, pages: PageSet) -> Result<(), Error> {
+        let mut phase = self.shared.phase();
+        if let Phase::Arming { protected } = &mut *phase {
+            // Under one lock: a fault that was noticed before the guest stopped may still be taken care of.
+            let mut rest = pages.clone();
+            rest.subtract(protected);
+            let mut ranges = rest.ranges();
+            ranges
+                .try_for_each(|range| self.shared.protect(range, protected))
+                .map_err(Error::os(PROTECT))?;
+            *phase = Phase::Frozen(Frozen {
+                pages,
+                cursor: 0,
+                early: Batch::with_room_for(EARLY_PAGES_MAX),
+            });
+        }
+        Ok(())
+    }
+
+    /// The frozen pages. What is protected besides is let go when written, or when all is copied.
+    pub fn into_source(self) -> FrozenPages {
+        let bytes_total = match &*self.shared.phase() {
+            Phase::Frozen(frozen) => frozen.pages.len() * PAGE_SIZE,
+            Phase::Arming { .. } | Phase::Over(_) => 0,
+        };
+        FrozenPages {
+            memory: self,
+            bytes_total,
+            piece: Batch::with_room_for(PIECE_PAGES),
+            early: Batch::with_room_for(EARLY_PAGES_MAX),
+        }
+    }
+}
+
+impl Drop for CopyOnWrite {
+    fn drop(&mut self) {
+        self.shared.end(None);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("page-fault thread panicked");
+        }
+    }
+}
+
+impl Shared {
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn space(&self) -> &Space {
+        &self.faults.space
+    }
+
+    /// Protects the pages of `range`, and notes so in `protected`.
+    fn protect(&self, range: PageRange, protected: &mut PageSet) -> io::Result<()> {
+        let area = self.space().area(range);
+        populate(area)?;
+        self.faults.uffd.protect(area)?;
+        protected.insert_range(range);
+        Ok(())
+    }
+
+    /// Takes care of page faults until the end.
+    fn serve(&self) {
+        // A panic too must not leave writers waiting.
+        let _end = EndOnDrop(self);
+        let failure = loop {
+            match self.faults.next() {
+                Ok(Some(page)) => {
+                    if let Err(error) = self.allow_write(page) {
+                        break error;
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => break error,
+            }
+        };
+        self.end(Some(failure));
+    }
+
+    /// Lets the writer of `page` go on, who waits.
+    fn allow_write(&self, page: PageRange) -> io::Result<()> {
+        let must_wait = |phase: &mut Phase| match phase {
+            Phase::Frozen(frozen) => frozen.early.is_full() && frozen.pages.contains(page.start),
+            Phase::Arming { .. } | Phase::Over(_) => false,
+        };
+        let waited = self.progress.wait_while(self.phase(), must_wait);
+        match &mut *waited.unwrap_or_else(PoisonError::into_inner) {
+            Phase::Arming { protected } => protected.remove_range(page),
+            Phase::Frozen(frozen) => frozen.save_early(self.space(), page)?,
+            Phase::Over(_) => return Ok(()),
+        }
+        self.faults.uffd.unprotect(self.space().area(page))
+    }
+
+    /// Ends all protection; everybody goes on.
+    fn end(&self, failure: Option<io::Error>) {
+        let mut phase = self.phase();
+        if matches!(*phase, Phase::Over(_)) {
+            return;
+        }
+        *phase = Phase::Over(failure);
+        self.faults.stop();
+        self.faults.hand_back();
+        self.progress.notify_all();
+    }
+
+    /// Fills one of the two empty batches with the next pages: `early` if many were saved early, or nothing else is
+    /// left.
+    fn next_batch(&self, piece: &mut Batch, early: &mut Batch) -> Result<(), Error> {
+        let mut phase = self.phase();
+        let frozen = match &mut *phase {
+            Phase::Frozen(frozen) => frozen,
+            Phase::Arming { .. } => return Ok(()),
+            Phase::Over(failure) => {
+                return failure.take().map_or(Ok(()), |error| {
+                    Err(Error::os("save pages before the guest writes them")(error))
+                });
+            }
+        };
+        if !frozen.early.is_half_full() {
+            let ranges = frozen.pages.take_first(&mut frozen.cursor, PIECE_PAGES);
+            for &range in &ranges {
+                let copied = copy(self.space(), range, piece);
+                copied.map_err(Error::os("copy guest memory"))?;
+            }
+            for range in without_gaps(ranges) {
+                let unprotected = self.faults.uffd.unprotect(self.space().area(range));
+                unprotected.map_err(Error::os("end the protection of guest memory"))?;
+            }
+        }
+        if piece.is_empty() {
+            std::mem::swap(early, &mut frozen.early);
+        }
+        drop(phase);
+        self.progress.notify_all();
+        piece.sort();
+        early.sort();
+        Ok(())
+    }
+}
+
+impl Frozen {
+    /// Saves `page`, which is about to be written, unless it is saved already.
+    fn save_early(&mut self, space: &Space, page: PageRange) -> io::Result<()> {
+        if self.pages.contains(page.start) {
+            copy(space, page, &mut self.early)?;
+            self.pages.remove_range(page);
+        }
+        Ok(())
+    }
+}
+
+/// Ends protection if the page-fault thread ends in whatever way.
+struct EndOnDrop<'a>(&'a Shared);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.end(Some(io::Error::other("the page-fault thread has ended")));
+    }
+}
+
+/// Copies the pages of `range` to `batch`.
+fn copy(space: &Space, range: PageRange, batch: &mut Batch) -> io::Result<()> {
+    let number = space.layout.number(range.start).ok_or(io::ErrorKind::NotFound)?;
+    batch.add(&space.memory, range, number).map_err(io::Error::other)
+}
+
+/// `ranges`, which are in order, with small gaps between them filled. No page of a gap is protected: those before the
+/// last one have been copied, and what is saved is not protected any more.
+fn without_gaps(ranges: Vec<PageRange>) -> Vec<PageRange> {
+    let mut merged = Vec::<PageRange>::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if range.start - last.end() <= GAP_PAGES * PAGE_SIZE => {
+                last.pages = (range.end() - last.start) / PAGE_SIZE;
+            }
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+/// The frozen pages of a guest that goes on. All protection ends with the last of them, or when this is dropped.
+pub struct FrozenPages {
+    memory: CopyOnWrite,
+    bytes_total: u64,
+    /// Pages on their way into the image, of those copied in order.
+    piece: Batch,
+    /// Pages on their way into the image, of those saved early.
+    early: Batch,
+}
+
+impl PageSource for FrozenPages {
+    fn bytes_total(&self) -> u64 {
+        self.bytes_total
+    }
+
+    fn next_pages(&mut self) -> Result<Option<Pages<'_>>, SnapshotError> {
+        let shared = &self.memory.shared;
+        if self.piece.is_empty() && self.early.is_empty() {
+            shared
+                .next_batch(&mut self.piece, &mut self.early)
+                .map_err(|error| SnapshotError::Source(Box::new(error)))?;
+        }
+        let batch = if self.piece.is_empty() {
+            &mut self.early
+        } else {
+            &mut self.piece
+        };
+        if batch.is_empty() {
+            shared.end(None);
+        }
+        Ok(batch.next())
+    }
+}

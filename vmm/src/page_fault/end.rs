@@ -1,0 +1,28 @@
+//! The end of a process whose guest memory can no longer be filled. Its vCPUs wait in the kernel for pages that will not
+//! come, or for those that must not be used; they cannot be joined, nor anything be saved.
+
+use cutover_devices::console::restore_terminal;
+
+/// What the process exits with: an error of the monitor.
+const EXIT_FAILURE: i32 = 1;
+
+/// Ends the process, for `reason`.
+pub fn end_process(reason: &str) -> ! {
+    restore_terminal();
+    // A log may go elsewhere, or nowhere.
+    tracing::error!(reason, "the VM's memory cannot be filled");
+    eprintln!("cutover: error: {reason}");
+    // SAFETY: ends the process without running anything else of it, which could wait for a thread that cannot end.
+    unsafe { libc::_exit(EXIT_FAILURE) }
+}
+
+/// Ends the process when dropped while a thread panics: who waits for it would wait for ever.
+pub struct EndOnPanic;
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            end_process("the thread that fills the VM's memory has panicked");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Faults as they come, for threads that wait for them until told to stop.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::JoinHandle;
+
+use cutover_devices::{OnThread, THREAD_STACK_SIZE};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+
+use super::Unavailable;
+use super::space::Space;
+use super::uffd::{Mode, Uffd};
+use crate::dirty::PageRange;
+
+/// What ends waiting. Written to once, and never read, so that everybody who waits gets to know.
+pub struct Stop(OwnedFd);
+
+impl Stop {
+    /// One that has not been told.
+    ///
+    /// # Errors
+    /// There is no eventfd to be had.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC)?))
+    }
+
+    /// Ends waiting.
+    pub fn tell(&self) {
+        rustix::io::write(&self.0, &1_u64.to_ne_bytes()).expect("an eventfd takes 2^64 - 2 of these");
+    }
+
+    /// Waits until `source` has something to read, or is at its end; false once waiting is to end.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn wait_for(&self, source: impl AsFd) -> io::Result<bool> {
+        let mut sources = [PollFd::new(&source, PollFlags::IN), PollFd::new(&self.0, PollFlags::IN)];
+        loop {
+            match poll(&mut sources, None) {
+                Ok(_) => return Ok(sources[1].revents().is_empty()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// The faults of a VM's memory. Several threads may wait for them; each fault comes to one of them.
+pub struct Faults {
+    /// The memory.
+    pub space: Space,
+    /// What it is registered with.
+    pub uffd: Uffd,
+    stop: Stop,
+}
+
+impl Faults {
+    /// Those of `space`, from now on.
+    ///
+    /// # Errors
+    /// The kernel lacks this or does not permit it, or somebody else takes care of this memory's faults.
+    pub fn of(space: Space, mode: Mode) -> Result<Self, Unavailable> {
+        Ok(Self {
+            uffd: space.register(mode)?,
+            space,
+            stop: Stop::new().map_err(Unavailable::Refused)?,
+        })
+    }
+
+    /// The page of the next fault; none once there is to be an end.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn next(&self) -> io::Result<Option<PageRange>> {
+        while self.stop.wait_for(&self.uffd)? {
+            // Another thread may have been faster, and nothing else than this memory is registered.
+            if let Some(address) = self.uffd.next_fault()?
+                && let Some(page) = self.space.page_at(address)
+            {
+                return Ok(Some(page));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Ends [`next`](Self::next) for all who wait.
+    pub fn stop(&self) {
+        self.stop.tell();
+    }
+
+    /// Faults are the kernel's again, and everybody goes on.
+    pub fn hand_back(&self) {
+        for area in self.space.areas() {
+            if let Err(error) = self.uffd.unregister(area) {
+                tracing::error!(%error, "cannot hand page faults back to the kernel");
+            }
+        }
+    }
+}
+
+/// Starts a thread that calls `on_thread`, then `run`.
+///
+/// # Errors
+/// There is none to be had.
+pub fn spawn(
+    name: &str,
+    on_thread: OnThread,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, Unavailable> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .stack_size(THREAD_STACK_SIZE)
+        .spawn(move || {
+            on_thread();
+            run();
+        })
+        .map_err(Unavailable::Thread)
+}

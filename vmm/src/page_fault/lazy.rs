@@ -1,0 +1,320 @@
+//! Filling memory from an image while the guest already runs.
+//!
+//! ```text
+//!  fault ──► thread "page-fault":  reads the chunk with that page ──► puts the page, and those that came with it
+//!            threads "prefetch":   read everything else in order ───► put it
+//!                                  nothing left: faults are the kernel's again; pages nobody touched are zero
+//! ```
+//! Both do the same to a page; whoever comes second finds it there. Every thread has a reader of its own, so that a
+//! fault does not wait for what is read ahead. A page that cannot be had ends the process: no guest runs on memory that
+//! is not what it was.
+
+use std::error::Error as StdError;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use cutover_devices::{GuestMemory, OnThread};
+use cutover_snapshot::error::Error as SnapshotError;
+use cutover_snapshot::image::{Image, Progress, Reader};
+use cutover_snapshot::size::ByteSize;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::end::{EndOnPanic, end_process};
+use super::faults::{Faults, spawn};
+use super::space::Space;
+use super::uffd::Mode;
+use crate::Error;
+use crate::dirty::{Layout, PAGE_SIZE, PageRange, PageSet};
+
+/// Pages that are read ahead at a time, and at most put for one fault: a chunk of the image.
+const PIECE_PAGES: u64 = 64;
+
+/// Most threads of each kind.
+pub const WORKERS_MAX: usize = 64;
+
+/// How far reading ahead stands back for everything else on the host (`setpriority`).
+const PREFETCH_NICE: i32 = 10;
+
+/// Memory that is filled while the guest already runs. To be dropped only when nobody uses the memory any more: what is
+/// not there by then does not come.
+pub struct LazyMemory {
+    shared: Arc<Shared>,
+    /// Until they are joined.
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    faults: Faults,
+    image: Image,
+    filling: Mutex<Filling>,
+    /// Notified when all is there, or nothing more will come.
+    ended: Condvar,
+}
+
+struct Filling {
+    /// Pages that are not there, and that no thread is reading ahead.
+    queue: PageSet,
+    /// Words of the queue before this one are empty.
+    cursor: usize,
+    /// Threads that read ahead.
+    prefetching: usize,
+    /// Called when all is there.
+    done: Option<Box<dyn FnOnce() + Send>>,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Filling,
+    /// All is there.
+    Complete,
+    /// Nobody needs the rest.
+    Abandoned,
+}
+
+/// Why a page cannot be had.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Image(#[from] SnapshotError),
+    #[error("cannot put pages of guest memory: {0}")]
+    Put(#[from] std::io::Error),
+}
+
+impl LazyMemory {
+    /// Begins to fill `memory`, which nobody has touched, from `image`: with as many threads for faults as `workers`, and
+    /// as many that read ahead; each calls `on_thread` first. Calls `done` when all is there.
+    ///
+    /// # Errors
+    /// The image is not of such a memory, or memory cannot be filled like that here; nothing has changed.
+    pub fn start(
+        memory: &GuestMemory,
+        image: Image,
+        workers: usize,
+        on_thread: OnThread,
+        done: impl FnOnce() + Send + 'static,
+    ) -> Result<Self, Error> {
+        let space = Space::of_small_pages(memory)?;
+        check_size(&space.layout, &image)?;
+        let queue = PageSet::full(&space.layout);
+        let workers = workers.clamp(1, WORKERS_MAX);
+        let shared = Arc::new(Shared {
+            filling: Mutex::new(Filling {
+                cursor: 0,
+                queue,
+                prefetching: workers,
+                done: Some(Box::new(done)),
+                stage: Stage::Filling,
+            }),
+            ended: Condvar::new(),
+            faults: Faults::of(space, Mode::Missing)?,
+            image,
+        });
+        let mut lazy = Self {
+            shared,
+            threads: Vec::new(),
+        };
+        for _ in 0..workers {
+            lazy.spawn("page-fault", &on_thread, Shared::serve)?;
+            lazy.spawn("prefetch", &on_thread, Shared::prefetch)?;
+        }
+        Ok(lazy)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        on_thread: &OnThread,
+        run: fn(&Shared, &mut Reader) -> Result<(), Failure>,
+    ) -> Result<(), Error> {
+        let (shared, mut reader) = (self.shared.clone(), self.shared.image.reader()?);
+        let thread = spawn(name, on_thread.clone(), move || {
+            let _guard = EndOnPanic;
+            if let Err(failure) = run(&shared, &mut reader) {
+                end_process(&format!("the VM's memory cannot be filled: {}", with_sources(&failure)));
+            }
+        })?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// How much is there.
+    pub fn progress(&self) -> Progress {
+        let total = self.shared.faults.space.layout.pages();
+        let filling = self.shared.filling();
+        Progress {
+            done: (total - filling.queue.len()) * PAGE_SIZE,
+            total: total * PAGE_SIZE,
+        }
+    }
+
+    /// Waits until all is there.
+    pub fn wait(&self) {
+        let filling = |filling: &mut Filling| filling.stage == Stage::Filling;
+        drop(self.shared.ended.wait_while(self.shared.filling(), filling));
+    }
+}
+
+impl Drop for LazyMemory {
+    fn drop(&mut self) {
+        self.shared.end(Stage::Abandoned);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread that filled memory panicked");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn filling(&self) -> MutexGuard<'_, Filling> {
+        self.filling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes care of page faults until there are no more.
+    fn serve(&self, reader: &mut Reader) -> Result<(), Failure> {
+        let layout = &self.faults.space.layout;
+        while let Some(page) = self.faults.next()? {
+            let wanted = layout.range_from(page.start, PIECE_PAGES);
+            match self.put_run(reader, wanted, Zeros::Put) {
+                Ok(put) => self.filling().queue.remove_range(put),
+                // All is there meanwhile, and nobody waits any more.
+                Err(Failure::Put(_)) if self.filling().stage != Stage::Filling => return Ok(()),
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills everything in order, as far as others do not.
+    fn prefetch(&self, reader: &mut Reader) -> Result<(), Failure> {
+        if let Err(error) = rustix::process::setpriority_process(None, PREFETCH_NICE) {
+            tracing::debug!(%error, "cannot lower the priority of reading ahead");
+        }
+        while let Some(ranges) = self.next_piece() {
+            for mut rest in ranges {
+                while rest.pages > 0 {
+                    let put = self.put_run(reader, rest, Zeros::Leave)?;
+                    rest.start = put.end();
+                    rest.pages -= put.pages;
+                }
+            }
+        }
+        let mut filling = self.filling();
+        filling.prefetching -= 1;
+        let last = filling.prefetching == 0;
+        drop(filling);
+        if last {
+            self.end(Stage::Complete);
+        }
+        Ok(())
+    }
+
+    /// The next pages to be read ahead; none if all are there, or nobody needs them.
+    fn next_piece(&self) -> Option<Vec<PageRange>> {
+        let mut filling = self.filling();
+        if filling.stage != Stage::Filling {
+            return None;
+        }
+        let Filling { queue, cursor, .. } = &mut *filling;
+        let ranges = queue.take_first(cursor, PIECE_PAGES);
+        Some(ranges).filter(|ranges| !ranges.is_empty())
+    }
+
+    /// Fills the first pages of `range` that come together from the image; returns which.
+    fn put_run(&self, reader: &mut Reader, range: PageRange, zeros: Zeros) -> Result<PageRange, Failure> {
+        let Faults { space, uffd, .. } = &self.faults;
+        let (run, content) = read(reader, &space.layout, range)?;
+        let area = space.area(run);
+        match (content, zeros) {
+            (Some(content), _) => uffd.copy(area, content)?,
+            (None, Zeros::Put) => uffd.zero(area)?,
+            (None, Zeros::Leave) => {}
+        }
+        Ok(run)
+    }
+
+    /// Ends filling.
+    fn end(&self, stage: Stage) {
+        let mut filling = self.filling();
+        if filling.stage != Stage::Filling {
+            return;
+        }
+        filling.stage = stage;
+        self.faults.stop();
+        let done = filling.done.take();
+        if stage == Stage::Complete {
+            self.faults.hand_back();
+            drop(filling);
+            done.into_iter().for_each(|done| done());
+        }
+        self.ended.notify_all();
+    }
+}
+
+/// What is done about pages that are zero in the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Zeros {
+    /// They are put, as somebody waits for one.
+    Put,
+    /// They are left as they are: untouched, which is zero.
+    Leave,
+}
+
+/// Fills `memory` from `image` before anybody uses it, where [`LazyMemory`] cannot be had.
+///
+/// # Errors
+/// The image is not of such a memory, cannot be read, or is damaged.
+pub fn fill(memory: &GuestMemory, image: &Image) -> Result<(), Error> {
+    let layout = Layout::of(memory);
+    check_size(&layout, image)?;
+    let mut reader = image.reader()?;
+    for slot in layout.slots() {
+        let mut rest = slot.range();
+        while rest.pages > 0 {
+            let (run, content) = read(&mut reader, &layout, rest)?;
+            if let Some(content) = content {
+                let written = memory.write_slice(content, GuestAddress(run.start));
+                written.map_err(Error::guest_write("the memory of a snapshot"))?;
+            }
+            rest.start = run.end();
+            rest.pages -= run.pages;
+        }
+    }
+    Ok(())
+}
+
+/// Those of the first pages of `range` that come together from the image, with their content unless it is zero.
+fn read<'a>(
+    reader: &'a mut Reader,
+    layout: &Layout,
+    range: PageRange,
+) -> Result<(PageRange, Option<&'a [u8]>), SnapshotError> {
+    const IN_IMAGE: &str = "the image has the pages of the memory, see check_size";
+    let number = layout.number(range.start).expect("a page of the memory");
+    let found = reader.at(number)?.expect(IN_IMAGE);
+    let pages = range.pages.min(found.count);
+    let run = PageRange { pages, ..range };
+    let bytes = usize::try_from(pages * PAGE_SIZE).expect("a part of memory that is mapped");
+    Ok((run, found.bytes.map(|content| &content[..bytes])))
+}
+
+/// Whether `image` is one of memory laid out as `layout`.
+fn check_size(layout: &Layout, image: &Image) -> Result<(), Error> {
+    let is_memory = u64::from(image.page_bytes()) == PAGE_SIZE && image.pages() == layout.pages();
+    is_memory.then_some(()).ok_or(Error::MemoryImage {
+        image: ByteSize::from_bytes(image.pages() * u64::from(image.page_bytes())),
+        memory: ByteSize::from_bytes(layout.pages() * PAGE_SIZE),
+    })
+}
+
+/// An error with all that led to it.
+fn with_sources(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text = format!("{text}: {source}");
+        next = source.source();
+    }
+    text
+}
