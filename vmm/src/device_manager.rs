@@ -12,12 +12,10 @@ use cutover_devices::guest_event::GuestEventSink;
 use cutover_devices::i8042::I8042;
 use cutover_devices::power::PowerControl;
 use cutover_devices::pvpanic::Pvpanic;
-use cutover_devices::serial::SerialPort;
-use cutover_devices::stats::{
-    DiskCounters, DiskStats, NetCounters, NetStats, RngCounters, RngStats, SerialCounters, SerialStats,
-};
+use cutover_devices::serial::{SerialPort, SerialState};
+use cutover_devices::stats::{DiskCounters, DiskStats, NetCounters, NetStats, RngCounters, RngStats, SerialStats};
 use cutover_devices::virtio::block::Block;
-use cutover_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET};
+use cutover_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET, TransportState};
 use cutover_devices::virtio::net::Net;
 use cutover_devices::virtio::rng::Rng;
 use cutover_devices::virtio::{DeviceError, VirtioDevice};
@@ -35,6 +33,7 @@ use crate::layout::{
     COM1_GSI, COM1_PORT, COM1_PORTS, EVENT_DEVICE_GSI, I8042_PORT, I8042_PORTS, POWER_PORT, PVPANIC_PORT,
     VIRTIO_GSI_FIRST, VIRTIO_GSI_LAST, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START, VIRTIO_WINDOW,
 };
+use crate::state::{self, DevicesState};
 
 /// Every device of a VM.
 pub struct DeviceManager {
@@ -42,7 +41,7 @@ pub struct DeviceManager {
     disks: Vec<Placed<Block, DiskCounters>>,
     nets: Vec<Placed<Net, NetCounters>>,
     rng: Option<Arc<RngCounters>>,
-    serial: Arc<SerialCounters>,
+    serial: Arc<Mutex<SerialPort>>,
     event_loop: EventLoopHandle,
     nodes: Vec<VirtioNode>,
     power_button: EventFd,
@@ -88,8 +87,8 @@ pub struct DeviceStats {
 }
 
 impl DeviceManager {
-    /// Makes the devices of `spec`, puts them on `buses` and connects them to `vm`. Disk workers call `on_disk_thread`
-    /// first.
+    /// Makes the devices of `spec`, puts them on `buses` and connects them to `vm`. They are new, or paused in the state
+    /// that was `saved`. Disk workers call `on_disk_thread` first.
     ///
     /// # Errors
     /// A file, tap or console of a device cannot be had, or KVM refused a connection.
@@ -101,12 +100,15 @@ impl DeviceManager {
         event_loop: &EventLoopHandle,
         events: &GuestEventSink,
         on_disk_thread: &OnThread,
+        saved: Option<&DevicesState>,
     ) -> Result<Self, Error> {
         let power_button = new_interrupt()?;
         vm.connect_interrupt(&power_button, EVENT_DEVICE_GSI)?;
         add_platform_devices(buses, events)?;
-        let serial = add_serial_port(&spec.serial, vm, buses, event_loop, events)?;
+        let serial_state = saved.map(|saved| &saved.serial);
+        let serial = add_serial_port(&spec.serial, vm, buses, event_loop, events, serial_state)?;
         let mut builder = VirtioBuilder::new(vm, memory, buses, event_loop, events)?;
+        builder.saved = saved.map(|saved| saved.virtio.iter());
         let mut disks = Vec::new();
         for (index, disk) in spec.disks.iter().enumerate() {
             let block = Block::open(disk, on_disk_thread)?;
@@ -220,7 +222,21 @@ impl DeviceManager {
                 .collect(),
             nets: self.nets.iter().map(|net| net.counters.read(net.id.clone())).collect(),
             rng: self.rng.as_ref().map(|rng| rng.read()),
-            serial: self.serial.read(),
+            serial: lock(&self.serial).counters().read(),
+        }
+    }
+
+    /// The state of the devices, which are paused.
+    pub fn save(&self) -> DevicesState {
+        let disks = self.disks.iter().map(|disk| disk.id.clone());
+        let nets = self.nets.iter().map(|net| net.id.clone());
+        let names = state::device_sections(disks, nets, self.rng.is_some());
+        DevicesState {
+            serial: lock(&self.serial).save(),
+            virtio: names
+                .zip(self.transports())
+                .map(|(name, device)| (name, device.save()))
+                .collect(),
         }
     }
 
@@ -233,6 +249,7 @@ impl DeviceManager {
 
     /// Starts every device again that the guest had started.
     pub fn resume(&self) {
+        lock(&self.serial).raise_again();
         for mut device in self.transports() {
             device.resume();
         }
@@ -283,15 +300,18 @@ fn add_serial_port(
     buses: &mut Buses,
     event_loop: &EventLoopHandle,
     events: &GuestEventSink,
-) -> Result<Arc<SerialCounters>, Error> {
+    saved: Option<&SerialState>,
+) -> Result<Arc<Mutex<SerialPort>>, Error> {
     let interrupt = new_interrupt()?;
     vm.connect_interrupt(&interrupt, COM1_GSI)?;
-    let port = SerialPort::new(interrupt, Console::open(spec)?, events.clone());
-    let counters = port.counters().clone();
+    let mut port = SerialPort::new(interrupt, Console::open(spec)?, events.clone());
+    if let Some(saved) = saved {
+        port.restore(saved)?;
+    }
     let port = Arc::new(Mutex::new(port));
     event_loop.add(port.clone())?;
-    buses.ports.insert(COM1_PORT.into(), COM1_PORTS.into(), port)?;
-    Ok(counters)
+    buses.ports.insert(COM1_PORT.into(), COM1_PORTS.into(), port.clone())?;
+    Ok(port)
 }
 
 fn new_interrupt() -> Result<EventFd, Error> {
@@ -310,6 +330,8 @@ struct VirtioBuilder<'a> {
     events: &'a GuestEventSink,
     windows: AddressAllocator,
     lines: IdAllocator,
+    /// The state of those that are not new, in order.
+    saved: Option<std::slice::Iter<'a, (String, TransportState)>>,
     virtio: Vec<Arc<Mutex<MmioTransport>>>,
     nodes: Vec<VirtioNode>,
 }
@@ -333,6 +355,7 @@ impl<'a> VirtioBuilder<'a> {
             events,
             windows,
             lines,
+            saved: None,
             virtio: Vec::new(),
             nodes: Vec::new(),
         })
@@ -348,13 +371,19 @@ impl<'a> VirtioBuilder<'a> {
         let gsi = self.lines.allocate_id().map_err(|_| out_of("interrupt line", &name))?;
         let address = u32::try_from(window.start()).map_err(|_| out_of("MMIO address below 4 GiB", &name))?;
         let device = Arc::new(Mutex::new(device));
-        let transport = MmioTransport::new(
+        let mut transport = MmioTransport::new(
             name,
             device.clone(),
             self.memory.clone(),
             self.event_loop.clone(),
             self.events.clone(),
         )?;
+        if let Some(saved) = &mut self.saved {
+            let (_, state) = saved
+                .next()
+                .ok_or_else(|| Error::SavedState("it has fewer devices".to_owned()))?;
+            transport.restore(state)?;
+        }
         self.vm.connect_interrupt(transport.interrupt(), gsi)?;
         for (queue, doorbell) in (0..).zip(transport.doorbells()) {
             self.vm

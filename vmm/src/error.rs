@@ -187,6 +187,42 @@ pub enum Error {
     /// Saved state cannot be written or read.
     #[error(transparent)]
     Snapshot(#[from] cutover_snapshot::Error),
+    /// What a snapshot says of the machine cannot be.
+    #[error("the saved state cannot be restored: {0}")]
+    SavedState(String),
+    /// The snapshot is from another manufacturer's CPU.
+    #[error("the guest was saved on a CPU by {needed:?}, and cannot go on with one by {found:?}")]
+    CpuVendor {
+        /// CPUID's vendor string where it was saved.
+        needed: String,
+        /// And here.
+        found: String,
+    },
+    /// The guest was shown CPU features that this host lacks.
+    #[error("this host's CPU, or its KVM, lacks features that the guest uses: {features}")]
+    CpuFeatures {
+        /// Them, as the manufacturers' manuals write them.
+        features: String,
+    },
+    /// The time stamp counter cannot be had at the frequency the guest knows.
+    #[error(
+        "the guest's TSC counts at {guest_khz} kHz, this host's at {host_khz} kHz, and its KVM cannot scale it \
+         (KVM_CAP_TSC_CONTROL): restore on a host of the same frequency, or on one that can"
+    )]
+    TscFrequency {
+        /// What the guest was told.
+        guest_khz: u32,
+        /// What there is.
+        host_khz: u32,
+    },
+    /// A model-specific register cannot be set.
+    #[error("this host's KVM refuses the value {value:#x} of MSR {index:#x} that the guest had")]
+    Msr {
+        /// Which.
+        index: u32,
+        /// Its value.
+        value: u64,
+    },
     /// Page faults of guest memory stay with the kernel.
     #[error(transparent)]
     PageFaults(#[from] Unavailable),

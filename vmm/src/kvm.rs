@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::Error;
 use crate::host::{KVM_API_VERSION, NEEDED_CAPABILITIES};
 use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use crate::state::Inventory;
 
 /// A VM as KVM knows it, without vCPUs.
 pub struct KvmVm {
@@ -24,6 +25,8 @@ pub struct KvmVm {
     pub cpus_max: usize,
     /// Whether the local APIC's timer has the TSC-deadline mode.
     pub tsc_deadline: bool,
+    /// What there is of a vCPU's state.
+    pub inventory: Arc<Inventory>,
 }
 
 /// A guest's RAM as KVM knows it: one memory slot per region, numbered in the order of their addresses.
@@ -47,9 +50,7 @@ impl KvmVm {
                 return Err(Error::KvmCapability { capability: name });
             }
         }
-        let supported_cpuid = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(Error::kvm("list the CPU features it supports"))?;
+        let supported_cpuid = supported_cpuid(&kvm)?;
         let fd = Arc::new(kvm.create_vm().map_err(Error::kvm("create a VM"))?);
         let memory_slots = MemorySlots::map(fd.clone(), memory.clone())?;
         // These two come before the first vCPU; AMD hosts ignore them.
@@ -65,6 +66,7 @@ impl KvmVm {
         })
         .map_err(Error::kvm("create the interval timer"))?;
         Ok(Self {
+            inventory: Arc::new(Inventory::take(&kvm, &fd)?),
             fd,
             memory_slots,
             supported_cpuid,
@@ -123,8 +125,14 @@ impl MemorySlots {
     }
 }
 
+/// What CPUs may show a guest on this host.
+pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, Error> {
+    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(Error::kvm("list the CPU features it supports"))
+}
+
 /// Opens `/dev/kvm` and checks its version.
-fn open() -> Result<Kvm, Error> {
+pub fn open() -> Result<Kvm, Error> {
     let kvm = Kvm::new().map_err(|error| Error::OpenKvm { source: error.into() })?;
     match kvm.get_api_version() {
         KVM_API_VERSION => Ok(kvm),

@@ -27,6 +27,7 @@ pub mod page_fault;
 mod program_text;
 pub mod seccomp;
 pub mod snapshot;
+mod state;
 pub mod stats;
 #[cfg(test)]
 mod testing;

@@ -16,6 +16,8 @@ use crate::events::{EventKind, EventLog};
 use crate::kvm::KvmVm;
 use crate::lifecycle::GuestEnd;
 use crate::seccomp::{self, ThreadKind};
+use crate::snapshot::ClockPolicy;
+use crate::state::{DevicesState, MachineState, VmState, check_cpu};
 use crate::stats::{MemoryStats, VcpuStats};
 use crate::{Error, acpi, boot, memory};
 
@@ -26,7 +28,7 @@ pub struct Machine {
     /// Its devices.
     pub devices: DeviceManager,
     _event_loop: EventLoop,
-    _vm: KvmVm,
+    vm: KvmVm,
     /// What changes in its memory.
     pub tracker: Tracker,
     memory: GuestMemory,
@@ -39,46 +41,69 @@ impl Machine {
     /// The spec is wrong, a file is missing or of the wrong kind, or the host lacks something. Nothing is left behind.
     pub fn build(spec: &VmSpec, options: &Options, driver: &Arc<Mailbox>) -> Result<Self, Error> {
         spec.check()?;
-        let memory = memory::map(&spec.memory)?;
-        let vm = KvmVm::create(&memory)?;
-        if usize::from(spec.cpus) > vm.cpus_max {
-            return Err(Error::TooManyCpus {
-                asked: spec.cpus,
-                most: vm.cpus_max,
-            });
-        }
-        let tracker = Tracker::new(&vm)?;
-        let on_loop_thread = confined(options, ThreadKind::Devices);
-        let event_loop = EventLoop::spawn("devices", move || on_loop_thread())?;
-        let mut buses = Buses::default();
-        let devices = DeviceManager::create(
-            spec,
-            &vm,
-            &memory,
-            &mut buses,
-            &event_loop.handle(),
-            &guest_events(driver.clone(), options.events.clone()),
-            &confined(options, ThreadKind::Disk),
-        )?;
-        let entry = boot::load(&spec.boot, &memory)?;
-        acpi::write_tables(&memory, spec.cpus, devices.virtio_nodes())?;
-        cpu::install_kick_handler()?;
+        let frame = Frame::create(spec, memory::map(&spec.memory)?, options, driver, None)?;
+        let entry = boot::load(&spec.boot, &frame.memory)?;
+        acpi::write_tables(&frame.memory, spec.cpus, frame.devices.virtio_nodes())?;
         let vcpus = (0..spec.cpus)
-            .map(|cpu| Vcpu::create(&vm, cpu, spec.cpus))
+            .map(|cpu| Vcpu::create(&frame.vm, cpu, spec.cpus))
             .collect::<Result<Vec<_>, _>>()?;
-        vcpus[0].set_boot_state(&memory, entry)?;
-        let vcpus = vcpus
-            .into_iter()
-            .map(|vcpu| vcpu.spawn(buses.clone(), driver.clone(), confined(options, ThreadKind::Vcpu)))
+        vcpus[0].set_boot_state(&frame.memory, entry)?;
+        frame.complete(vcpus, options, driver)
+    }
+
+    /// Builds the VM of `spec` in the state that it was in when `state` was [saved](Self::save), with the `memory` that
+    /// it had then, stopped. The guest's clocks go on as `clock` says.
+    ///
+    /// KVM reads and writes some pages of `memory` here, such as that of the guest's kvmclock: memory that is filled
+    /// page by page has to be so already.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build); or this host's CPU lacks what the guest uses, or `state` is not one that a VM of
+    /// `spec` can be in.
+    pub fn restore(
+        spec: &VmSpec,
+        memory: GuestMemory,
+        state: &MachineState,
+        clock: ClockPolicy,
+        options: &Options,
+        driver: &Arc<Mailbox>,
+    ) -> Result<Self, Error> {
+        spec.check()?;
+        check_cpu(&state.cpu_needs())?;
+        let frame = Frame::create(spec, memory, options, driver, Some(&state.devices))?;
+        let passed_ns = state.vm.passed_ns(clock);
+        let vcpus = (0..spec.cpus)
+            .zip(&state.vcpus)
+            .map(|(cpu, state)| Vcpu::restore(&frame.vm, cpu, state, passed_ns))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self {
-            vcpus,
-            devices,
-            _event_loop: event_loop,
-            _vm: vm,
-            tracker,
-            memory,
+        state.vm.restore(&frame.vm.fd, passed_ns)?;
+        frame.complete(vcpus, options, driver)
+    }
+
+    /// The state of the machine, which is [stopped](Self::stop), without the contents of memory and disks. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// KVM refused to tell, or a vCPU's thread is gone.
+    pub fn save(&self) -> Result<MachineState, Error> {
+        // All are asked before the first answers, so that they save at the same time.
+        let answers: Vec<_> = self.vcpus.iter().map(VcpuHandle::save).collect();
+        let vcpus = (0..).zip(answers).map(|(cpu, answer)| {
+            answer.recv().map_err(|_| Error::Vcpu {
+                cpu,
+                reason: "its thread is gone".to_owned(),
+            })?
+        });
+        Ok(MachineState {
+            vcpus: vcpus.collect::<Result<_, _>>()?,
+            vm: VmState::save(&self.vm.fd)?,
+            devices: self.devices.save(),
         })
+    }
+
+    /// Its RAM.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
     }
 
     /// Lets devices and vCPUs run, for the first time or after [`stop`](Self::stop).
@@ -115,6 +140,74 @@ impl Machine {
     }
 }
 
+/// A machine without vCPUs.
+struct Frame {
+    devices: DeviceManager,
+    event_loop: EventLoop,
+    buses: Buses,
+    vm: KvmVm,
+    tracker: Tracker,
+    memory: GuestMemory,
+}
+
+impl Frame {
+    /// Makes all that comes before the vCPUs, devices new or as they were `saved`.
+    fn create(
+        spec: &VmSpec,
+        memory: GuestMemory,
+        options: &Options,
+        driver: &Arc<Mailbox>,
+        saved: Option<&DevicesState>,
+    ) -> Result<Self, Error> {
+        let vm = KvmVm::create(&memory)?;
+        if usize::from(spec.cpus) > vm.cpus_max {
+            return Err(Error::TooManyCpus {
+                asked: spec.cpus,
+                most: vm.cpus_max,
+            });
+        }
+        let tracker = Tracker::new(&vm)?;
+        let on_loop_thread = confined(options, ThreadKind::Devices);
+        let event_loop = EventLoop::spawn("devices", move || on_loop_thread())?;
+        let mut buses = Buses::default();
+        let devices = DeviceManager::create(
+            spec,
+            &vm,
+            &memory,
+            &mut buses,
+            &event_loop.handle(),
+            &guest_events(driver.clone(), options.events.clone()),
+            &confined(options, ThreadKind::Disk),
+            saved,
+        )?;
+        Ok(Self {
+            devices,
+            event_loop,
+            buses,
+            vm,
+            tracker,
+            memory,
+        })
+    }
+
+    /// Adds the vCPUs and gives each a thread, on which it is paused.
+    fn complete(self, vcpus: Vec<Vcpu>, options: &Options, driver: &Arc<Mailbox>) -> Result<Machine, Error> {
+        cpu::install_kick_handler()?;
+        let vcpus = vcpus
+            .into_iter()
+            .map(|vcpu| vcpu.spawn(self.buses.clone(), driver.clone(), confined(options, ThreadKind::Vcpu)))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Machine {
+            vcpus,
+            devices: self.devices,
+            _event_loop: self.event_loop,
+            vm: self.vm,
+            tracker: self.tracker,
+            memory: self.memory,
+        })
+    }
+}
+
 /// Where devices send what the guest tells: its end to the state driver, the rest to the log.
 fn guest_events(driver: Arc<Mailbox>, log: EventLog) -> GuestEventSink {
     Arc::new(move |event| {
@@ -133,7 +226,7 @@ fn guest_events(driver: Arc<Mailbox>, log: EventLog) -> GuestEventSink {
 }
 
 /// What a thread of this kind calls first.
-fn confined(options: &Options, kind: ThreadKind) -> OnThread {
+pub fn confined(options: &Options, kind: ThreadKind) -> OnThread {
     let confine = options.seccomp;
     Arc::new(move || {
         if confine {

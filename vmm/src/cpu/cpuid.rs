@@ -26,6 +26,7 @@ pub struct Topology {
 const APIC_BUS_KHZ: u32 = 1_000_000;
 
 const LEAF1_ECX_VMX: u32 = 1 << 5;
+const LEAF1_ECX_PERFORMANCE_CAPABILITIES: u32 = 1 << 15;
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
@@ -68,6 +69,20 @@ pub fn for_vcpu(supported: &CpuId, topology: Topology) -> Result<CpuId, Error> {
     })
 }
 
+/// The CPUID of some vCPU of this host, for its feature bits: one of several, so that it has those of multiprocessors.
+///
+/// # Errors
+/// As [`for_vcpu`].
+pub fn shown_here(supported: &CpuId, tsc_deadline: bool) -> Result<CpuId, Error> {
+    let topology = Topology {
+        cpu: 0,
+        cpus: 2,
+        tsc_khz: 0,
+        tsc_deadline,
+    };
+    for_vcpu(supported, topology)
+}
+
 /// Leaves made anew for this VM instead of being adjusted.
 fn is_topology(entry: &kvm_cpuid_entry2) -> bool {
     matches!(entry.function, 0xb | 0x1f)
@@ -79,7 +94,7 @@ fn adjust(entry: &mut kvm_cpuid_entry2, topology: Topology) {
     match (entry.function, entry.index) {
         (0x1, _) => {
             entry.ebx = entry.ebx & 0xffff | cpus << 16 | cpu << 24;
-            entry.ecx &= !LEAF1_ECX_VMX;
+            entry.ecx &= !(LEAF1_ECX_VMX | LEAF1_ECX_PERFORMANCE_CAPABILITIES);
             entry.ecx |= LEAF1_ECX_HYPERVISOR;
             set(&mut entry.ecx, LEAF1_ECX_TSC_DEADLINE, topology.tsc_deadline);
             set(&mut entry.edx, LEAF1_EDX_HTT, cpus > 1);
@@ -220,7 +235,8 @@ mod tests {
             0,
             1,
         );
-        assert_eq!(leaf(&cpuid, 0x1, 0).ecx & LEAF1_ECX_VMX, 0);
+        let hidden = LEAF1_ECX_VMX | LEAF1_ECX_PERFORMANCE_CAPABILITIES;
+        assert_eq!(leaf(&cpuid, 0x1, 0).ecx & hidden, 0);
         assert_eq!(leaf(&cpuid, 0x6, 0).eax, LEAF6_EAX_ARAT);
         assert_eq!(
             leaf(&cpuid, 0x7, 0).ebx & (LEAF7_EBX_SGX | LEAF7_EBX_PROCESSOR_TRACE),

@@ -6,6 +6,7 @@
 //!    ▲    Pause(ack)     │                                  │
 //!    └───────────────────┘           End: the thread ends from every state
 //! ```
+//! Its state is saved on its thread while it is paused, and set before it has one.
 //! Commands come over a channel; a running vCPU is kicked so that it looks there.
 
 mod counters;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use cutover_devices::bus::Bus;
 use cutover_devices::{GuestMemory, OnThread, THREAD_STACK_SIZE};
+use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::Killable;
 
@@ -32,8 +34,10 @@ use crate::boot::Entry;
 use crate::control::{Ending, Mailbox};
 use crate::kvm::KvmVm;
 use crate::lifecycle::GuestEnd;
+use crate::state::{Inventory, VcpuState};
 use crate::stats::VcpuStats;
 
+pub use self::cpuid::shown_here;
 pub use self::kick::install_handler as install_kick_handler;
 
 /// The two buses a vCPU's exits lead to.
@@ -49,6 +53,8 @@ pub struct Buses {
 enum Command {
     Run,
     Pause(Sender<()>),
+    /// Of a vCPU that is paused.
+    Save(Sender<Result<VcpuState, Error>>),
     End,
 }
 
@@ -66,6 +72,9 @@ pub struct VcpuHandle {
 pub struct Vcpu {
     cpu: u8,
     fd: VcpuFd,
+    /// What it was shown.
+    cpuid: CpuId,
+    inventory: Arc<Inventory>,
     immediate_exit: Arc<ImmediateExit>,
 }
 
@@ -75,7 +84,7 @@ impl Vcpu {
     /// # Errors
     /// KVM refused it.
     pub fn create(vm: &KvmVm, cpu: u8, cpus: u8) -> Result<Self, Error> {
-        let fd = vm.fd.create_vcpu(u64::from(cpu)).map_err(Error::kvm("create a vCPU"))?;
+        let fd = new_vcpu(vm, cpu)?;
         let tsc_khz = fd.get_tsc_khz().map_err(Error::kvm("tell a vCPU's TSC frequency"))?;
         let topology = Topology {
             cpu,
@@ -84,13 +93,30 @@ impl Vcpu {
             tsc_deadline: vm.tsc_deadline,
         };
         let cpuid = cpuid::for_vcpu(&vm.supported_cpuid, topology)?;
+        let vcpu = Self::with_cpuid(vm, cpu, fd, cpuid)?;
+        registers::set_msrs(&vcpu.fd)?;
+        set_lapic_lines(&vcpu.fd)?;
+        Ok(vcpu)
+    }
+
+    /// Makes vCPU number `cpu` as it was in `state`, after `passed_ns` of the guest's time.
+    ///
+    /// # Errors
+    /// KVM refused it or its state.
+    pub fn restore(vm: &KvmVm, cpu: u8, state: &VcpuState, passed_ns: u64) -> Result<Self, Error> {
+        let vcpu = Self::with_cpuid(vm, cpu, new_vcpu(vm, cpu)?, state.cpuid()?)?;
+        state.restore(&vcpu.fd, &vm.inventory, passed_ns)?;
+        Ok(vcpu)
+    }
+
+    fn with_cpuid(vm: &KvmVm, cpu: u8, fd: VcpuFd, cpuid: CpuId) -> Result<Self, Error> {
         fd.set_cpuid2(&cpuid).map_err(Error::kvm("set a vCPU's CPUID"))?;
-        registers::set_msrs(&fd)?;
-        set_lapic_lines(&fd)?;
         let immediate_exit = Arc::new(ImmediateExit::map(&fd, vm.fd.run_size())?);
         Ok(Self {
             cpu,
             fd,
+            cpuid,
+            inventory: vm.inventory.clone(),
             immediate_exit,
         })
     }
@@ -137,6 +163,10 @@ impl Vcpu {
     }
 }
 
+fn new_vcpu(vm: &KvmVm, cpu: u8) -> Result<VcpuFd, Error> {
+    vm.fd.create_vcpu(u64::from(cpu)).map_err(Error::kvm("create a vCPU"))
+}
+
 /// Connects the 8259 and NMI lines to the local APIC as firmware leaves them (Intel MultiProcessor Specification 3.6.2).
 fn set_lapic_lines(fd: &VcpuFd) -> Result<(), Error> {
     const LINT0: usize = 0x350;
@@ -164,6 +194,13 @@ impl VcpuHandle {
         let (done, answer) = channel();
         let _ = self.commands.send(Command::Pause(done));
         self.kick();
+        answer
+    }
+
+    /// Asks the vCPU, which is paused, for its state; the answer arrives on the returned channel.
+    pub fn save(&self) -> Receiver<Result<VcpuState, Error>> {
+        let (saved, answer) = channel();
+        let _ = self.commands.send(Command::Save(saved));
         answer
     }
 
@@ -250,6 +287,10 @@ impl VcpuThread {
                     running = false;
                     // The state driver may have given up waiting because it is ending.
                     let _ = done.send(());
+                }
+                Some(Command::Save(saved)) => {
+                    let vcpu = &self.vcpu;
+                    let _ = saved.send(VcpuState::save(&vcpu.fd, &vcpu.inventory, &vcpu.cpuid));
                 }
                 Some(Command::End) => return,
                 None if running => running = matches!(self.run_guest(), Stopped::Kicked),

@@ -136,12 +136,12 @@ const API: &[c_long] = &[
 /// The calls a kind of thread may make: an empty list of rules allows all arguments.
 pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
     let (calls, requests): (&[&[c_long]], &[&[u64]]) = match kind {
-        ThreadKind::StateDriver => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP, STATS], &[ioctls::DIRTY]),
+        ThreadKind::StateDriver => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP, STATS], &[ioctls::VM]),
         // Threads inherit the filter of the one that starts them, so it allows what all of them may do. Their requests
         // come first, because a filter's rules are tried one after the other.
         ThreadKind::Supervisor => (
             &[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP, STATS, BUILD],
-            &[ioctls::VCPU, ioctls::DEVICES, ioctls::BUILD, ioctls::DIRTY],
+            &[ioctls::VCPU, ioctls::DEVICES, ioctls::BUILD, ioctls::VM],
         ),
         ThreadKind::Vcpu => (&[CONSOLE_OUTPUT], &[ioctls::VCPU]),
         ThreadKind::Devices => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP], &[ioctls::DEVICES]),

@@ -1,0 +1,80 @@
+//! The state of a stopped machine: everything about it but the contents of memory and disks.
+//!
+//! ```text
+//!  Machine::save ─► MachineState ─┬─ vm         interrupt controllers, timer, clock          ─► "vm"
+//!                                 ├─ vcpus      each read on its own thread                  ─► "vcpu/0", …
+//!                                 └─ devices    transports and the serial port               ─► "disk/ID", "serial", …
+//!                                                                                             sections of a snapshot
+//!  Machine::restore ◄──── checked against the spec, by KVM, and by the devices  ◄─────────────┘
+//! ```
+//!
+//! A section has a version of its own. Structures of KVM are in it as the kernel's ABI has them, which never changes.
+
+mod cpu_needs;
+mod devices;
+mod ioctl;
+mod msrs;
+mod vcpu;
+mod vm;
+
+use cutover_snapshot::manifest::CpuNeeds;
+use cutover_snapshot::section::{SectionWriter, State};
+use cutover_snapshot::spec::VmSpec;
+
+use crate::Error;
+
+pub use self::cpu_needs::check as check_cpu;
+pub use self::devices::{DevicesState, sections as device_sections};
+pub use self::vcpu::{Inventory, VcpuState};
+pub use self::vm::VmState;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct MachineState {
+    /// What no vCPU owns.
+    pub vm: VmState,
+    /// One for each vCPU, in order.
+    pub vcpus: Vec<VcpuState>,
+    /// Devices.
+    pub devices: DevicesState,
+}
+
+impl MachineState {
+    /// Adds its sections.
+    ///
+    /// # Errors
+    /// They have no encoding.
+    pub fn write(&self, to: &mut impl SectionWriter) -> Result<(), Error> {
+        to.section("vm", &self.vm)?;
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            to.section(&vcpu_section(index), vcpu)?;
+        }
+        self.devices.write(to)
+    }
+
+    /// Reads it back for the VM of `spec`.
+    ///
+    /// # Errors
+    /// A section is missing, unreadable, or says what cannot be.
+    pub fn read(spec: &VmSpec, sections: &State) -> Result<Self, Error> {
+        let vcpus = (0..usize::from(spec.cpus)).map(|index| {
+            let vcpu: VcpuState = sections.read(&vcpu_section(index))?;
+            vcpu.check()?;
+            Ok(vcpu)
+        });
+        Ok(Self {
+            vm: sections.read("vm")?,
+            vcpus: vcpus.collect::<Result<_, Error>>()?,
+            devices: DevicesState::read(spec, sections)?,
+        })
+    }
+
+    /// What the guest needs of a host's CPU: what its first vCPU was shown, as were the others.
+    pub fn cpu_needs(&self) -> CpuNeeds {
+        cpu_needs::of(self.vcpus.first().map_or(&[], |vcpu| &vcpu.cpuid))
+    }
+}
+
+fn vcpu_section(index: usize) -> String {
+    format!("vcpu/{index}")
+}
