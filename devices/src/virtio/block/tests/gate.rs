@@ -1,0 +1,555 @@
+//! Requests for chunks that are not ready wait, and what is copied meanwhile is right.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::virtio::block::chunks::{CHUNK_SIZE, ChunkSet};
+use crate::virtio::block::gate::{COPY_CHUNKS, Copier, Holds};
+
+/// The last chunk is not a whole one.
+const CHUNKS: u64 = 12;
+const DISK_SIZE: u64 = (CHUNKS - 1) * CHUNK_SIZE + 3 * 512;
+const SECTORS_PER_CHUNK: u64 = CHUNK_SIZE / 512;
+
+/// A disk of [`CHUNKS`] chunks, and its file.
+struct Held {
+    guest: Guest,
+    block: Arc<Mutex<Block>>,
+    file: File,
+    image: Image,
+}
+
+impl Held {
+    /// A disk with `contents`, which its guest has set up once `first` was done.
+    fn new<T>(io: DiskIo, contents: &[u8], first: impl FnOnce(&mut Block) -> T) -> (Self, T) {
+        let image = Image::new();
+        fs::write(&image.path, contents).unwrap();
+        let file = File::options().read(true).write(true).open(&image.path).unwrap();
+        let block = Arc::new(Mutex::new(Block::open(&image.spec(io), &unconfined()).unwrap()));
+        let outcome = first(&mut block.lock().unwrap());
+        let mut guest = Guest::sharing(block.clone());
+        guest.start(FLUSH);
+        let held = Self {
+            guest,
+            block,
+            file,
+            image,
+        };
+        (held, outcome)
+    }
+
+    /// One of which `holds` of all chunks are held.
+    fn holding(io: DiskIo, contents: &[u8], holds: Holds) -> (Self, Copier) {
+        Self::new(io, contents, |block| {
+            block.hold(holds, ChunkSet::all(DISK_SIZE)).unwrap()
+        })
+    }
+
+    /// Offers a request that has its header, data and status at a place of its own.
+    fn offer(&mut self, slot: u64, kind: u32, sector: u64, data: &[Piece]) -> u16 {
+        let at = slot_at(slot);
+        self.guest.write(at, &header(kind, sector));
+        self.guest.write(at + 0x20, &[NO_STATUS]);
+        let pieces = [&[Piece::Out(at, 16)], data, &[Piece::In(at + 0x20, 1)]].concat();
+        let head = self.guest.offer(0, &pieces);
+        self.guest.kick(0);
+        head
+    }
+
+    fn offer_write(&mut self, slot: u64, sector: u64, byte: u8) -> u16 {
+        self.guest.write(slot_at(slot) + 0x200, &[byte; 512]);
+        self.offer(
+            slot,
+            VIRTIO_BLK_T_OUT,
+            sector,
+            &[Piece::Out(slot_at(slot) + 0x200, 512)],
+        )
+    }
+
+    fn status(&self, slot: u64) -> u8 {
+        self.guest.read(slot_at(slot) + 0x20, 1)[0]
+    }
+
+    /// Waits until a request waits for the copier.
+    fn until_wanted(&self, copier: &Copier) {
+        self.guest.until(|| copier.is_wanted());
+    }
+
+    fn sector(&self, sector: u64) -> Vec<u8> {
+        self.read(sector * 512..(sector + 1) * 512)
+    }
+
+    /// What the file has.
+    fn read(&self, bytes: Range<u64>) -> Vec<u8> {
+        let mut content = vec![0; usize::try_from(bytes.end - bytes.start).unwrap()];
+        self.file.read_exact_at(&mut content, bytes.start).unwrap();
+        content
+    }
+
+    fn hold(&self, holds: Holds) -> Result<Copier, DeviceError> {
+        self.block.lock().unwrap().hold(holds, ChunkSet::all(DISK_SIZE))
+    }
+}
+
+fn slot_at(slot: u64) -> u64 {
+    BUFFER + 0x1000 * slot
+}
+
+fn chunk(number: u64) -> Range<u64> {
+    number * CHUNK_SIZE..((number + 1) * CHUNK_SIZE).min(DISK_SIZE)
+}
+
+/// What a disk has whose sectors all differ.
+fn pattern() -> Vec<u8> {
+    let word = |word: u64| (word.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes();
+    (0..DISK_SIZE / 8).flat_map(word).collect()
+}
+
+fn slice(content: &[u8], bytes: Range<u64>) -> &[u8] {
+    &content[usize::try_from(bytes.start).unwrap()..usize::try_from(bytes.end).unwrap()]
+}
+
+#[test]
+fn writes_of_held_chunks_wait_until_these_are_copied_and_others_go_on() {
+    for io in ENGINES {
+        let mut chunks = ChunkSet::none(DISK_SIZE);
+        [1, 2, 7].into_iter().for_each(|number| chunks.insert(chunk(number)));
+        let before = pattern();
+        let (mut disk, mut copier) = Held::new(io, &before, |block| block.hold(Holds::Writes, chunks).unwrap());
+        // Reads of a held chunk, and writes of another one.
+        let answer = request(
+            &mut disk.guest,
+            VIRTIO_BLK_T_IN,
+            7 * SECTORS_PER_CHUNK,
+            &[Piece::In(BUFFER, 512)],
+        );
+        assert_eq!(answer, (OK, 513));
+        let head = disk.offer_write(0, 0, 0x11);
+        assert_eq!((disk.guest.take_used(0).0, disk.sector(0)), (head, vec![0x11; 512]));
+        let sector = 7 * SECTORS_PER_CHUNK + 5;
+        let head = disk.offer_write(1, sector, 0x22);
+        disk.until_wanted(&copier);
+        assert_eq!((disk.guest.try_take_used(0), disk.status(1)), (None, NO_STATUS));
+        // What is wanted comes first.
+        assert_eq!(copier.next_chunks(), Some(chunk(7)));
+        assert_eq!(disk.read(chunk(7)), slice(&before, chunk(7)));
+        assert_eq!(copier.release(&chunk(7)), CHUNK_SIZE);
+        assert_eq!(disk.guest.take_used(0), (head, 1));
+        assert_eq!((disk.status(1), disk.sector(sector)), (OK, vec![0x22; 512]));
+        // Then what is left, in order.
+        assert_eq!(copier.next_chunks(), Some(chunk(1).start..chunk(2).end));
+        assert_eq!(copier.release(&(chunk(1).start..chunk(2).end)), 2 * CHUNK_SIZE);
+        assert_eq!((copier.next_chunks(), copier.bytes_left()), (None, 0));
+    }
+}
+
+#[test]
+fn requests_behind_one_that_waits_are_served_after_it() {
+    for io in ENGINES {
+        let (mut disk, mut copier) = Held::holding(io, &pattern(), Holds::Writes);
+        let mut heads = vec![disk.offer_write(0, 0, 1)];
+        disk.until_wanted(&copier);
+        heads.push(disk.offer(1, VIRTIO_BLK_T_FLUSH, 0, &[]));
+        heads.push(disk.offer_write(2, 8, 2));
+        copier.release(&chunk(0));
+        let mut done: Vec<_> = heads.iter().map(|_| disk.guest.take_used(0).0).collect();
+        done.sort_unstable();
+        assert_eq!(done, heads);
+        assert_eq!((disk.sector(0), disk.sector(8)), (vec![1; 512], vec![2; 512]));
+    }
+}
+
+#[test]
+fn flushes_and_serial_numbers_are_never_held() {
+    for io in ENGINES {
+        let (mut disk, _copier) = Held::holding(io, &pattern(), Holds::Everything);
+        assert_eq!(request(&mut disk.guest, VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
+        let data = [Piece::In(BUFFER, 20)];
+        assert_eq!(request(&mut disk.guest, VIRTIO_BLK_T_GET_ID, 0, &data), (OK, 21));
+    }
+}
+
+#[test]
+fn discards_and_zeroes_wait_for_every_chunk_they_touch() {
+    for io in ENGINES {
+        for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
+            let before = pattern();
+            let (mut disk, mut copier) = Held::holding(io, &before, Holds::Writes);
+            // From the last sector of chunk 2 to the first one of chunk 9.
+            let (first, end) = (3 * SECTORS_PER_CHUNK - 1, 9 * SECTORS_PER_CHUNK + 1);
+            let sectors = u32::try_from(end - first).unwrap();
+            disk.guest.write(BUFFER, &segment(first, sectors, 0));
+            let head = disk.offer(1, kind, 0, &[Piece::Out(BUFFER, 16)]);
+            disk.until_wanted(&copier);
+            let expected = [2..6, 6..10].map(|chunks: Range<u64>| chunk(chunks.start).start..chunk(chunks.end - 1).end);
+            for (step, expected) in expected.into_iter().enumerate() {
+                assert_eq!(copier.next_chunks(), Some(expected.clone()));
+                assert_eq!(
+                    disk.read(expected.clone()),
+                    slice(&before, expected.clone()),
+                    "step {step}"
+                );
+                assert_eq!(disk.guest.try_take_used(0), None);
+                copier.release(&expected);
+            }
+            assert_eq!(disk.guest.take_used(0), (head, 1));
+            assert_eq!(disk.status(1), OK);
+            let zeroes = disk.read(first * 512..end * 512);
+            assert!(zeroes.iter().all(|&byte| byte == 0));
+        }
+    }
+}
+
+#[test]
+fn what_is_copied_out_is_as_it_was_when_it_was_held_however_much_is_written() {
+    for io in ENGINES {
+        let (mut disk, ()) = Held::new(io, &pattern(), |_| ());
+        let mut expected = pattern();
+        for round in 0..8_u8 {
+            disk.guest.transport.pause();
+            let before = disk.read(0..DISK_SIZE);
+            assert!(before == expected, "what was answered is in the file");
+            let copier = disk.hold(Holds::Writes).unwrap();
+            disk.guest.transport.resume();
+            let file = disk.file.try_clone().unwrap();
+            let copied = thread::spawn(move || copy_out(&file, copier));
+            for index in 0..60_u64 {
+                let sector = (u64::from(round) * 31 + index * 977) % (DISK_SIZE / 512);
+                let byte = round.wrapping_mul(61).wrapping_add(u8::try_from(index).unwrap());
+                disk.offer_write(0, sector, byte);
+                disk.guest.take_used(0);
+                let at = usize::try_from(sector * 512).unwrap();
+                expected[at..at + 512].fill(byte);
+            }
+            assert!(copied.join().unwrap() == before);
+        }
+        assert!(disk.read(0..DISK_SIZE) == expected);
+    }
+}
+
+/// Copies everything out.
+fn copy_out(file: &File, mut copier: Copier) -> Vec<u8> {
+    let mut copied = vec![0xff; usize::try_from(DISK_SIZE).unwrap()];
+    while let Some(bytes) = copier.next_chunks() {
+        let range = usize::try_from(bytes.start).unwrap()..usize::try_from(bytes.end).unwrap();
+        file.read_exact_at(&mut copied[range], bytes.start).unwrap();
+        copier.release(&bytes);
+    }
+    copied
+}
+
+/// Fills everything in.
+fn copy_in(file: &File, content: &[u8], mut copier: Copier) {
+    while let Some(bytes) = copier.next_chunks() {
+        file.write_all_at(slice(content, bytes.clone()), bytes.start).unwrap();
+        copier.release(&bytes);
+    }
+}
+
+#[test]
+fn a_guest_finds_what_is_copied_in_and_what_it_wrote_itself() {
+    for io in ENGINES {
+        let mut expected = pattern();
+        let empty = vec![0; expected.len()];
+        let (mut disk, copier) = Held::holding(io, &empty, Holds::Everything);
+        let (file, content) = (disk.file.try_clone().unwrap(), expected.clone());
+        let filler = thread::spawn(move || copy_in(&file, &content, copier));
+        for index in 0..200_u64 {
+            let sector = index * 1009 % (DISK_SIZE / 512);
+            let at = usize::try_from(sector * 512).unwrap();
+            if index % 2 == 0 {
+                let byte = u8::try_from(index).unwrap();
+                disk.offer_write(0, sector, byte);
+                disk.guest.take_used(0);
+                expected[at..at + 512].fill(byte);
+            } else {
+                disk.offer(0, VIRTIO_BLK_T_IN, sector, &[Piece::In(BUFFER + 0x200, 512)]);
+                disk.guest.take_used(0);
+                assert_eq!(disk.guest.read(BUFFER + 0x200, 512), expected[at..at + 512]);
+            }
+            assert_eq!(disk.status(0), OK);
+        }
+        filler.join().unwrap();
+        assert!(disk.read(0..DISK_SIZE) == expected);
+    }
+}
+
+#[test]
+fn a_pause_while_a_request_waits_loses_nothing() {
+    for io in ENGINES {
+        let (mut disk, mut copier) = Held::holding(io, &pattern(), Holds::Writes);
+        let head = disk.offer_write(0, 0, 1);
+        disk.until_wanted(&copier);
+        for _ in 0..3 {
+            disk.guest.transport.pause();
+            disk.guest.transport.resume();
+        }
+        disk.guest.transport.pause();
+        copier.release(&chunk(0));
+        assert_eq!(disk.guest.try_take_used(0), None);
+        disk.guest.transport.resume();
+        assert_eq!(disk.guest.take_used(0), (head, 1));
+        assert_eq!(disk.sector(0), [1; 512]);
+    }
+}
+
+#[test]
+fn a_disk_reset_while_a_request_waits_forgets_it_and_holds_on() {
+    for io in ENGINES {
+        let before = pattern();
+        let (mut disk, mut copier) = Held::holding(io, &before, Holds::Writes);
+        disk.offer_write(0, 0, 1);
+        disk.until_wanted(&copier);
+        disk.guest.start(FLUSH);
+        let head = disk.offer_write(1, 5 * SECTORS_PER_CHUNK, 2);
+        copier.release(&chunk(0));
+        disk.until_wanted(&copier);
+        assert_eq!(copier.next_chunks(), Some(chunk(5).start..chunk(4 + COPY_CHUNKS).end));
+        copier.release(&chunk(5));
+        assert_eq!(disk.guest.take_used(0), (head, 1));
+        assert_eq!(
+            (disk.sector(0), disk.status(0)),
+            (slice(&before, 0..512).to_vec(), NO_STATUS)
+        );
+    }
+}
+
+#[test]
+fn a_copy_out_that_is_given_up_lets_every_write_pass_and_can_be_followed_by_another() {
+    for io in ENGINES {
+        let (mut disk, mut copier) = Held::holding(io, &pattern(), Holds::Writes);
+        copier.release(&chunk(0));
+        let head = disk.offer_write(0, 5 * SECTORS_PER_CHUNK, 1);
+        disk.until_wanted(&copier);
+        drop(copier);
+        assert_eq!(disk.guest.take_used(0), (head, 1));
+        disk.guest.transport.pause();
+        let again = disk.hold(Holds::Writes).unwrap();
+        assert_eq!(again.bytes_left(), CHUNKS * CHUNK_SIZE);
+    }
+}
+
+#[test]
+fn a_copy_in_that_is_given_up_shows_the_guest_nothing_of_what_is_missing() {
+    for io in ENGINES {
+        let (mut disk, mut copier) = Held::holding(io, &pattern(), Holds::Everything);
+        copier.release(&chunk(0));
+        drop(copier);
+        let data = [Piece::In(BUFFER, 512)];
+        assert_eq!(request(&mut disk.guest, VIRTIO_BLK_T_IN, 0, &data), (OK, 513));
+        disk.offer(1, VIRTIO_BLK_T_IN, SECTORS_PER_CHUNK, &data);
+        // Stopping finishes whatever is under way: this is not.
+        disk.guest.transport.pause();
+        assert_eq!((disk.guest.try_take_used(0), disk.status(1)), (None, NO_STATUS));
+        assert!(matches!(disk.hold(Holds::Writes), Err(DeviceError::DiskBeingCopied)));
+    }
+}
+
+#[test]
+fn an_image_that_is_copied_is_not_replaced_until_the_copier_is_gone() {
+    let (disk, mut copier) = Held::holding(DiskIo::Auto, &pattern(), Holds::Writes);
+    let other = Image::new();
+    let replace = || {
+        let mut block = disk.block.lock().unwrap();
+        let successor = block.disk().successor(&other.path).unwrap();
+        block.replace(successor).map(drop)
+    };
+    assert!(matches!(replace(), Err(DeviceError::DiskBeingCopied)));
+    copier.release(&(0..DISK_SIZE));
+    assert!(matches!(replace(), Err(DeviceError::DiskBeingCopied)));
+    drop(copier);
+    replace().unwrap();
+    assert_eq!(disk.block.lock().unwrap().disk().size(), SIZE as u64);
+}
+
+#[test]
+fn nobody_else_copies_at_the_same_time() {
+    let (disk, copier) = Held::new(DiskIo::Auto, &pattern(), |block| {
+        let copier = block.hold(Holds::Writes, ChunkSet::none(DISK_SIZE)).unwrap();
+        assert!(matches!(
+            block.hold(Holds::Writes, ChunkSet::all(DISK_SIZE)),
+            Err(DeviceError::DiskBeingCopied)
+        ));
+        copier
+    });
+    drop(copier);
+    assert!(disk.image.path.exists());
+}
+
+#[test]
+#[should_panic(expected = "requests are under way")]
+fn chunks_of_a_running_disk_cannot_be_held() {
+    let (disk, ()) = Held::new(DiskIo::Auto, &pattern(), |_| ());
+    // The panic must not reach the device's lock, which the guest's end needs.
+    let mut block = disk.block.lock().unwrap();
+    let held = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        block.hold(Holds::Writes, ChunkSet::all(DISK_SIZE)).map(drop)
+    }));
+    drop(block);
+    drop(disk);
+    std::panic::resume_unwind(held.unwrap_err());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Read(Range<u64>),
+    Write(Range<u64>, u8),
+    Zero(Range<u64>),
+    Copy,
+    Pause,
+    Reset,
+}
+
+/// Some sectors of the disk, up to two chunks of them.
+fn sectors() -> impl Strategy<Value = Range<u64>> {
+    let all = DISK_SIZE / 512;
+    (0..all, 1..=2 * SECTORS_PER_CHUNK).prop_map(move |(first, count)| first..(first + count).min(all))
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => sectors().prop_map(Step::Read),
+        3 => (sectors(), any::<u8>()).prop_map(|(sectors, byte)| Step::Write(sectors, byte)),
+        1 => sectors().prop_map(Step::Zero),
+        2 => Just(Step::Copy),
+        1 => Just(Step::Pause),
+        1 => Just(Step::Reset),
+    ]
+}
+
+/// A disk, the one who copies it, and what both must be.
+struct Model {
+    disk: Held,
+    holds: Holds,
+    copier: Copier,
+    held: BTreeSet<u64>,
+    /// What the guest must see.
+    expected: Vec<u8>,
+    /// What was there when it was held: for a copy in, what is filled in.
+    original: Vec<u8>,
+    copied: Vec<u8>,
+}
+
+impl Model {
+    fn new(io: DiskIo, holds: Holds) -> Self {
+        let original = pattern();
+        let blank = vec![0; original.len()];
+        let on_disk = if holds == Holds::Writes { &original } else { &blank };
+        let (disk, copier) = Held::holding(io, on_disk, holds);
+        Self {
+            disk,
+            holds,
+            copier,
+            held: (0..CHUNKS).collect(),
+            expected: original.clone(),
+            copied: blank,
+            original,
+        }
+    }
+
+    /// Copies the next piece, which has some of `wanted` if there is anything wanted.
+    fn copy(&mut self, wanted: Option<&BTreeSet<u64>>) {
+        let Some(bytes) = self.copier.next_chunks() else {
+            assert!(self.held.is_empty());
+            return;
+        };
+        let chunks: BTreeSet<u64> = (bytes.start / CHUNK_SIZE..bytes.end.div_ceil(CHUNK_SIZE)).collect();
+        assert!(chunks.is_subset(&self.held) && chunks.len() as u64 <= COPY_CHUNKS);
+        assert!(wanted.is_none_or(|wanted| !chunks.is_disjoint(wanted)));
+        let place = usize::try_from(bytes.start).unwrap()..usize::try_from(bytes.end).unwrap();
+        if self.holds == Holds::Writes {
+            self.copied[place].copy_from_slice(&self.disk.read(bytes.clone()));
+        } else {
+            let content = &self.original[place];
+            self.disk.file.write_all_at(content, bytes.start).unwrap();
+        }
+        self.copier.release(&bytes);
+        self.held.retain(|chunk| !chunks.contains(chunk));
+    }
+
+    /// Makes a request, and copies as long as it waits.
+    fn request(&mut self, kind: u32, sectors: &Range<u64>, sector: u64, data: Piece) {
+        let head = self.disk.offer(0, kind, sector, &[data]);
+        let chunks = sectors.start / SECTORS_PER_CHUNK..sectors.end.div_ceil(SECTORS_PER_CHUNK);
+        let touched: BTreeSet<u64> = chunks.collect();
+        let waits = kind != VIRTIO_BLK_T_IN || self.holds == Holds::Everything;
+        while waits && !touched.is_disjoint(&self.held) {
+            self.disk.until_wanted(&self.copier);
+            assert_eq!(self.disk.guest.try_take_used(0), None);
+            let wanted = touched.intersection(&self.held).copied().collect();
+            self.copy(Some(&wanted));
+        }
+        assert_eq!((self.disk.guest.take_used(0).0, self.disk.status(0)), (head, OK));
+    }
+
+    fn take(&mut self, step: Step) {
+        const PLACE: u64 = BUFFER + 0x1000;
+        let place = |sectors: &Range<u64>| {
+            let bytes = sectors.start * 512..sectors.end * 512;
+            usize::try_from(bytes.start).unwrap()..usize::try_from(bytes.end).unwrap()
+        };
+        let len = |sectors: &Range<u64>| u32::try_from((sectors.end - sectors.start) * 512).unwrap();
+        match step {
+            Step::Read(sectors) => {
+                self.request(
+                    VIRTIO_BLK_T_IN,
+                    &sectors,
+                    sectors.start,
+                    Piece::In(PLACE, len(&sectors)),
+                );
+                let expected = &self.expected[place(&sectors)];
+                assert!(self.disk.guest.read(PLACE, expected.len()) == expected);
+            }
+            Step::Write(sectors, byte) => {
+                self.disk.guest.write(PLACE, &vec![byte; len(&sectors) as usize]);
+                self.request(
+                    VIRTIO_BLK_T_OUT,
+                    &sectors,
+                    sectors.start,
+                    Piece::Out(PLACE, len(&sectors)),
+                );
+                self.expected[place(&sectors)].fill(byte);
+            }
+            Step::Zero(sectors) => {
+                let count = u32::try_from(sectors.end - sectors.start).unwrap();
+                self.disk.guest.write(PLACE, &segment(sectors.start, count, 0));
+                self.request(VIRTIO_BLK_T_WRITE_ZEROES, &sectors, 0, Piece::Out(PLACE, 16));
+                self.expected[place(&sectors)].fill(0);
+            }
+            Step::Copy => self.copy(None),
+            Step::Pause => {
+                self.disk.guest.transport.pause();
+                self.disk.guest.transport.resume();
+            }
+            Step::Reset => self.disk.guest.start(FLUSH),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn whatever_is_asked_and_copied_when_guest_and_copier_find_what_they_should(
+        steps in prop::collection::vec(step(), 1..24),
+        uring in any::<bool>(),
+        into in any::<bool>(),
+    ) {
+        let io = if uring { DiskIo::IoUring } else { DiskIo::Threads };
+        let holds = if into { Holds::Everything } else { Holds::Writes };
+        let mut model = Model::new(io, holds);
+        for step in steps {
+            model.take(step);
+        }
+        while !model.held.is_empty() {
+            model.copy(None);
+        }
+        prop_assert!(model.disk.read(0..DISK_SIZE) == model.expected);
+        prop_assert!(holds == Holds::Everything || model.copied == model.original);
+    }
+}
