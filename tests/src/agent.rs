@@ -1,6 +1,7 @@
 //! The harness's end of the agent's protocol (see [`cutover_guest::agent`]).
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use cutover_guest::agent::{COMMAND_MAX, READY, Reply, Request};
@@ -18,6 +19,17 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
+    /// One for a guest that has answered commands of another, which must not be mistaken for its own.
+    pub(crate) fn of_restored() -> Self {
+        /// More commands than any test has.
+        const COMMANDS: u32 = 1 << 16;
+        static RESTORED: AtomicU32 = AtomicU32::new(1);
+        let restored = RESTORED.fetch_add(1, Ordering::Relaxed);
+        Self {
+            last_number: Cell::new(restored * COMMANDS),
+        }
+    }
+
     /// Waits until the agent is up.
     #[track_caller]
     pub(crate) fn wait_ready(&self, console: &Console) {

@@ -18,6 +18,14 @@ pub struct ManagedVm {
 }
 
 impl ManagedVm {
+    pub(crate) fn new(vm: Vm, api: Api, directory: TempDir) -> Self {
+        Self {
+            vm,
+            api,
+            _directory: directory,
+        }
+    }
+
     /// Pauses the guest.
     #[track_caller]
     pub fn pause(&self) {
@@ -54,10 +62,6 @@ impl Guest {
         configure(&api);
         api.put("/actions", &json!({ "action_type": "InstanceStart" }));
         vm.wait_agent();
-        ManagedVm {
-            vm,
-            api,
-            _directory: directory,
-        }
+        ManagedVm::new(vm, api, directory)
     }
 }

@@ -44,6 +44,14 @@ impl Vm {
         }
     }
 
+    /// The same for a monitor that goes on with a guest which took commands before.
+    #[track_caller]
+    pub fn start_restored(command: std::process::Command) -> Self {
+        let mut vm = Self::start(command);
+        vm.agent = Agent::of_restored();
+        vm
+    }
+
     #[track_caller]
     pub(crate) fn start_on(command: std::process::Command, terminal: &Terminal) -> Self {
         Self {
