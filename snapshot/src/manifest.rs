@@ -259,6 +259,15 @@ impl Manifest {
         self.state.iter().map(|section| section.bytes).sum()
     }
 
+    /// Bytes that the snapshot's files take on disk: those of flat images have holes where nothing is stored.
+    pub fn stored_bytes(&self) -> u64 {
+        let image = |image: &ImageEntry| {
+            let pages = image.stored_pages * u64::from(image.page_bytes);
+            image.data_bytes.min(pages) + image.index.bytes
+        };
+        self.state_bytes() + self.images.iter().map(image).sum::<u64>()
+    }
+
     /// The entry of an image.
     pub fn image(&self, name: &str) -> Option<&ImageEntry> {
         self.images.iter().find(|image| image.name == name)

@@ -15,8 +15,13 @@ use crate::store::{DELETED, PARTIAL, Snapshot, Store};
 pub enum Selection {
     /// These, on which no others are built.
     Delete(Vec<String>),
-    /// All but these and those they are built on.
-    KeepOnly(Vec<String>),
+    /// All but some, and those they are built on.
+    Keep {
+        /// Names of snapshots to keep.
+        names: Vec<String>,
+        /// How many of the newest to keep as well.
+        last: usize,
+    },
     /// None: only what interrupted writers left.
     Leftovers,
 }
@@ -26,8 +31,19 @@ pub enum Selection {
 pub struct Pruned {
     /// Names of snapshots, in the order in which they go: none before those built on it.
     pub snapshots: Vec<String>,
-    /// Directories that interrupted writers left.
+    /// Directories and files that interrupted writers left.
     pub leftovers: Vec<String>,
+    /// Snapshots that stay only because of another.
+    pub needed: Vec<Needed>,
+}
+
+/// A snapshot that nobody asked to keep, and that has to stay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needed {
+    /// Its name.
+    pub name: String,
+    /// Name of one that is kept and built on it.
+    pub by: String,
 }
 
 /// Deletes what `selection` says; if `rehearse` is set, only tells what that would be.
@@ -40,10 +56,10 @@ pub struct Pruned {
 pub fn prune(store: &Store, selection: &Selection, rehearse: bool) -> Result<Pruned, Error> {
     let _lock = store.lock(FlockOperation::NonBlockingLockExclusive)?;
     let family = Family(store.list()?);
-    let doomed = match selection {
-        Selection::Delete(names) => family.delete(store, names)?,
-        Selection::KeepOnly(names) => family.all_but(store, names)?,
-        Selection::Leftovers => Vec::new(),
+    let (doomed, needed) = match selection {
+        Selection::Delete(names) => (family.delete(store, names)?, Vec::new()),
+        Selection::Keep { names, last } => family.all_but(store, names, *last)?,
+        Selection::Leftovers => (Vec::new(), Vec::new()),
     };
     // No writer is at work, so whatever is partial stays so.
     let leftovers = store
@@ -62,6 +78,7 @@ pub fn prune(store: &Store, selection: &Selection, rehearse: bool) -> Result<Pru
     Ok(Pruned {
         snapshots: doomed.iter().map(|snapshot| snapshot.name.clone()).collect(),
         leftovers,
+        needed,
     })
 }
 
@@ -106,12 +123,23 @@ impl Family {
         Ok(self.children_first(|snapshot| names.contains(&snapshot.name)))
     }
 
-    /// All snapshots but those with these names and those they are built on.
-    fn all_but(&self, store: &Store, names: &[String]) -> Result<Vec<&Snapshot>, Error> {
-        let kept = self.named(store, names)?;
-        let needed = kept.into_iter().flat_map(|snapshot| self.chain(snapshot));
-        let needed: HashSet<Uuid> = needed.map(Snapshot::id).collect();
-        Ok(self.children_first(|snapshot| !needed.contains(&snapshot.id())))
+    /// All snapshots but those with these names, the newest `last`, and those they are built on, which come second.
+    fn all_but(&self, store: &Store, names: &[String], last: usize) -> Result<(Vec<&Snapshot>, Vec<Needed>), Error> {
+        let newest = self.0.iter().rev().take(last);
+        let wanted: Vec<&Snapshot> = self.named(store, names)?.into_iter().chain(newest).collect();
+        let mut stay: HashSet<Uuid> = wanted.iter().map(|snapshot| snapshot.id()).collect();
+        let mut needed = Vec::new();
+        for snapshot in wanted {
+            for ancestor in self.chain(snapshot) {
+                if stay.insert(ancestor.id()) {
+                    needed.push(Needed {
+                        name: ancestor.name.clone(),
+                        by: snapshot.name.clone(),
+                    });
+                }
+            }
+        }
+        Ok((self.children_first(|snapshot| !stay.contains(&snapshot.id())), needed))
     }
 
     /// The snapshots that `wanted` wants, none before those built on it.

@@ -38,6 +38,43 @@ fn named(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
+fn keep(names: &[&str], last: usize) -> Selection {
+    Selection::Keep {
+        names: named(names),
+        last,
+    }
+}
+
+#[test]
+fn the_newest_are_kept_with_what_they_are_built_on() {
+    let parents = [None, Some(0), Some(1), None, Some(3)];
+    for (selection, stay, needed) in [
+        (keep(&[], 1), &["3", "4"][..], &[("3", "4")][..]),
+        (keep(&[], 2), &["3", "4"], &[]),
+        (
+            keep(&["2"], 1),
+            &["0", "1", "2", "3", "4"],
+            &[("1", "2"), ("0", "2"), ("3", "4")],
+        ),
+        (keep(&["0"], 2), &["0", "3", "4"], &[]),
+        (keep(&[], 9), &["0", "1", "2", "3", "4"], &[]),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = write_tree(dir.path(), &parents);
+        let done = prune(&store, &selection, false).expect("pruned");
+        let told: Vec<_> = done
+            .needed
+            .iter()
+            .map(|needed| (&needed.name[..], &needed.by[..]))
+            .collect();
+        assert_eq!(
+            (&left(&store)[..], &told[..]),
+            (&named(stay)[..], needed),
+            "{selection:?}"
+        );
+    }
+}
+
 #[test]
 fn a_snapshot_that_another_is_built_on_stays() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -62,7 +99,7 @@ fn a_rehearsal_tells_and_does_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = write_tree(dir.path(), &[None, Some(0), None]);
     fs::create_dir(dir.path().join(".partial-x")).expect("created");
-    let told = prune(&store, &Selection::KeepOnly(named(&["2"])), true).expect("a rehearsal");
+    let told = prune(&store, &keep(&["2"], 0), true).expect("a rehearsal");
     assert_eq!(
         (told.snapshots, told.leftovers),
         (named(&["1", "0"]), named(&[".partial-x"]))
@@ -135,7 +172,7 @@ proptest! {
             .collect();
         needed.sort();
         needed.dedup();
-        prune(&store, &Selection::KeepOnly(keep.clone()), false).expect("pruned");
+        prune(&store, &Selection::Keep { names: keep.clone(), last: 0 }, false).expect("pruned");
         prop_assert_eq!(left(&store), needed);
         for name in keep {
             Chain::open(&dir.path().join(name)).expect("still whole");
