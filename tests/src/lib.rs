@@ -30,6 +30,7 @@ mod managed;
 mod memory;
 mod monitor;
 mod network;
+mod page_writer;
 mod shelf;
 mod ssh;
 mod terminal;
