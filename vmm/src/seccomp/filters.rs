@@ -6,6 +6,7 @@ use libc::c_long;
 use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
 use super::{ThreadKind, ioctls};
+use crate::page_fault::uffd;
 
 /// What allocating memory, locking, logging, signals, panicking and ending take, in any thread of a Rust program.
 const RUNTIME: &[c_long] = &[
@@ -99,6 +100,38 @@ const BUILD: &[c_long] = &[
     libc::SYS_timerfd_create,
 ];
 
+/// What serving page faults takes: waiting for them, reading pages from a snapshot, standing back for everyone else, and
+/// another process behind a socket.
+const PAGE_FAULT: &[c_long] = &[
+    libc::SYS_fcntl,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_pread64,
+    libc::SYS_setpriority,
+    libc::SYS_userfaultfd,
+];
+
+/// What writing snapshots takes, and files of restored disks.
+const SNAPSHOT: &[c_long] = &[
+    libc::SYS_copy_file_range,
+    libc::SYS_fadvise64,
+    libc::SYS_fchmod,
+    libc::SYS_getdents64,
+    libc::SYS_lstat,
+    libc::SYS_mkdir,
+    libc::SYS_mkdirat,
+    libc::SYS_pwrite64,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+    libc::SYS_rename,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_rmdir,
+    libc::SYS_stat,
+    libc::SYS_link,
+    libc::SYS_linkat,
+];
+
 /// What telling how much guest memory is resident takes.
 const STATS: &[c_long] = &[libc::SYS_mincore];
 
@@ -140,13 +173,34 @@ pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Bac
         // Threads inherit the filter of the one that starts them, so it allows what all of them may do. Their requests
         // come first, because a filter's rules are tried one after the other.
         ThreadKind::Supervisor => (
-            &[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP, STATS, BUILD],
-            &[ioctls::VCPU, ioctls::DEVICES, ioctls::BUILD, ioctls::VM],
+            &[
+                DISK,
+                CONSOLE_OUTPUT,
+                EVENT_LOOP,
+                CLEAN_UP,
+                STATS,
+                BUILD,
+                PAGE_FAULT,
+                SNAPSHOT,
+            ],
+            &[
+                ioctls::VCPU,
+                ioctls::DEVICES,
+                ioctls::BUILD,
+                ioctls::VM,
+                uffd::REQUESTS,
+            ],
         ),
         ThreadKind::Vcpu => (&[CONSOLE_OUTPUT], &[ioctls::VCPU]),
         ThreadKind::Devices => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP], &[ioctls::DEVICES]),
         ThreadKind::Disk => (&[DISK], &[]),
         ThreadKind::Signals => (&[&[libc::SYS_rt_sigtimedwait]], &[]),
+        ThreadKind::PageFault => (&[PAGE_FAULT], &[uffd::REQUESTS]),
+        // It starts threads that serve page faults and that copy disks.
+        ThreadKind::Snapshot => (
+            &[DISK, CLEAN_UP, BUILD, PAGE_FAULT, SNAPSHOT],
+            &[ioctls::VM, uffd::REQUESTS],
+        ),
         ThreadKind::Api => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP, API], &[]),
     };
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = [RUNTIME]
@@ -190,6 +244,8 @@ mod tests {
             ThreadKind::Devices,
             ThreadKind::Disk,
             ThreadKind::StateDriver,
+            ThreadKind::PageFault,
+            ThreadKind::Snapshot,
         ] {
             for (call, conditions) in rules(kind).expect("rules") {
                 let allowed = supervisor

@@ -32,11 +32,15 @@ pub enum ThreadKind {
     Signals,
     /// The API server.
     Api,
+    /// Takes care of page faults, or reads ahead what they would ask for.
+    PageFault,
+    /// Makes a snapshot, or copies disks from or to one.
+    Snapshot,
 }
 
 impl ThreadKind {
     #[cfg(test)]
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::StateDriver,
         Self::Supervisor,
         Self::Vcpu,
@@ -44,6 +48,8 @@ impl ThreadKind {
         Self::Disk,
         Self::Signals,
         Self::Api,
+        Self::PageFault,
+        Self::Snapshot,
     ];
 
     fn name(self) -> &'static str {
@@ -54,6 +60,8 @@ impl ThreadKind {
             Self::Disk => "disk",
             Self::Signals => "signal",
             Self::Api => "API",
+            Self::PageFault => "page-fault",
+            Self::Snapshot => "snapshot",
         }
     }
 }
