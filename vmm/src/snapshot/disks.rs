@@ -18,6 +18,8 @@
 
 mod restore;
 mod save;
+#[cfg(test)]
+mod tests;
 
 use cutover_devices::virtio::block::chunks::CHUNK_SIZE;
 use cutover_snapshot::error::SectionError;
@@ -61,7 +63,7 @@ impl Section for SavedDisks {
 }
 
 /// Name of the image of disk `id`.
-fn image_name(id: &str) -> String {
+pub fn image_name(id: &str) -> String {
     format!("disk-{id}")
 }
 

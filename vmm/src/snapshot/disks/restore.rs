@@ -268,6 +268,18 @@ impl NewDisks {
         self.fill_all(devices.disks(), on_thread, then)
     }
 
+    /// Has other files for the disks.
+    #[cfg(test)]
+    pub(super) fn have_files(&mut self, other: impl Fn(NamedTempFile) -> NamedTempFile) {
+        self.disks = std::mem::take(&mut self.disks)
+            .into_iter()
+            .map(|NewDisk { from, file }| NewDisk {
+                from,
+                file: other(file),
+            })
+            .collect();
+    }
+
     pub(super) fn fill_all<'a>(
         mut self,
         disks: impl Iterator<Item = (&'a str, MutexGuard<'a, Block>)>,
