@@ -1,13 +1,15 @@
 //! The ACPI tables by which a stock kernel finds everything (ACPI 6.5; hardware-reduced, chapter 4.1).
 //!
 //! ```text
-//!  RSDP ─► XSDT ─► FADT ─► DSDT: COM1, virtio-mmio devices, pvpanic, power button behind a generic event device, S5
+//!  RSDP ─► XSDT ─► FADT ─► DSDT: COM1, virtio-mmio devices, pvpanic, S5
+//!              │                 power button and VM generation id behind a generic event device
 //!              └─► MADT: local APICs, IOAPIC
 //! ```
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate, Scope, ZERO,
+    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
+    ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -21,8 +23,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::Error;
 use crate::layout::{
-    ACPI_TABLES, ACPI_TABLES_END, COM1_GSI, COM1_PORT, COM1_PORTS, EVENT_DEVICE_GSI, IOAPIC, LOCAL_APIC, POWER_PORT,
-    PVPANIC_PORT, VIRTIO_WINDOW,
+    ACPI_TABLES, ACPI_TABLES_END, COM1_GSI, COM1_PORT, COM1_PORTS, IOAPIC, LOCAL_APIC, NEW_GENERATION_GSI,
+    POWER_BUTTON_GSI, POWER_PORT, PVPANIC_PORT, VIRTIO_WINDOW, VM_GENERATION_ID,
 };
 
 /// A virtio-mmio device as the guest is to find it.
@@ -144,6 +146,8 @@ fn dsdt(virtio: &[VirtioNode]) -> Sdt {
     );
     devices.extend(device("PEVT", &"QEMU0001", 0, &[&panic_port]));
     devices.extend(power_button());
+    devices.extend(generation_id());
+    devices.extend(event_device());
     for (index, node) in (0..).zip(virtio) {
         let window = Memory32Fixed::new(true, node.address, VIRTIO_WINDOW);
         devices.extend(device(
@@ -176,26 +180,57 @@ fn device(name: &str, id: &dyn Aml, number: u8, resources: &[&dyn Aml]) -> Vec<u
     ))
 }
 
-/// The power button, and the generic event device (ACPI 6.5, 5.6.9) whose one interrupt presses it.
+const POWER_BUTTON: &str = "PWRB";
+const GENERATION_ID: &str = "VGEN";
+
 fn power_button() -> Vec<u8> {
-    const PRESSED: u8 = 0x80;
-    let button = Path::new("PWRB");
-    let press = Notify::new(&button, &PRESSED);
-    let interrupt = edge_interrupt(EVENT_DEVICE_GSI);
-    let resources = ResourceTemplate::new(vec![&interrupt]);
-    let mut devices = bytes_of(&Device::new(
-        "PWRB".into(),
+    bytes_of(&Device::new(
+        POWER_BUTTON.into(),
         vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C"))],
-    ));
-    devices.extend(bytes_of(&Device::new(
+    ))
+}
+
+/// Where the VM generation id is (Microsoft, "Virtual Machine Generation ID"): the halves of its address.
+fn generation_id() -> Vec<u8> {
+    let [low, high] = [VM_GENERATION_ID & u64::from(u32::MAX), VM_GENERATION_ID >> 32];
+    let name = "VM_Gen_Counter";
+    bytes_of(&Device::new(
+        GENERATION_ID.into(),
+        vec![
+            &Name::new("_HID".into(), &"CTVRVGID"),
+            &Name::new("_CID".into(), &name),
+            &Name::new("_DDN".into(), &name),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+        ],
+    ))
+}
+
+/// The generic event device (ACPI 6.5, 5.6.9): which of its interrupts notifies which device.
+fn event_device() -> Vec<u8> {
+    const STATUS_CHANGE: u8 = 0x80;
+    let interrupts = [POWER_BUTTON_GSI, NEW_GENERATION_GSI].map(edge_interrupt);
+    let resources = ResourceTemplate::new(interrupts.iter().map(|interrupt| interrupt as &dyn Aml).collect());
+    let (button, generation) = (Path::new(POWER_BUTTON), Path::new(GENERATION_ID));
+    let notify_button = Notify::new(&button, &STATUS_CHANGE);
+    let notify_generation = Notify::new(&generation, &STATUS_CHANGE);
+    let is_button = Equal::new(&Arg(0), &POWER_BUTTON_GSI);
+    let is_generation = Equal::new(&Arg(0), &NEW_GENERATION_GSI);
+    bytes_of(&Device::new(
         "GED_".into(),
         vec![
             &Name::new("_HID".into(), &"ACPI0013"),
             &Name::new("_CRS".into(), &resources),
-            &Method::new("_EVT".into(), 1, true, vec![&press]),
+            &Method::new(
+                "_EVT".into(),
+                1,
+                true,
+                vec![
+                    &If::new(&is_button, vec![&notify_button]),
+                    &If::new(&is_generation, vec![&notify_generation]),
+                ],
+            ),
         ],
-    )));
-    devices
+    ))
 }
 
 /// An interrupt that a device pulses; active high.
@@ -256,6 +291,8 @@ mod tests {
         assert_eq!((&dsdt[..4], sum(&dsdt)), (&b"DSDT"[..], 0));
         let nodes = dsdt.windows(8).filter(|window| window == b"LNRO0005").count();
         assert_eq!(nodes, 2);
+        let generation = dsdt.windows(15).filter(|window| window == b"VM_Gen_Counter\0").count();
+        assert_eq!(generation, 2, "as compatible id, and as name");
     }
 
     #[test]

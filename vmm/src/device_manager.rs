@@ -30,8 +30,8 @@ use crate::acpi::VirtioNode;
 use crate::cpu::Buses;
 use crate::kvm::KvmVm;
 use crate::layout::{
-    COM1_GSI, COM1_PORT, COM1_PORTS, EVENT_DEVICE_GSI, I8042_PORT, I8042_PORTS, POWER_PORT, PVPANIC_PORT,
-    VIRTIO_GSI_FIRST, VIRTIO_GSI_LAST, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START, VIRTIO_WINDOW,
+    COM1_GSI, COM1_PORT, COM1_PORTS, I8042_PORT, I8042_PORTS, NEW_GENERATION_GSI, POWER_BUTTON_GSI, POWER_PORT,
+    PVPANIC_PORT, VIRTIO_GSI_FIRST, VIRTIO_GSI_LAST, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START, VIRTIO_WINDOW,
 };
 use crate::state::{self, DevicesState};
 
@@ -45,6 +45,7 @@ pub struct DeviceManager {
     event_loop: EventLoopHandle,
     nodes: Vec<VirtioNode>,
     power_button: EventFd,
+    new_generation: EventFd,
 }
 
 /// A virtio device with its id, and how to reach it.
@@ -102,8 +103,9 @@ impl DeviceManager {
         on_disk_thread: &OnThread,
         saved: Option<&DevicesState>,
     ) -> Result<Self, Error> {
-        let power_button = new_interrupt()?;
-        vm.connect_interrupt(&power_button, EVENT_DEVICE_GSI)?;
+        let (power_button, new_generation) = (new_interrupt()?, new_interrupt()?);
+        vm.connect_interrupt(&power_button, POWER_BUTTON_GSI)?;
+        vm.connect_interrupt(&new_generation, NEW_GENERATION_GSI)?;
         add_platform_devices(buses, events)?;
         let serial_state = saved.map(|saved| &saved.serial);
         let serial = add_serial_port(&spec.serial, vm, buses, event_loop, events, serial_state)?;
@@ -149,6 +151,7 @@ impl DeviceManager {
             event_loop: event_loop.clone(),
             nodes,
             power_button,
+            new_generation,
         })
     }
 
@@ -161,6 +164,13 @@ impl DeviceManager {
     pub fn press_power_button(&self) {
         if let Err(error) = self.power_button.write(1) {
             tracing::error!(%error, "cannot press the power button");
+        }
+    }
+
+    /// Notifies the guest that the VM has a new generation id.
+    pub fn announce_generation(&self) {
+        if let Err(error) = self.new_generation.write(1) {
+            tracing::error!(%error, "cannot notify the guest of its new generation id");
         }
     }
 

@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 use cutover_devices::virtio::net::random_mac;
 use cutover_snapshot::spec::VmSpec;
 
-use crate::control::{Command, Controller, Ending, Mailbox, Message};
+use crate::control::{Command, Controller, Ending, Mailbox, Message, Reply};
 use crate::device_manager::{DiskUpdate, NetUpdate};
 use crate::dirty::{DirtyRate, RateMeter};
 use crate::events::{EventKind, EventLog};
 use crate::lifecycle::{Action, Exit, Refusal, Request, State, Step};
 use crate::machine::Machine;
 use crate::seccomp::{self, ThreadKind};
+use crate::snapshot::{self, RestoreRequest, Restored, SnapshotReport, SnapshotRequest, Snapshots};
 use crate::stats::VmStats;
 use crate::{Error, program_text};
 
@@ -64,6 +65,10 @@ struct Driver {
     running_since: Option<Instant>,
     /// How fast its memory changes, while somebody asks.
     rate_meter: Option<RateMeter>,
+    /// Snapshots of the present machine.
+    snapshots: Snapshots,
+    /// Do not run it before somebody asks for that.
+    begin_paused: bool,
 }
 
 /// Told what the VM has done when it ends.
@@ -92,16 +97,33 @@ impl Vmm {
         let machine = Machine::build(&spec, options, &mailbox)?;
         Ok(Self {
             machine,
-            driver: Driver {
-                spec,
-                options: options.clone(),
-                mailbox,
-                state: State::Built,
-                boots: 1,
-                running_since: None,
-                rate_meter: None,
-            },
+            driver: Driver::new(spec, options, mailbox),
         })
+    }
+
+    /// Makes a VM of a snapshot, everything but running it. Its guest does not notice, but for the time, a new generation
+    /// id, and what `request` has different.
+    ///
+    /// # Errors
+    /// The snapshot is damaged or of another version, the host's CPU lacks something the guest has seen, or what
+    /// [`build`](Self::build) can fail of. Nothing is left behind but disks that were created.
+    pub fn restore(request: &RestoreRequest, options: &Options) -> Result<Self, Error> {
+        let mailbox = Arc::<Mailbox>::default();
+        let Restored {
+            spec,
+            machine,
+            snapshots,
+        } = snapshot::restore(request, options, &mailbox)?;
+        let mut driver = Driver::new(spec, options, mailbox);
+        driver.state = State::Paused;
+        driver.snapshots = snapshots;
+        driver.begin_paused = request.paused;
+        Ok(Self { machine, driver })
+    }
+
+    /// What the VM is.
+    pub fn spec(&self) -> &VmSpec {
+        &self.driver.spec
     }
 
     /// A way for other threads to ask things of this VM.
@@ -160,11 +182,34 @@ fn show_name(name: &str) {
 }
 
 impl Driver {
+    fn new(spec: VmSpec, options: &Options, mailbox: Arc<Mailbox>) -> Self {
+        Self {
+            spec,
+            options: options.clone(),
+            mailbox,
+            state: State::Built,
+            boots: 1,
+            running_since: None,
+            rate_meter: None,
+            snapshots: Snapshots::default(),
+            begin_paused: false,
+        }
+    }
+
     /// Runs `machine` and those that take its place; on return, the last is torn down.
     fn run(&mut self, mut machine: Machine, last: Option<LastStats>) -> Result<Exit, Error> {
         loop {
-            self.request(&machine, Request::Resume)?;
-            match self.drive(&machine)? {
+            if !std::mem::take(&mut self.begin_paused) {
+                self.request(&machine, Request::Resume)?;
+            }
+            let outcome = self.drive(&machine);
+            self.snapshots.abandon();
+            let outcome = outcome?;
+            if !matches!(outcome, Outcome::Exit(Exit::Ended)) {
+                // What the guest has written to a disk that is not complete would be lost.
+                self.snapshots.wait_for_disks();
+            }
+            match outcome {
                 Outcome::Exit(exit) => {
                     if let (Some(last), Ok(stats)) = (last, self.stats(&machine)) {
                         last(stats);
@@ -184,6 +229,7 @@ impl Driver {
         self.mailbox.forget_ending();
         self.running_since = None;
         self.rate_meter = None;
+        self.snapshots = Snapshots::default();
         let machine = Machine::build(&self.spec, &self.options, &self.mailbox)?;
         self.boots += 1;
         tracing::info!(name = self.spec.name, boots = self.boots, "the VM has been built anew");
@@ -200,6 +246,10 @@ impl Driver {
                     self.carry_out(machine, self.state.after_guest_end(end))
                 }
                 Message::DeadlinePassed => self.pass_deadline(machine, Instant::now()),
+                Message::Snapshot(step) => {
+                    self.advance_snapshot(machine, step);
+                    None
+                }
                 Message::Command(command) => self.serve(machine, command),
             };
             if let Some(outcome) = outcome {
@@ -238,6 +288,10 @@ impl Driver {
             Command::DirtyRate(reply) => reply.send(self.dirty_rate(machine)),
             Command::UpdateDisk { id, update, reply } => reply.send(self.update_disk(machine, id, &update)),
             Command::UpdateNet { id, update, reply } => reply.send(self.update_net(machine, id, &update)),
+            Command::Snapshot { request, reply } => self.begin_snapshot(machine, request, reply),
+            Command::SnapshotProgress(reply) => reply.send(Ok(self.snapshots.progress())),
+            Command::CancelSnapshot(reply) => reply.send(self.snapshots.cancel().map_err(Error::from)),
+            Command::RestoreProgress(reply) => reply.send(Ok(self.snapshots.restore_progress())),
         }
         None
     }
@@ -339,6 +393,33 @@ impl Driver {
         }
         self.log(EventKind::NetworkInterfaceUpdated { interface: id });
         Ok(())
+    }
+
+    /// Begins a snapshot of `machine`; what comes of it goes to `reply`.
+    fn begin_snapshot(&mut self, machine: &Machine, request: SnapshotRequest, reply: Reply<SnapshotReport>) {
+        let path = request.target.path();
+        let context = snapshot::Context {
+            machine,
+            spec: &self.spec,
+            options: &self.options,
+            mailbox: &self.mailbox,
+        };
+        let accepted = self.decide(Request::Snapshot).map_err(Error::from);
+        match accepted.and_then(|_| self.snapshots.begin(&context, request)) {
+            Ok(job) => {
+                job.reply_to(reply);
+                self.log(EventKind::SnapshotStarted { path });
+            }
+            Err(error) => reply.send(Err(error)),
+        }
+    }
+
+    /// Does what the snapshot of `machine` that is being made needs next.
+    fn advance_snapshot(&mut self, machine: &Machine, step: snapshot::Step) {
+        let runs = matches!(self.state, State::Running | State::ShuttingDown { .. });
+        if let Some(over) = self.snapshots.advance(step, machine, runs) {
+            self.log(over);
+        }
     }
 
     fn log(&self, kind: EventKind) {

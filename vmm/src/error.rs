@@ -184,6 +184,30 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// An incremental snapshot has nothing to be built on.
+    #[error("this VM has no snapshot yet that an incremental one can be built on: make a full one first")]
+    NoBase,
+    /// Two files hold state and memory.
+    #[error("a snapshot in two files has no place for disks: have them referenced")]
+    NoPlaceForDisks,
+    /// The snapshot has a disk, and nobody said where that is to be.
+    #[error(
+        "disk '{id}' is in the snapshot: say which file to create for it, or in which directory (--disk {id}=FILE or --disks DIR)"
+    )]
+    DiskHasNoPlace {
+        /// Id of the disk.
+        id: String,
+    },
+    /// Something was to be different about a device that the snapshot's VM does not have.
+    #[error("the snapshot's VM has no {kind} '{id}'{}", only(.known))]
+    NoSuchDevice {
+        /// What kind of device.
+        kind: &'static str,
+        /// The id that was given.
+        id: String,
+        /// Ids there are.
+        known: Vec<String>,
+    },
     /// Saved state cannot be written or read.
     #[error(transparent)]
     Snapshot(#[from] cutover_snapshot::Error),
@@ -277,6 +301,13 @@ impl Error {
             action,
             source: source.into(),
         }
+    }
+}
+
+fn only(ids: &[String]) -> String {
+    match ids {
+        [] => ", nor any other".to_owned(),
+        ids => format!(", only {}", ids.join(", ")),
     }
 }
 

@@ -9,12 +9,14 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
 use crate::lifecycle::{Exit, GuestEnd, State};
+use crate::snapshot::SnapshotReport;
 
 /// Most events that are kept.
 pub const EVENTS_MAX: usize = 1024;
@@ -87,6 +89,25 @@ pub enum EventKind {
         /// Id of the interface.
         interface: String,
     },
+    /// A snapshot is being made.
+    SnapshotStarted {
+        /// Where it goes: its directory, or the file with its state.
+        path: PathBuf,
+    },
+    /// A snapshot is permanent.
+    SnapshotFinished {
+        /// What there is to tell of it.
+        report: SnapshotReport,
+    },
+    /// There is nothing of a snapshot that was being made.
+    SnapshotFailed {
+        /// Where it should have gone.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// All memory and disks of the restored VM are there; its snapshot is needed no longer.
+    RestoreFinished,
 }
 
 impl From<GuestEnd> for EventKind {

@@ -25,7 +25,9 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables, RSDP first; the kernel is told the address and does not search.
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// End of the room for ACPI tables.
-pub const ACPI_TABLES_END: u64 = RESET_VECTOR;
+pub const ACPI_TABLES_END: u64 = VM_GENERATION_ID;
+/// The VM generation id, 16 bytes: on the page of the reset vector, so that it takes none of its own.
+pub const VM_GENERATION_ID: u64 = 0xf_ff00;
 /// Where a processor in real mode starts after a reset, or jumps to for one (F000:FFF0).
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where RAM for the kernel starts.
@@ -65,8 +67,10 @@ pub const I8042_PORTS: u8 = 5;
 pub const POWER_PORT: u16 = 0x600;
 /// pvpanic, where QEMU has it.
 pub const PVPANIC_PORT: u16 = 0x505;
-/// Interrupt line of the ACPI generic event device (the power button).
-pub const EVENT_DEVICE_GSI: u32 = 5;
+/// Interrupt line by which the ACPI generic event device says that the VM has a new generation id.
+pub const NEW_GENERATION_GSI: u32 = 3;
+/// Interrupt line by which the ACPI generic event device says that the power button was pressed.
+pub const POWER_BUTTON_GSI: u32 = 5;
 /// First interrupt line of virtio devices.
 pub const VIRTIO_GSI_FIRST: u32 = 6;
 /// Last interrupt line of the IOAPIC's 24.

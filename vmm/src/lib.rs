@@ -17,6 +17,7 @@ pub mod dirty;
 mod driver;
 mod error;
 pub mod events;
+mod generation;
 pub mod host;
 mod kvm;
 mod layout;

@@ -78,6 +78,8 @@ pub enum Request {
     Destroy,
     /// Change what is behind a device.
     UpdateDevice,
+    /// Make a snapshot.
+    Snapshot,
 }
 
 /// How the guest came to its end.
@@ -151,6 +153,12 @@ pub enum Refusal {
     /// More requests wait than are kept.
     #[error("too many requests wait for the VM already: try again later")]
     TooManyRequests,
+    /// There is one snapshot at a time.
+    #[error("a snapshot is being made: wait for it, or cancel it")]
+    SnapshotUnderWay,
+    /// There is no snapshot to cancel.
+    #[error("no snapshot is being made")]
+    NoSnapshotUnderWay,
     /// The VM runs without the means for it.
     #[error("this VM was started without an API, and is confined to what it needs for that")]
     Confined,
@@ -172,9 +180,8 @@ impl State {
             (Self::Running, Request::Shutdown { timeout }) => shut_down(now, timeout, Then::End),
             (Self::Running, Request::Reboot { timeout }) => shut_down(now, timeout, Then::BuildAnew),
             (Self::Running | Self::Paused, Request::Cycle) => (Action::BuildAnew, Self::Built),
-            (Self::Running | Self::Paused | Self::ShuttingDown { .. }, Request::UpdateDevice) => {
-                (Action::Nothing, self)
-            }
+            (Self::Running | Self::Paused | Self::ShuttingDown { .. }, Request::UpdateDevice)
+            | (Self::Running | Self::Paused, Request::Snapshot) => (Action::Nothing, self),
             (Self::ShuttingDown { .. }, _) => return Err(Refusal::Busy(self)),
             (Self::Built, _)
             | (Self::Paused, Request::PressPowerButton | Request::Shutdown { .. } | Request::Reboot { .. }) => {
@@ -269,6 +276,7 @@ impl Request {
             Self::Cycle => "cycle",
             Self::Destroy => "destroy",
             Self::UpdateDevice => "update_device",
+            Self::Snapshot => "snapshot",
         }
     }
 
@@ -282,7 +290,10 @@ impl Request {
 
     /// Whether it takes more of the operating system than a VM that just runs: opening files, building a VM.
     pub fn opens_files(self) -> bool {
-        matches!(self, Self::Reboot { .. } | Self::Cycle | Self::UpdateDevice)
+        matches!(
+            self,
+            Self::Reboot { .. } | Self::Cycle | Self::UpdateDevice | Self::Snapshot
+        )
     }
 }
 
@@ -411,6 +422,7 @@ mod tests {
             Just(Input::Request(Request::Cycle)),
             Just(Input::Request(Request::Destroy)),
             Just(Input::Request(Request::UpdateDevice)),
+            Just(Input::Request(Request::Snapshot)),
             Just(Input::GuestEnd(GuestEnd::Shutdown)),
             Just(Input::GuestEnd(GuestEnd::Reset)),
             Just(Input::GuestEnd(GuestEnd::Panic)),

@@ -19,7 +19,7 @@ use crate::seccomp::{self, ThreadKind};
 use crate::snapshot::ClockPolicy;
 use crate::state::{DevicesState, MachineState, VmState, check_cpu};
 use crate::stats::{MemoryStats, VcpuStats};
-use crate::{Error, acpi, boot, memory};
+use crate::{Error, acpi, boot, generation, memory};
 
 /// See the module. Dropping it ends its threads and gives everything back.
 pub struct Machine {
@@ -44,6 +44,7 @@ impl Machine {
         let frame = Frame::create(spec, memory::map(&spec.memory)?, options, driver, None)?;
         let entry = boot::load(&spec.boot, &frame.memory)?;
         acpi::write_tables(&frame.memory, spec.cpus, frame.devices.virtio_nodes())?;
+        generation::renew(&frame.memory)?;
         let vcpus = (0..spec.cpus)
             .map(|cpu| Vcpu::create(&frame.vm, cpu, spec.cpus))
             .collect::<Result<Vec<_>, _>>()?;
@@ -77,6 +78,8 @@ impl Machine {
             .map(|(cpu, state)| Vcpu::restore(&frame.vm, cpu, state, passed_ns))
             .collect::<Result<Vec<_>, _>>()?;
         state.vm.restore(&frame.vm.fd, passed_ns)?;
+        generation::renew(&frame.memory)?;
+        frame.devices.announce_generation();
         frame.complete(vcpus, options, driver)
     }
 
@@ -234,3 +237,6 @@ pub fn confined(options: &Options, kind: ThreadKind) -> OnThread {
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

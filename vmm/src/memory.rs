@@ -58,17 +58,49 @@ pub fn map(spec: &MemorySpec) -> Result<GuestMemory, Error> {
         source,
     };
     let file = spec.shared.then(|| create_memfd(spec)).transpose().map_err(failed)?;
+    let backing = match &file {
+        Some(file) => Backing::Shared(file),
+        None if spec.hugepages => Backing::HugePages,
+        None => Backing::Anonymous,
+    };
+    map_ranges(spec, backing).map_err(failed)
+}
+
+/// Maps guest memory that has the content of `file`, all pages one after the other from its beginning: the flat image of
+/// a snapshot. Every VM that maps it shares those pages with the others that it does not write. The file must stay as it
+/// is. `spec` is of private memory in small pages.
+///
+/// # Errors
+/// The file is too short, or cannot be mapped.
+pub fn map_flat(spec: &MemorySpec, file: &File) -> Result<GuestMemory, Error> {
+    map_ranges(spec, Backing::Copied(file)).map_err(|source| Error::Memory {
+        size: spec.size,
+        hugepages: false,
+        source,
+    })
+}
+
+/// What is mapped.
+#[derive(Clone, Copy)]
+enum Backing<'a> {
+    /// Nothing but memory.
+    Anonymous,
+    /// The same, in huge pages.
+    HugePages,
+    /// This file, in which every write is.
+    Shared(&'a File),
+    /// This file, of whose pages those that are written become the VM's own.
+    Copied(&'a File),
+}
+
+fn map_ranges(spec: &MemorySpec, backing: Backing<'_>) -> io::Result<GuestMemory> {
     let mut offset = 0;
     let mut regions = Vec::new();
     for range in ram_ranges(spec.size.bytes()) {
-        let backing = match &file {
-            Some(file) => Some(FileOffset::new(file.try_clone().map_err(failed)?, offset)),
-            None => None,
-        };
+        regions.push(map_range(spec, range, backing, offset)?);
         offset += range.size;
-        regions.push(map_range(spec, range, backing).map_err(failed)?);
     }
-    GuestMemory::from_regions(regions).map_err(|error| failed(io::Error::other(error)))
+    GuestMemory::from_regions(regions).map_err(io::Error::other)
 }
 
 fn create_memfd(spec: &MemorySpec) -> io::Result<File> {
@@ -83,28 +115,35 @@ fn create_memfd(spec: &MemorySpec) -> io::Result<File> {
     Ok(file.into())
 }
 
+/// Maps one piece, which begins at `offset` of what is mapped if that is a file.
 fn map_range(
     spec: &MemorySpec,
     range: RamRange,
-    backing: Option<FileOffset>,
+    backing: Backing<'_>,
+    offset: u64,
 ) -> io::Result<GuestRegionMmap<AtomicBitmap>> {
     let size = usize::try_from(range.size).map_err(io::Error::other)?;
-    let mut flags = libc::MAP_NORESERVE;
-    flags |= if backing.is_some() {
-        libc::MAP_SHARED
-    } else {
-        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS
+    let (flags, file) = match backing {
+        Backing::Anonymous => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None),
+        Backing::HugePages => {
+            let huge = libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+            (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | huge, None)
+        }
+        Backing::Shared(file) => (libc::MAP_SHARED, Some(file)),
+        Backing::Copied(file) => (libc::MAP_PRIVATE, Some(file)),
     };
-    if spec.hugepages && backing.is_none() {
-        flags |= libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
-    }
+    let file = match file {
+        Some(file) => Some(FileOffset::new(file.try_clone()?, offset)),
+        None => None,
+    };
     let region = map_aligned(|| {
         let bitmap = AtomicBitmap::new(size, PAGE_SIZE);
         let builder = MmapRegionBuilder::new_with_bitmap(size, bitmap)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(flags);
-        match &backing {
-            Some(backing) => builder.with_file_offset(backing.clone()),
+            .with_mmap_flags(flags | libc::MAP_NORESERVE)
+            .with_hugetlbfs(spec.hugepages);
+        match &file {
+            Some(file) => builder.with_file_offset(file.clone()),
             None => builder,
         }
     })?;
@@ -199,6 +238,21 @@ mod tests {
             .map(|region| region.file_offset().expect("memfd").start())
             .collect();
         assert_eq!(offsets, [0, 3 << 30]);
+    }
+
+    #[test]
+    fn memory_mapped_from_a_flat_image_has_its_content_and_leaves_it_as_it_is() {
+        use std::os::unix::fs::FileExt;
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len((32 << 20) + 100).expect("sparse");
+        file.write_all_at(&[7], 0x5000).expect("written");
+        let clones = [(); 2].map(|()| map_flat(&spec(32, false), &file).expect("memory"));
+        clones[0].write_obj(9_u8, GuestAddress(0x5000)).expect("RAM");
+        let bytes = clones
+            .each_ref()
+            .map(|clone| clone.read_obj::<u8>(GuestAddress(0x5000)).expect("RAM"));
+        assert_eq!(bytes, [9, 7]);
+        assert!(map_flat(&spec(33, false), &file).is_err(), "longer than the file");
     }
 
     #[test]

@@ -1,8 +1,14 @@
-//! Tiny guests for tests: a few instructions of real mode, which every KVM runs, one that emulates them too.
+//! Tiny guests for tests: a few instructions, which every KVM runs, one that emulates them too.
+
+use std::io::Write;
+use std::path::Path;
 
 use cutover_devices::GuestMemory;
+use cutover_snapshot::size::ByteSize;
+use cutover_snapshot::spec::{BootProtocol, BootSpec, MemorySpec, SerialSpec, VmSpec};
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::kvm::KvmVm;
@@ -10,7 +16,31 @@ use crate::kvm::KvmVm;
 /// A write to this port stops the guest.
 pub const PORT: u8 = 0x80;
 
-/// See the module.
+/// Writes 256 words all over the first megabyte, to addresses from a congruential generator, then 256 more and so on.
+pub const SCATTER: &[u8] = &[
+    0x89, 0xd8, //             again:  mov ax, bx
+    0xba, 0x55, 0x62, //               mov dx, 25173
+    0xf7, 0xe2, //                     mul dx
+    0x05, 0x19, 0x36, //               add ax, 13849
+    0x89, 0xc3, //                     mov bx, ax
+    0x8e, 0xc0, //                     mov es, ax
+    0x26, 0x89, 0x36, 0x00, 0x00, //   mov [es:0], si
+    0x46, //                           inc si
+    0x49, //                           dec cx
+    0x75, 0xe9, //                     jnz again
+    0xe6, PORT, //                     out PORT, al
+    0xb9, 0x00, 0x01, //               mov cx, 256
+    0xeb, 0xe2, //                     jmp again
+];
+
+/// Writes a byte to `es:di`, over and over, with a stop after each.
+pub const POKE: &[u8] = &[
+    0x26, 0x88, 0x05, // again:  mov [es:di], al
+    0xe6, PORT, //               out PORT, al
+    0xeb, 0xf9, //               jmp again
+];
+
+/// A guest without a kernel, in real mode.
 pub struct TinyGuest {
     pub vm: KvmVm,
     pub vcpu: VcpuFd,
@@ -20,8 +50,7 @@ impl TinyGuest {
     /// A guest with `memory` that will run `program`, which is put at `address`. None, with a note, where there is no
     /// KVM at all.
     pub fn boot(memory: &GuestMemory, address: u64, program: &[u8]) -> Option<Self> {
-        if !std::path::Path::new("/dev/kvm").exists() {
-            eprintln!("skipped: this machine has no /dev/kvm");
+        if !has_kvm() {
             return None;
         }
         memory.write_slice(program, GuestAddress(address)).unwrap();
@@ -38,6 +67,13 @@ impl TinyGuest {
         Some(Self { vm, vcpu })
     }
 
+    /// Finishes what the guest stopped at: KVM does so only when it is to run again.
+    pub fn settle(&mut self) {
+        self.vcpu.set_kvm_immediate_exit(1);
+        assert_eq!(self.vcpu.run().unwrap_err().errno(), libc::EINTR);
+        self.vcpu.set_kvm_immediate_exit(0);
+    }
+
     /// Runs until the program writes to [`PORT`].
     pub fn run_to_stop(&mut self) {
         loop {
@@ -48,4 +84,58 @@ impl TinyGuest {
             }
         }
     }
+}
+
+/// Whether there is a KVM; says so where there is none.
+pub fn has_kvm() -> bool {
+    let exists = Path::new("/dev/kvm").exists();
+    if !exists {
+        eprintln!("skipped: this machine has no /dev/kvm");
+    }
+    exists
+}
+
+/// A VM with `kernel`, two vCPUs, and no devices but those that every VM has.
+pub fn tiny_spec(kernel: &Path) -> VmSpec {
+    VmSpec {
+        name: None,
+        cpus: 2,
+        memory: MemorySpec {
+            size: ByteSize::from_mib(32),
+            shared: false,
+            hugepages: false,
+        },
+        boot: BootSpec {
+            kernel: kernel.to_owned(),
+            initrd: None,
+            protocol: BootProtocol::Linux,
+            cmdline: String::new(),
+        },
+        disks: Vec::new(),
+        nets: Vec::new(),
+        rng: None,
+        serial: SerialSpec::Null,
+    }
+}
+
+/// An ELF kernel that is nothing but `program`.
+pub fn kernel(program: &[u8]) -> NamedTempFile {
+    const ENTRY: u64 = 0x100_0000;
+    const HEADERS_SIZE: u64 = 64 + 56;
+    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
+    image.resize(16, 0);
+    image.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    image.extend([ENTRY, 64, 0].map(u64::to_le_bytes).concat());
+    image.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    image.extend([1, 5].map(u32::to_le_bytes).concat());
+    let size = program.len() as u64;
+    image.extend(
+        [HEADERS_SIZE, ENTRY, ENTRY, size, size, 4]
+            .map(u64::to_le_bytes)
+            .concat(),
+    );
+    image.extend(program);
+    let mut file = NamedTempFile::new().expect("temporary file");
+    file.write_all(&image).expect("temporary file");
+    file
 }

@@ -11,6 +11,7 @@ mod boot;
 mod net;
 mod peers;
 mod resident;
+mod snapshot;
 mod stage;
 mod tools;
 
@@ -33,6 +34,8 @@ pub enum Bench {
     Block,
     /// Throughput of a network interface.
     Net,
+    /// The pause of snapshots, and the time to a restored guest's first answer.
+    Snapshot,
 }
 
 /// How to measure.
@@ -79,6 +82,10 @@ pub fn run(bench: Bench, options: &Options, out: &mut impl Write) -> Result<()> 
         }
         Bench::Block => take_turns(&block::contestants(), options.runs, out),
         Bench::Net => take_turns(&net::contestants(), options.runs, out),
+        Bench::Snapshot => {
+            let stage = Stage::new(options.firecracker.as_deref())?;
+            take_turns(&snapshot::contestants(&stage), options.runs, out)
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What waits for the state driver: commands of those outside, and the end of the guest.
 //!
 //! The end has a place of its own, in which only the first one counts: a guest cannot fill anything by ending itself
-//! over and over, and neither does it wait behind commands. Commands are bounded by [`COMMANDS_MAX`].
+//! over and over, and neither does it wait behind commands. So has the one snapshot that may be under way. Commands are bounded by [`COMMANDS_MAX`].
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::Command;
 use crate::lifecycle::{GuestEnd, Refusal};
+use crate::snapshot::Step;
 
 /// Most commands that wait for the state driver.
 pub const COMMANDS_MAX: usize = 64;
@@ -17,6 +18,8 @@ pub const COMMANDS_MAX: usize = 64;
 pub enum Message {
     /// The guest can go no further.
     Ended(Ending),
+    /// The snapshot that is being made wants something, or is over.
+    Snapshot(Step),
     /// Somebody outside wants something.
     Command(Command),
     /// Nothing came until the deadline.
@@ -47,6 +50,8 @@ pub struct Mailbox {
 #[derive(Default)]
 struct Content {
     ending: Option<Ending>,
+    /// There is one snapshot at a time, which waits for an answer after each step but the last.
+    step: Option<Step>,
     commands: VecDeque<Command>,
     closed: bool,
 }
@@ -78,6 +83,17 @@ impl Mailbox {
         }
     }
 
+    /// Reports how far the snapshot has come that is being made. Never waits.
+    pub fn step(&self, step: Step) {
+        self.lock().step = Some(step);
+        self.filled.notify_one();
+    }
+
+    /// Forgets what a snapshot has reported of which there is nothing any more.
+    pub fn forget_step(&self) {
+        self.lock().step = None;
+    }
+
     /// Forgets the end of a guest that has been torn down, of which nobody can report any more.
     pub fn forget_ending(&self) {
         self.lock().ending = None;
@@ -89,6 +105,9 @@ impl Mailbox {
         loop {
             if let Some(ending) = content.ending.take() {
                 return Message::Ended(ending);
+            }
+            if let Some(step) = content.step.take() {
+                return Message::Snapshot(step);
             }
             // Commands that keep coming do not put the deadline off.
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));

@@ -16,6 +16,7 @@ use crate::Error;
 use crate::device_manager::{DiskUpdate, NetUpdate};
 use crate::dirty::DirtyRate;
 use crate::lifecycle::{Refusal, Request, State};
+use crate::snapshot::{SnapshotProgress, SnapshotReport, SnapshotRequest};
 use crate::stats::VmStats;
 
 pub use mailbox::COMMANDS_MAX;
@@ -49,6 +50,19 @@ pub enum Command {
         /// Where the answer goes.
         reply: Reply<()>,
     },
+    /// A snapshot.
+    Snapshot {
+        /// Which.
+        request: SnapshotRequest,
+        /// Where the answer goes, once the snapshot is permanent or there is nothing of it.
+        reply: Reply<SnapshotReport>,
+    },
+    /// How far the snapshot has come that is being made.
+    SnapshotProgress(Reply<Option<SnapshotProgress>>),
+    /// That no more be made of it.
+    CancelSnapshot(Reply<()>),
+    /// How much of memory and disks is there, after a restore.
+    RestoreProgress(Reply<SnapshotProgress>),
 }
 
 /// The way of an answer to whoever asked. It is called on the state driver's thread (a refusal perhaps on the thread
@@ -71,9 +85,13 @@ impl Command {
     /// Answers that nothing comes of it.
     pub fn refuse(self, refusal: Refusal) {
         match self {
-            Self::Lifecycle(_, reply) | Self::UpdateDisk { reply, .. } | Self::UpdateNet { reply, .. } => {
-                reply.send(Err(refusal.into()));
-            }
+            Self::Lifecycle(_, reply)
+            | Self::UpdateDisk { reply, .. }
+            | Self::UpdateNet { reply, .. }
+            | Self::CancelSnapshot(reply) => reply.send(Err(refusal.into())),
+            Self::Snapshot { reply, .. } => reply.send(Err(refusal.into())),
+            Self::SnapshotProgress(reply) => reply.send(Err(refusal.into())),
+            Self::RestoreProgress(reply) => reply.send(Err(refusal.into())),
             Self::State(reply) => reply.send(Err(refusal.into())),
             Self::Stats(reply) => reply.send(Err(refusal.into())),
             Self::DirtyRate(reply) => reply.send(Err(refusal.into())),
@@ -203,6 +221,40 @@ impl Controller {
     /// There is no such interface, or the VM is not [managed](crate::Options::managed).
     pub fn update_net(&self, id: String, update: NetUpdate) -> Result<(), Error> {
         self.ask(|reply| Command::UpdateNet { id, update, reply })
+    }
+
+    /// Makes a snapshot while the guest goes on; returns when it is permanent.
+    ///
+    /// # Errors
+    /// Another is being made, there is nothing to build an incremental one on, it cannot be written, or it was
+    /// cancelled: there is nothing of it then, and the next incremental one has what it would have had. The VM is not
+    /// [managed](crate::Options::managed).
+    pub fn snapshot(&self, request: SnapshotRequest) -> Result<SnapshotReport, Error> {
+        self.ask(|reply| Command::Snapshot { request, reply })
+    }
+
+    /// How far the snapshot has come that is being made, if there is one.
+    ///
+    /// # Errors
+    /// The VM has ended.
+    pub fn snapshot_progress(&self) -> Result<Option<SnapshotProgress>, Error> {
+        self.ask(Command::SnapshotProgress)
+    }
+
+    /// Has the snapshot that is being made be given up; whoever asked for it is told when it is.
+    ///
+    /// # Errors
+    /// None is being made.
+    pub fn cancel_snapshot(&self) -> Result<(), Error> {
+        self.ask(Command::CancelSnapshot)
+    }
+
+    /// How much of memory and disks is there that come from a snapshot; all of nothing if they do not.
+    ///
+    /// # Errors
+    /// The VM has ended.
+    pub fn restore_progress(&self) -> Result<SnapshotProgress, Error> {
+        self.ask(Command::RestoreProgress)
     }
 
     /// What the VM is doing.

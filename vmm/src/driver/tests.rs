@@ -1,19 +1,18 @@
 //! The state driver with real VMs, of a few instructions each: any KVM runs them, one that emulates them too. All is
 //! confined as in production, so that a call missing from a filter's list ends the test.
 
-use std::io::Write;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 
-use cutover_snapshot::size::ByteSize;
-use cutover_snapshot::spec::{
-    BootProtocol, BootSpec, DiskIo, DiskSpec, MemorySpec, RateLimiterSpec, RngSpec, SerialSpec,
-};
+use cutover_snapshot::spec::{DiskIo, DiskSpec, RateLimiterSpec, RngSpec, SerialSpec};
 use tempfile::NamedTempFile;
 
 use super::*;
 use crate::events::Event;
+use crate::testing::{has_kvm, kernel, tiny_spec};
+
+mod snapshots;
 
 /// Longest wait for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -42,7 +41,7 @@ const OBEDIENT: &[u8] = &[
     0xb0, 0x0a, // mov al, 0x0a: OCW3, read the requested interrupts
     0xe6, 0x20, // out 0x20, al
     0xe4, 0x20, // in al, 0x20
-    0xa8, 0x20, // test al, 1 << EVENT_DEVICE_GSI
+    0xa8, 0x20, // test al, 1 << POWER_BUTTON_GSI
     0x74, 0xf6, // jz to the beginning
     0x66, 0xba, 0x00, 0x06, // mov dx, POWER_PORT
     0xb0, 0x34, // mov al, POWER_OFF_VALUE
@@ -69,7 +68,8 @@ struct RunningVm {
     vm: Controller,
     events: EventLog,
     driver: JoinHandle<Result<Exit, Error>>,
-    kernel: NamedTempFile,
+    /// What it was booted from, if it was.
+    kernel: Option<NamedTempFile>,
     /// What it has done when it ends; of a managed VM only.
     last: Receiver<VmStats>,
 }
@@ -81,31 +81,21 @@ fn run(program: &[u8], managed: bool) -> Option<RunningVm> {
 
 /// Runs `program` on what `change` makes of such a VM; none, with a note, where there is no KVM at all.
 fn run_with(program: &[u8], managed: bool, change: impl FnOnce(&mut VmSpec)) -> Option<RunningVm> {
-    if !std::path::Path::new("/dev/kvm").exists() {
-        eprintln!("skipped: this machine has no /dev/kvm");
+    if !has_kvm() {
         return None;
     }
     let kernel = kernel(program);
-    let mut spec = VmSpec {
-        name: None,
-        cpus: 2,
-        memory: MemorySpec {
-            size: ByteSize::from_mib(32),
-            shared: false,
-            hugepages: false,
-        },
-        boot: BootSpec {
-            kernel: kernel.path().to_owned(),
-            initrd: None,
-            protocol: BootProtocol::Linux,
-            cmdline: String::new(),
-        },
-        disks: Vec::new(),
-        nets: Vec::new(),
-        rng: None,
-        serial: SerialSpec::Null,
-    };
+    let mut spec = tiny_spec(kernel.path());
     change(&mut spec);
+    let vm = start(managed, move |options| Vmm::build(&spec, options));
+    Some(RunningVm {
+        kernel: Some(kernel),
+        ..vm
+    })
+}
+
+/// Has a thread of its own drive what `make` makes.
+fn start(managed: bool, make: impl FnOnce(&Options) -> Result<Vmm, Error> + Send + 'static) -> RunningVm {
     let options = Options {
         managed,
         ..Options::default()
@@ -114,43 +104,23 @@ fn run_with(program: &[u8], managed: bool, change: impl FnOnce(&mut VmSpec)) -> 
     let (build, built) = channel();
     let (tell, last) = channel();
     let driver = std::thread::spawn(move || {
-        let vmm = Vmm::build(&spec, &options)?;
+        let vmm = make(&options)?;
         build.send(vmm.controller()).expect("the test listens");
         match managed {
             true => vmm.run_counted(move |stats| drop(tell.send(stats))),
             false => vmm.run(),
         }
     });
-    let vm = built.recv().expect("the VM can be built");
-    Some(RunningVm {
+    let Ok(vm) = built.recv() else {
+        panic!("the VM cannot be built: {:?}", driver.join());
+    };
+    RunningVm {
         vm,
         events,
         driver,
-        kernel,
+        kernel: None,
         last,
-    })
-}
-
-/// An ELF kernel that is nothing but `program`.
-fn kernel(program: &[u8]) -> NamedTempFile {
-    const ENTRY: u64 = 0x100_0000;
-    const HEADERS_SIZE: u64 = 64 + 56;
-    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
-    image.resize(16, 0);
-    image.extend([2, 0, 62, 0, 1, 0, 0, 0]);
-    image.extend([ENTRY, 64, 0].map(u64::to_le_bytes).concat());
-    image.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
-    image.extend([1, 5].map(u32::to_le_bytes).concat());
-    let size = program.len() as u64;
-    image.extend(
-        [HEADERS_SIZE, ENTRY, ENTRY, size, size, 4]
-            .map(u64::to_le_bytes)
-            .concat(),
-    );
-    image.extend(program);
-    let mut file = NamedTempFile::new().expect("temporary file");
-    file.write_all(&image).expect("temporary file");
-    file
+    }
 }
 
 impl RunningVm {

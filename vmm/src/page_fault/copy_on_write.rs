@@ -98,7 +98,7 @@ impl CopyOnWrite {
             progress: Condvar::new(),
         });
         let serving = shared.clone();
-        let thread = spawn("page-fault", on_thread, move || serving.serve())?;
+        let thread = spawn("page-fault", move || serving.serve(&on_thread))?;
         Ok(Self {
             shared,
             thread: Some(thread),
@@ -189,9 +189,10 @@ impl Shared {
     }
 
     /// Takes care of page faults until the end.
-    fn serve(&self) {
+    fn serve(&self, on_thread: &OnThread) {
         // A panic too must not leave writers waiting.
         let _end = EndOnDrop(self);
+        on_thread();
         let failure = loop {
             match self.faults.next() {
                 Ok(Some(page)) => {

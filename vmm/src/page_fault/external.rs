@@ -65,8 +65,9 @@ impl ExternalMemory {
         })?;
         let stop = Arc::new(Stop::new().map_err(Error::os("create an eventfd"))?);
         let (told, path) = (stop.clone(), socket.to_owned());
-        let thread = spawn("page-fault", on_thread, move || {
+        let thread = spawn("page-fault", move || {
             let _guard = EndOnPanic;
+            on_thread();
             // With the last descriptor the kernel would go on with zeros in place of what is missing.
             let _kept = uffd;
             if is_lost(&space, connection, &told) {

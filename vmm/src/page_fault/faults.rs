@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::JoinHandle;
 
-use cutover_devices::{OnThread, THREAD_STACK_SIZE};
+use cutover_devices::THREAD_STACK_SIZE;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
@@ -99,21 +99,14 @@ impl Faults {
     }
 }
 
-/// Starts a thread that calls `on_thread`, then `run`.
+/// Starts a thread.
 ///
 /// # Errors
 /// There is none to be had.
-pub fn spawn(
-    name: &str,
-    on_thread: OnThread,
-    run: impl FnOnce() + Send + 'static,
-) -> Result<JoinHandle<()>, Unavailable> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
+pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Unavailable> {
+    let builder = std::thread::Builder::new().name(name.to_owned());
+    builder
         .stack_size(THREAD_STACK_SIZE)
-        .spawn(move || {
-            on_thread();
-            run();
-        })
+        .spawn(run)
         .map_err(Unavailable::Thread)
 }

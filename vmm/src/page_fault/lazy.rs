@@ -128,8 +128,10 @@ impl LazyMemory {
         run: fn(&Shared, &mut Reader) -> Result<(), Failure>,
     ) -> Result<(), Error> {
         let (shared, mut reader) = (self.shared.clone(), self.shared.image.reader()?);
-        let thread = spawn(name, on_thread.clone(), move || {
+        let on_thread = on_thread.clone();
+        let thread = spawn(name, move || {
             let _guard = EndOnPanic;
+            on_thread();
             if let Err(failure) = run(&shared, &mut reader) {
                 end_process(&format!("the VM's memory cannot be filled: {}", with_sources(&failure)));
             }

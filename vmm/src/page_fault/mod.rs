@@ -24,9 +24,13 @@ mod space;
 pub mod uffd;
 mod untouched;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 
 pub use self::copy_on_write::{CopyOnWrite, FrozenPages};
+pub use self::end::end_process;
 pub use self::external::ExternalMemory;
 pub use self::lazy::{LazyMemory, fill};
 pub use self::untouched::untouched;

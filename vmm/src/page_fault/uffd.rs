@@ -54,7 +54,7 @@ pub enum Mode {
 }
 
 /// A userfault descriptor. Faults of system calls and KVM are noticed too.
-pub struct Uffd(OwnedFd);
+pub struct Uffd(pub(super) OwnedFd);
 
 impl Uffd {
     /// A descriptor for `mode`, in memory with `backing`.

@@ -26,8 +26,8 @@ use cutover_snapshot::error::SectionError;
 use cutover_snapshot::section::{Payload, Section};
 use serde::{Deserialize, Serialize};
 
-pub use self::restore::{DiskFilling, DiskImages, Existing, NewDisks, WhenFilled};
-pub use self::save::{CopiedDisks, DiskCopies, DiskTracks, HeldDisks, Watch};
+pub use self::restore::{DiskFilling, DiskImages, Existing, WhenFilled};
+pub use self::save::{DiskTracks, HeldDisks, Watch};
 
 /// Name of the section that says which disks the snapshot has.
 const SECTION: &str = "disks";

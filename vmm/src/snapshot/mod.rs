@@ -11,10 +11,20 @@
 //! The pause does not depend on the size of the memory: pages to be saved are write-protected while the guest runs, so
 //! that at the pause only those are left that it wrote meanwhile.
 
-pub mod disks;
+mod base;
+mod copy;
+mod create;
+pub(crate) mod disks;
+mod filling;
+mod job;
+mod memory;
+mod output;
 mod request;
+mod restore;
 
+pub(crate) use self::job::{Context, Snapshots, Step};
 pub use self::request::{
     ClockPolicy, Disks, Kind, Method, NetOverride, RestoreRequest, SnapshotProgress, SnapshotReport, SnapshotRequest,
     Source, Target, Trust,
 };
+pub(crate) use self::restore::{Restored, restore};

@@ -41,6 +41,16 @@ pub enum Target {
     },
 }
 
+impl Target {
+    /// The snapshot's directory, or the file with its state.
+    pub fn path(&self) -> PathBuf {
+        match self {
+            Self::Store { store, name } => store.join(name),
+            Self::Files { state, .. } => state.clone(),
+        }
+    }
+}
+
 /// How much of memory and disks a snapshot has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -77,8 +87,8 @@ pub enum Method {
 pub struct SnapshotReport {
     /// The snapshot's directory, or the file with the state.
     pub path: PathBuf,
-    /// Its id.
-    pub id: Uuid,
+    /// Its id, if it is in a store.
+    pub id: Option<Uuid>,
     /// Name of the snapshot it is built on.
     pub parent: Option<String>,
     /// How much it has.
@@ -132,6 +142,8 @@ pub struct RestoreRequest {
     pub disks: BTreeMap<String, PathBuf>,
     /// Where files are created for disks that are part of the snapshot and not in `disks`: as `ID.img`.
     pub disks_dir: Option<PathBuf>,
+    /// Replace files that are already where disks of the snapshot are to be.
+    pub replace_disks: bool,
     /// Where the guest's console goes. That is a matter of the process that runs the VM, so the snapshot does not say.
     pub serial: SerialSpec,
     /// Back the guest's memory with the host's reserved huge pages, or not, whatever the snapshot's VM had.

@@ -12,8 +12,12 @@
 
 mod cpu_needs;
 mod devices;
+#[cfg(test)]
+mod golden;
 mod ioctl;
 mod msrs;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 mod vm;
 

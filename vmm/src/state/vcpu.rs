@@ -61,7 +61,7 @@ pub struct VcpuState {
     xcrs: kvm_xcrs,
     xsave: Vec<u8>,
     lapic: kvm_lapic_state,
-    msrs: Vec<Msr>,
+    pub(super) msrs: Vec<Msr>,
 }
 
 impl Section for VcpuState {
@@ -175,13 +175,9 @@ impl VcpuState {
         xsave.resize(xsave.len().max(inventory.xsave_bytes), 0);
         // SAFETY: it has at least the size KVM told for this VM.
         unsafe { ioctl::set_xsave(vcpu, &xsave) }.map_err(Error::kvm("set a vCPU's extended state"))?;
-        let (deadline, mut others): (Vec<Msr>, Vec<Msr>) =
-            self.msrs.iter().partition(|msr| msr.index == msrs::TSC_DEADLINE);
-        let ticks = u128::from(passed_ns) * u128::from(self.tsc_khz) / 1_000_000;
-        let ticks = u64::try_from(ticks).unwrap_or(u64::MAX);
-        for tsc in others.iter_mut().filter(|msr| msr.index == msrs::TSC) {
-            tsc.value = tsc.value.wrapping_add(ticks);
-        }
+        let (deadline, others): (Vec<Msr>, Vec<Msr>) = self
+            .msrs_after(passed_ns)
+            .partition(|msr| msr.index == msrs::TSC_DEADLINE);
         msrs::write(vcpu, &others)?;
         vcpu.set_lapic(&self.lapic)
             .map_err(Error::kvm("set a vCPU's local APIC"))?;
@@ -192,6 +188,19 @@ impl VcpuState {
             .map_err(Error::kvm("set a vCPU's events"))?;
         vcpu.set_mp_state(self.mp_state)
             .map_err(Error::kvm("set a vCPU's MP state"))
+    }
+
+    /// The MSRs with a TSC that has gone on for `passed_ns`.
+    pub(super) fn msrs_after(&self, passed_ns: u64) -> impl Iterator<Item = Msr> {
+        let ticks = u128::from(passed_ns) * u128::from(self.tsc_khz) / 1_000_000;
+        let ticks = u64::try_from(ticks).unwrap_or(u64::MAX);
+        self.msrs.iter().map(move |&msr| match msr.index {
+            msrs::TSC => Msr {
+                value: msr.value.wrapping_add(ticks),
+                ..msr
+            },
+            _ => msr,
+        })
     }
 
     fn set_tsc_frequency(&self, vcpu: &VcpuFd, inventory: &Inventory) -> Result<(), Error> {

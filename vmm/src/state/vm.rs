@@ -24,11 +24,11 @@ const IRQCHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_I
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VmState {
     irqchips: [kvm_irqchip; 3],
-    pit: kvm_pit_state2,
+    pub(super) pit: kvm_pit_state2,
     /// KVM's clock in ns.
-    clock_ns: u64,
+    pub(super) clock_ns: u64,
     /// The host's wall clock at that moment, in ns since 1970.
-    saved_at_ns: u64,
+    pub(super) saved_at_ns: u64,
 }
 
 impl Section for VmState {

@@ -55,7 +55,7 @@ pub enum Bar {
 }
 
 /// All benches. The names of contestants and metrics are those that the bench binary writes.
-pub const BENCHES: [Bench; 4] = [
+pub const BENCHES: [Bench; 5] = [
     Bench {
         name: "boot",
         title: "exec to the guest's user space; ELF kernel, 1 vCPU, 128 MiB",
@@ -119,7 +119,94 @@ pub const BENCHES: [Bench; 4] = [
             throughput("host_to_guest_mib_s", "host to guest", "MiB/s"),
         ],
     },
+    Bench {
+        name: "snapshot",
+        title: "snapshots of an idle guest with its memory in use; 1 vCPU",
+        many_interrupts: false,
+        metrics: &[
+            at_most("full_pause_128_ms", "pause, full, 128 MiB", "ms", SNAPSHOT_PAUSE_MS),
+            at_most("full_pause_512_ms", "pause, full, 512 MiB", "ms", SNAPSHOT_PAUSE_MS),
+            at_most("full_pause_2048_ms", "pause, full, 2 GiB", "ms", SNAPSHOT_PAUSE_MS),
+            at_most(
+                "diff_0_pause_128_ms",
+                "pause, 128 MiB, nothing written",
+                "ms",
+                SNAPSHOT_PAUSE_MS,
+            ),
+            at_most(
+                "diff_16_pause_128_ms",
+                "pause, 128 MiB, 16 MiB written",
+                "ms",
+                SNAPSHOT_PAUSE_MS,
+            ),
+            at_most(
+                "diff_0_pause_512_ms",
+                "pause, 512 MiB, nothing written",
+                "ms",
+                SNAPSHOT_PAUSE_MS,
+            ),
+            at_most(
+                "diff_16_pause_512_ms",
+                "pause, 512 MiB, 16 MiB written",
+                "ms",
+                SNAPSHOT_PAUSE_MS,
+            ),
+            at_most(
+                "diff_64_pause_512_ms",
+                "pause, 512 MiB, 64 MiB written",
+                "ms",
+                SNAPSHOT_PAUSE_MS,
+            ),
+            at_most(
+                "diff_0_pause_2048_ms",
+                "pause, 2 GiB, nothing written",
+                "ms",
+                SNAPSHOT_PAUSE_MS,
+            ),
+            at_most(
+                "diff_16_pause_2048_ms",
+                "pause, 2 GiB, 16 MiB written",
+                "ms",
+                SNAPSHOT_PAUSE_MS,
+            ),
+            at_most(
+                "diff_64_pause_2048_ms",
+                "pause, 2 GiB, 64 MiB written",
+                "ms",
+                SNAPSHOT_PAUSE_MS,
+            ),
+            at_most(
+                "restore_128_ms",
+                "exec to the restored guest's answer, 128 MiB",
+                "ms",
+                RESTORE_MS,
+            ),
+            at_most(
+                "restore_512_ms",
+                "exec to the restored guest's answer, 512 MiB",
+                "ms",
+                RESTORE_MS,
+            ),
+            at_most(
+                "restore_2048_ms",
+                "exec to the restored guest's answer, 2 GiB",
+                "ms",
+                RESTORE_MS,
+            ),
+            explains("full_total_128_ms", "until a full one of 128 MiB is permanent", "ms"),
+            explains("full_total_512_ms", "until a full one of 512 MiB is permanent", "ms"),
+            explains("full_total_2048_ms", "until a full one of 2 GiB is permanent", "ms"),
+            explains("full_bytes_128_mib", "size of a full one of 128 MiB", "MiB"),
+            explains("full_bytes_512_mib", "size of a full one of 512 MiB", "MiB"),
+            explains("full_bytes_2048_mib", "size of a full one of 2 GiB", "MiB"),
+        ],
+    },
 ];
+
+/// Longest pause of a snapshot, whatever the size of the guest's memory.
+const SNAPSHOT_PAUSE_MS: f64 = 5.0;
+/// Longest time until a restored guest answers, whatever the size of its memory.
+const RESTORE_MS: f64 = 25.0;
 
 const fn at_most(id: &'static str, title: &'static str, unit: &'static str, most: f64) -> Metric {
     Metric {
@@ -128,6 +215,16 @@ const fn at_most(id: &'static str, title: &'static str, unit: &'static str, most
         unit,
         goal: Goal::Less,
         bar: Some(Bar::Median { most }),
+    }
+}
+
+const fn explains(id: &'static str, title: &'static str, unit: &'static str) -> Metric {
+    Metric {
+        id,
+        title,
+        unit,
+        goal: Goal::Neither,
+        bar: None,
     }
 }
 

@@ -28,7 +28,7 @@ use crate::workspace::{Workspace, cargo};
 use crate::{guest, host, setup, test, ui};
 
 /// Room for the staged images, and for the guests that are alive at the same time.
-const HOST_MEMORY_MIB: u32 = 4096;
+const HOST_MEMORY_MIB: u32 = 8192;
 
 /// A file system in memory, so that nothing measured waits for a disk.
 const MEMORY_FILE_SYSTEM: &str = "/dev/shm";

@@ -6,7 +6,7 @@ use cutover_devices::GuestMemory;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::super::*;
-use crate::testing::{PORT, TinyGuest};
+use crate::testing::{POKE, SCATTER, TinyGuest};
 
 /// Slots that do not end with a word of the bitmap: 273 pages from 0 on, 77 from [`SLOT_1`] on.
 const SLOT_0_PAGES: usize = 273;
@@ -15,30 +15,6 @@ const SLOT_1_PAGES: usize = 77;
 const NO_PAGE: [u64; 0] = [];
 /// Where the guest's program is: in the last page of slot 0, away from what it writes there.
 const PROGRAM: u64 = 0x11_0800;
-
-/// Writes 256 words all over the first megabyte, to addresses from a congruential generator, then 256 more and so on.
-const SCATTER: &[u8] = &[
-    0x89, 0xd8, //             again:  mov ax, bx
-    0xba, 0x55, 0x62, //               mov dx, 25173
-    0xf7, 0xe2, //                     mul dx
-    0x05, 0x19, 0x36, //               add ax, 13849
-    0x89, 0xc3, //                     mov bx, ax
-    0x8e, 0xc0, //                     mov es, ax
-    0x26, 0x89, 0x36, 0x00, 0x00, //   mov [es:0], si
-    0x46, //                           inc si
-    0x49, //                           dec cx
-    0x75, 0xe9, //                     jnz again
-    0xe6, PORT, //                     out PORT, al
-    0xb9, 0x00, 0x01, //               mov cx, 256
-    0xeb, 0xe2, //                     jmp again
-];
-
-/// Writes a byte to `es:di`, over and over, with a stop after each.
-const POKE: &[u8] = &[
-    0x26, 0x88, 0x05, // again:  mov [es:di], al
-    0xe6, PORT, //               out PORT, al
-    0xeb, 0xf9, //               jmp again
-];
 
 fn memory() -> GuestMemory {
     GuestMemory::from_ranges(&[

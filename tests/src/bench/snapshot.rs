@@ -1,0 +1,380 @@
+//! What a snapshot costs its guest, by the size of its memory and by what it wrote since the last one; and how soon a VM
+//! made of one answers.
+//!
+//! Every guest has nearly all of its memory in use, with content that is not zero. Everybody's files are in the host's
+//! memory.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::peers::{self, CMDLINE};
+use super::stage::Stage;
+use super::{Contestant, Values, mib};
+use crate::{Api, Vm, scratch};
+
+/// One size of guests, and what is measured with it.
+struct Size {
+    memory_mib: u32,
+    /// MiB of it that the guest's program fills.
+    filled_mib: u32,
+    pause: &'static str,
+    total: &'static str,
+    bytes: &'static str,
+    restore: &'static str,
+}
+
+/// From the smallest guest to the largest that the host has room for, with its snapshot beside it.
+const SIZES: [Size; 3] = [
+    Size {
+        memory_mib: 128,
+        filled_mib: 32,
+        pause: "full_pause_128_ms",
+        total: "full_total_128_ms",
+        bytes: "full_bytes_128_mib",
+        restore: "restore_128_ms",
+    },
+    Size {
+        memory_mib: 512,
+        filled_mib: 384,
+        pause: "full_pause_512_ms",
+        total: "full_total_512_ms",
+        bytes: "full_bytes_512_mib",
+        restore: "restore_512_ms",
+    },
+    Size {
+        memory_mib: 2048,
+        filled_mib: 1800,
+        pause: "full_pause_2048_ms",
+        total: "full_total_2048_ms",
+        bytes: "full_bytes_2048_mib",
+        restore: "restore_2048_ms",
+    },
+];
+
+/// MiB written between two incremental snapshots of the guest of each size, and what the second one's pause is called.
+const WRITTEN: [(u32, [&str; SIZES.len()]); 3] = [
+    (
+        0,
+        ["diff_0_pause_128_ms", "diff_0_pause_512_ms", "diff_0_pause_2048_ms"],
+    ),
+    (
+        16,
+        ["diff_16_pause_128_ms", "diff_16_pause_512_ms", "diff_16_pause_2048_ms"],
+    ),
+    (64, ["", "diff_64_pause_512_ms", "diff_64_pause_2048_ms"]),
+];
+
+/// What became of a snapshot.
+struct Made {
+    pause_ms: f64,
+    total_ms: f64,
+    bytes: u64,
+}
+
+/// A monitor that makes snapshots.
+trait Subject {
+    /// Starts a guest.
+    fn boot(&mut self, memory_mib: u32) -> Result<Vm>;
+    /// Makes a snapshot of it: the first one, or what has changed since.
+    fn snapshot(&mut self, full: bool) -> Result<Made>;
+    /// A VM of the last full snapshot.
+    fn restore(&mut self) -> Result<Vm>;
+}
+
+/// Cutover, QEMU, and Firecracker if it was given.
+pub fn contestants(stage: &Stage) -> Vec<Contestant<'_>> {
+    let mut contestants = vec![
+        Contestant {
+            name: "Cutover",
+            measure: Box::new(|| measure(|| Cutover::new(stage), &[true, false])),
+        },
+        Contestant {
+            name: "QEMU microvm",
+            measure: Box::new(|| measure(|| Qemu::new(stage), &[true])),
+        },
+    ];
+    if let Some(program) = &stage.firecracker {
+        contestants.push(Contestant {
+            name: "Firecracker",
+            measure: Box::new(move || measure(|| Firecracker::new(stage, program), &[true, false])),
+        });
+    }
+    contestants
+}
+
+/// Measures full snapshots, and incremental ones if there are such.
+fn measure<S: Subject>(new: impl Fn() -> Result<S>, kinds: &[bool]) -> Result<Values> {
+    let mut values = Values::new();
+    for (number, size) in SIZES.iter().enumerate() {
+        let mut subject = new()?;
+        let vm = subject.boot(size.memory_mib)?;
+        // One page a second: the writer holds memory, and the guest is idle.
+        vm.check(&format!("page-writer start {} 64", size.filled_mib));
+        vm.check("page-writer verdict && killall -STOP page-writer");
+        let full = subject.snapshot(true)?;
+        values.extend([
+            (size.pause, full.pause_ms),
+            (size.total, full.total_ms),
+            (size.bytes, mib(full.bytes)),
+        ]);
+        if kinds.contains(&false) {
+            // What making the first one has changed is no matter of the second.
+            subject.snapshot(false)?;
+            for (written_mib, names) in WRITTEN {
+                if names[number].is_empty() {
+                    continue;
+                }
+                vm.check(&format!("head -c {written_mib}m /dev/urandom > /tmp/written"));
+                values.push((names[number], subject.snapshot(false)?.pause_ms));
+            }
+        }
+        drop(vm);
+        let start = Instant::now();
+        let restored = subject.restore()?;
+        restored.check("true");
+        values.push((size.restore, milliseconds(start)));
+    }
+    Ok(values)
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+/// Starts `command`, a monitor with Firecracker's API at `api`, and a guest in it.
+fn boot_by_api(stage: &Stage, command: Command, api: &Api, memory_mib: u32) -> Vm {
+    let vm = Vm::start(command);
+    api.wait_ready();
+    api.put(
+        "/boot-source",
+        &json!({ "kernel_image_path": stage.kernel, "initrd_path": stage.initrd, "boot_args": CMDLINE }),
+    );
+    api.put(
+        "/machine-config",
+        &json!({ "vcpu_count": 1, "mem_size_mib": memory_mib, "track_dirty_pages": true }),
+    );
+    api.put("/actions", &json!({ "action_type": "InstanceStart" }));
+    vm.wait_agent();
+    vm
+}
+
+/// Cutover, live.
+struct Cutover<'a> {
+    stage: &'a Stage,
+    directory: TempDir,
+    api: Api,
+    snapshots: u32,
+}
+
+impl<'a> Cutover<'a> {
+    fn new(stage: &'a Stage) -> Result<Self> {
+        let directory = scratch();
+        Ok(Self {
+            stage,
+            api: Api::new(&directory.path().join("api")),
+            directory,
+            snapshots: 0,
+        })
+    }
+}
+
+impl Subject for Cutover<'_> {
+    fn boot(&mut self, memory_mib: u32) -> Result<Vm> {
+        let mut command = self.stage.command(&self.stage.cutover)?;
+        command.args(["vmm", "--api-sock"]).arg(self.api.socket());
+        Ok(boot_by_api(self.stage, command, &self.api, memory_mib))
+    }
+
+    fn snapshot(&mut self, full: bool) -> Result<Made> {
+        let name = format!("s{}", self.snapshots);
+        self.snapshots += 1;
+        let kind = if full { "full" } else { "incremental" };
+        let body = json!({ "store": self.directory.path(), "name": name, "kind": kind, "disks": "referenced" });
+        let report = self.api.request("POST", "/v1/snapshots", Some(&body)).success().json();
+        ensure!(report["method"] == "copy_on_write", "not made live: {report}");
+        let number = |key: &str| report[key].as_u64().with_context(|| format!("{key} in {report}"));
+        Ok(Made {
+            pause_ms: number("pause_ns")? as f64 / 1e6,
+            total_ms: number("total_ns")? as f64 / 1e6,
+            bytes: number("file_bytes")?,
+        })
+    }
+
+    fn restore(&mut self) -> Result<Vm> {
+        let mut command = self.stage.command(&self.stage.cutover)?;
+        command
+            .args(["snapshot", "restore"])
+            .arg(self.directory.path().join("s0"));
+        Ok(Vm::start_restored(command))
+    }
+}
+
+/// Firecracker, whose guest is paused for each snapshot.
+struct Firecracker<'a> {
+    stage: &'a Stage,
+    program: &'a Path,
+    directory: TempDir,
+    api: Api,
+}
+
+impl<'a> Firecracker<'a> {
+    fn new(stage: &'a Stage, program: &'a Path) -> Result<Self> {
+        let directory = scratch();
+        Ok(Self {
+            stage,
+            program,
+            api: Api::new(&directory.path().join("api")),
+            directory,
+        })
+    }
+
+    fn start(&self) -> Result<Command> {
+        let mut command = self.stage.command(self.program)?;
+        command.args(["--no-seccomp", "--api-sock"]).arg(self.api.socket());
+        Ok(command)
+    }
+
+    fn files(&self, full: bool) -> (PathBuf, PathBuf) {
+        let name = |what| self.directory.path().join(format!("{what}-{full}"));
+        (name("state"), name("memory"))
+    }
+}
+
+impl Subject for Firecracker<'_> {
+    fn boot(&mut self, memory_mib: u32) -> Result<Vm> {
+        Ok(boot_by_api(self.stage, self.start()?, &self.api, memory_mib))
+    }
+
+    fn snapshot(&mut self, full: bool) -> Result<Made> {
+        let (state, memory) = self.files(full);
+        let kind = if full { "Full" } else { "Diff" };
+        let switch = |to: &str| self.api.patch("/vm", &json!({ "state": to }));
+        let start = Instant::now();
+        switch("Paused");
+        self.api.put(
+            "/snapshot/create",
+            &json!({ "snapshot_type": kind, "snapshot_path": state, "mem_file_path": memory }),
+        );
+        switch("Resumed");
+        let time = milliseconds(start);
+        Ok(Made {
+            pause_ms: time,
+            total_ms: time,
+            bytes: state.metadata()?.len() + memory.metadata()?.len(),
+        })
+    }
+
+    fn restore(&mut self) -> Result<Vm> {
+        std::fs::remove_file(self.api.socket())?;
+        let vm = Vm::start_restored(self.start()?);
+        self.api.wait_ready();
+        let (state, memory) = self.files(true);
+        self.api.put(
+            "/snapshot/load",
+            &json!({
+                "snapshot_path": state,
+                "mem_backend": { "backend_type": "File", "backend_path": memory },
+                "resume_vm": true,
+            }),
+        );
+        Ok(vm)
+    }
+}
+
+/// QEMU, whose snapshots go into a disk image.
+struct Qemu<'a> {
+    stage: &'a Stage,
+    directory: TempDir,
+    memory_mib: u32,
+}
+
+impl<'a> Qemu<'a> {
+    const PROMPT: &'static [u8] = b"(qemu) ";
+
+    fn new(stage: &'a Stage) -> Result<Self> {
+        let directory = scratch();
+        let made = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2"])
+            .arg(directory.path().join("disk"))
+            .arg("16M")
+            .status()
+            .context("cannot run qemu-img")?;
+        ensure!(made.success(), "qemu-img made no image");
+        Ok(Self {
+            stage,
+            directory,
+            memory_mib: 0,
+        })
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.directory.path().join("disk")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = peers::qemu(&self.stage.kernel, &self.stage.initrd, self.memory_mib);
+        command
+            .arg("-drive")
+            .arg(format!("if=none,id=disk,format=qcow2,file={}", self.disk().display()));
+        command.args(["-device", "virtio-blk-device,drive=disk", "-monitor"]);
+        command.arg(format!(
+            "unix:{},server,nowait",
+            self.directory.path().join("monitor").display()
+        ));
+        command
+    }
+
+    /// Has QEMU's monitor carry `line` out.
+    fn tell(&self, line: &str) -> Result<()> {
+        let mut monitor = UnixStream::connect(self.directory.path().join("monitor"))?;
+        read_to(&mut monitor, Self::PROMPT)?;
+        writeln!(monitor, "{line}")?;
+        let answer = read_to(&mut monitor, Self::PROMPT)?;
+        ensure!(!answer.contains("Error"), "{answer}");
+        Ok(())
+    }
+}
+
+impl Subject for Qemu<'_> {
+    fn boot(&mut self, memory_mib: u32) -> Result<Vm> {
+        self.memory_mib = memory_mib;
+        Ok(peers::boot(self.command()))
+    }
+
+    fn snapshot(&mut self, _full: bool) -> Result<Made> {
+        let before = self.disk().metadata()?.len();
+        let start = Instant::now();
+        self.tell("savevm s")?;
+        let time = milliseconds(start);
+        Ok(Made {
+            pause_ms: time,
+            total_ms: time,
+            bytes: self.disk().metadata()?.len() - before,
+        })
+    }
+
+    fn restore(&mut self) -> Result<Vm> {
+        let mut command = self.command();
+        command.args(["-loadvm", "s"]);
+        Ok(Vm::start_restored(command))
+    }
+}
+
+/// Reads up to and including `end`.
+fn read_to(stream: &mut UnixStream, end: &[u8]) -> Result<String> {
+    let mut seen = Vec::new();
+    let mut buffer = [0; 4096];
+    while !seen.ends_with(end) {
+        let length = stream.read(&mut buffer).context("cannot read QEMU's monitor")?;
+        ensure!(length > 0, "QEMU's monitor is gone");
+        seen.extend_from_slice(&buffer[..length]);
+    }
+    Ok(String::from_utf8_lossy(&seen).into_owned())
+}

@@ -1,0 +1,209 @@
+//! Machines that are saved while their guests run, and go on elsewhere. All is confined as in production, so that a call
+//! missing from a filter's list ends the test.
+
+use std::time::{Duration, Instant};
+
+use cutover_snapshot::manifest::{Draft, MemoryRegion};
+use cutover_snapshot::spec::{DiskIo, DiskSpec, RateLimiterSpec, RngSpec, SerialSpec};
+use cutover_snapshot::state_file::{self, StateFile};
+use tempfile::TempDir;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::*;
+use crate::control::Message;
+use crate::layout::VM_GENERATION_ID;
+use crate::testing::{has_kvm, kernel, tiny_spec};
+
+/// Counts in memory, and powers the machine off at [`ENOUGH`].
+const COUNTING: &[u8] = &[
+    0xbf, 0x00, 0x00, 0x20, 0x00, // mov edi, COUNT
+    0x48, 0xff, 0x07, // again: inc qword [rdi]
+    0xe6, 0x80, // out 0x80, al: nobody listens
+    0x81, 0x3f, 0x00, 0x00, 0x01, 0x00, // cmp dword [rdi], ENOUGH
+    0x72, 0xf3, // jb again
+    0x66, 0xba, 0x00, 0x06, // mov dx, POWER_PORT
+    0xb0, 0x34, // mov al, POWER_OFF_VALUE
+    0xee, // out dx, al
+    0xeb, 0xfe, // jmp to itself
+];
+const COUNT: GuestAddress = GuestAddress(0x20_0000);
+const ENOUGH: u64 = 0x1_0000;
+/// Longest wait for something that must happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn count(memory: &GuestMemory) -> u64 {
+    memory.read_obj(COUNT).unwrap()
+}
+
+/// Lets `machine` run until its guest has counted to something, then stops it.
+fn run_a_while(machine: &Machine) -> u64 {
+    machine.run();
+    let end = Instant::now() + PATIENCE;
+    while count(machine.memory()) == 0 {
+        assert!(Instant::now() < end, "the guest does not count");
+        std::thread::yield_now();
+    }
+    machine.stop();
+    count(machine.memory())
+}
+
+fn copy_of(memory: &GuestMemory, spec: &VmSpec) -> GuestMemory {
+    let copy = memory::map(&spec.memory).unwrap();
+    for region in memory.iter() {
+        let mut content = vec![0; usize::try_from(region.len()).unwrap()];
+        memory.read_slice(&mut content, region.start_addr()).unwrap();
+        copy.write_slice(&content, region.start_addr()).unwrap();
+    }
+    copy
+}
+
+/// Writes `state` to a file and reads it back.
+fn through_a_file(state: &MachineState, spec: &VmSpec) -> Result<MachineState, Error> {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("state");
+    let mut file = StateFile::new(Draft {
+        created: "2026-01-01T00:00:00Z".parse().unwrap(),
+        parent: None,
+        spec: spec.clone(),
+        memory: memory::ram_ranges(spec.memory.size.bytes())
+            .iter()
+            .map(|range| MemoryRegion {
+                start: range.start,
+                bytes: range.size,
+            })
+            .collect(),
+        cpu: state.cpu_needs(),
+    });
+    state.write(&mut file)?;
+    file.write(&path)?;
+    let (manifest, sections) = state_file::read(&path)?;
+    check_cpu(&manifest.cpu)?;
+    MachineState::read(spec, &sections)
+}
+
+/// A machine of `spec` that has run a while, its state, and what its guest had counted to.
+fn saved(spec: &VmSpec) -> (Machine, MachineState, u64) {
+    let machine = Machine::build(spec, &Options::default(), &Arc::default()).unwrap();
+    let counted = run_a_while(&machine);
+    let state = machine.save().unwrap();
+    (machine, state, counted)
+}
+
+#[test]
+fn a_machine_goes_on_where_it_was_saved_and_so_does_the_one_it_was_saved_from() {
+    if !has_kvm() {
+        return;
+    }
+    let kernel = kernel(COUNTING);
+    let spec = tiny_spec(kernel.path());
+    let (machine, state, counted) = saved(&spec);
+    assert!(counted < ENOUGH, "it has gone on too long to tell anything");
+    let memory = copy_of(machine.memory(), &spec);
+    let generation = |memory: &GuestMemory| memory.read_obj::<u128>(GuestAddress(VM_GENERATION_ID)).unwrap();
+    let first_generation = generation(&memory);
+    let state = through_a_file(&state, &spec).unwrap();
+    let driver = Arc::<Mailbox>::default();
+    let restored = Machine::restore(
+        &spec,
+        memory,
+        &state,
+        ClockPolicy::Corrected,
+        &Options::default(),
+        &driver,
+    )
+    .unwrap();
+    assert_eq!(count(restored.memory()), counted, "it does not run by itself");
+    assert_ne!(generation(restored.memory()), first_generation);
+    assert_eq!(generation(machine.memory()), first_generation);
+    restored.run();
+    assert!(matches!(
+        driver.receive(Some(Instant::now() + PATIENCE)),
+        Message::Ended(Ending::Guest(GuestEnd::Shutdown))
+    ));
+    assert_eq!(count(restored.memory()), ENOUGH);
+    assert_eq!(count(machine.memory()), counted);
+    machine.run();
+    machine.stop();
+    machine.save().unwrap();
+}
+
+#[test]
+fn a_machine_can_be_saved_before_it_has_run_and_again_after_it_was_restored() {
+    if !has_kvm() {
+        return;
+    }
+    let kernel = kernel(COUNTING);
+    let spec = tiny_spec(kernel.path());
+    let (options, driver) = (Options::default(), Arc::default());
+    let machine = Machine::build(&spec, &options, &driver).unwrap();
+    machine.stop();
+    let state = machine.save().unwrap();
+    let mut memory = copy_of(machine.memory(), &spec);
+    for _ in 0..2 {
+        let machine = Machine::restore(&spec, memory, &state, ClockPolicy::Stopped, &options, &driver).unwrap();
+        machine.stop();
+        let state = machine.save().unwrap();
+        memory = copy_of(machine.memory(), &spec);
+        assert_eq!(count(&memory), 0);
+        drop(through_a_file(&state, &spec).unwrap());
+    }
+    let machine = Machine::restore(&spec, memory, &state, ClockPolicy::Stopped, &options, &driver).unwrap();
+    assert!(run_a_while(&machine) > 0);
+}
+
+/// A VM with a device of each kind that needs no network.
+fn with_devices(kernel: &std::path::Path, dir: &TempDir) -> VmSpec {
+    let disk = dir.path().join("disk");
+    std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let mut spec = tiny_spec(kernel);
+    spec.disks.push(DiskSpec {
+        id: Some("data".to_owned()),
+        path: disk,
+        readonly: false,
+        serial: None,
+        io: DiskIo::Threads,
+        rate_limiter: RateLimiterSpec::default(),
+    });
+    spec.rng = Some(RngSpec::default());
+    spec.serial = SerialSpec::File(dir.path().join("console"));
+    spec
+}
+
+#[test]
+fn each_device_has_a_section_under_its_name() {
+    if !has_kvm() {
+        return;
+    }
+    let (kernel, dir) = (kernel(COUNTING), TempDir::new().unwrap());
+    let spec = with_devices(kernel.path(), &dir);
+    let (machine, state, _) = saved(&spec);
+    let names: Vec<_> = state.devices.virtio.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["disk/data", "rng"]);
+    let memory = copy_of(machine.memory(), &spec);
+    // A disk has one user at a time.
+    drop(machine);
+    let read = through_a_file(&state, &spec).unwrap();
+    assert_eq!(read.devices, state.devices);
+    let options = Options::default();
+    Machine::restore(&spec, memory, &read, ClockPolicy::Corrected, &options, &Arc::default()).unwrap();
+}
+
+#[test]
+fn state_of_another_vm_is_refused() {
+    if !has_kvm() {
+        return;
+    }
+    let kernel = kernel(COUNTING);
+    let spec = tiny_spec(kernel.path());
+    let (_machine, state, _) = saved(&spec);
+    let more_cpus = VmSpec {
+        cpus: 3,
+        ..spec.clone()
+    };
+    let refused = through_a_file(&state, &more_cpus).unwrap_err().to_string();
+    assert!(refused.contains("vcpu/2"), "{refused}");
+    let mut more_devices = spec.clone();
+    more_devices.rng = Some(RngSpec::default());
+    let refused = through_a_file(&state, &more_devices).unwrap_err().to_string();
+    assert!(refused.contains("rng"), "{refused}");
+}

@@ -1,0 +1,207 @@
+//! Making a snapshot, up to the moment it is of: what is done while the guest still runs, and what while it stands.
+//!
+//! ```text
+//!  prepare    take what changed ─► leave out what was never touched ─► write-protect       the guest runs
+//!  freeze     stop ─► take the rest ─► write-protect that ─► save state ─► hold disks ─► run
+//!             └───────────────────────── the pause ─────────────────────────────────┘
+//! ```
+//! Where pages cannot be write-protected, memory is copied before the guest runs again.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use cutover_devices::{GuestMemory, OnThread};
+use cutover_snapshot::image::PageSource;
+use cutover_snapshot::manifest::CpuNeeds;
+use cutover_snapshot::spec::VmSpec;
+use cutover_snapshot::writer::Draft;
+use jiff::Timestamp;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use super::base::Base;
+use super::disks::HeldDisks;
+use super::memory::{self, StillMemory};
+use super::output::Output;
+use super::request::{Disks, Kind, Method, SnapshotRequest};
+use crate::Error;
+use crate::dirty::{PAGE_SIZE, PageSet, Taken};
+use crate::machine::Machine;
+use crate::page_fault::{self, CopyOnWrite, LazyMemory, Unavailable};
+use crate::state::MachineState;
+
+/// What a snapshot begins with.
+pub struct Inputs {
+    /// What is asked for.
+    pub request: SnapshotRequest,
+    /// The VM.
+    pub spec: VmSpec,
+    /// Its memory.
+    pub memory: GuestMemory,
+    /// What it is built on, or what the next one is.
+    pub base: Arc<Base>,
+    /// What still fills the memory, if the VM was restored.
+    pub lazy: Option<Arc<LazyMemory>>,
+    /// What the page-fault thread calls first.
+    pub on_fault_thread: OnThread,
+    /// What threads that copy call first.
+    pub on_copy_thread: OnThread,
+    /// When it was asked for.
+    pub started: Instant,
+}
+
+/// A snapshot of a guest that may be stopped now.
+pub struct Prepared {
+    inputs: Inputs,
+    output: Output,
+    /// What changed up to the preparation.
+    taken: Taken,
+    /// What is to be saved, as far as that is known.
+    pages: PageSet,
+    protection: Result<CopyOnWrite, Unavailable>,
+}
+
+/// All that a snapshot has, of a guest that may go on.
+pub struct Frozen {
+    /// What it began with.
+    pub inputs: Inputs,
+    /// Where it goes.
+    pub output: Output,
+    /// To be committed when it is permanent.
+    pub taken: [Taken; 2],
+    /// Memory that is not written yet.
+    pub memory: Option<Box<dyn PageSource + Send>>,
+    /// Bytes of memory, written or not.
+    pub memory_bytes: u64,
+    /// Disks.
+    pub disks: HeldDisks,
+    /// Everything else.
+    pub state: MachineState,
+    /// How memory is copied, and why not behind the running guest.
+    pub method: (Method, Option<String>),
+    /// How long the guest stood still, in ns.
+    pub pause_ns: u64,
+}
+
+impl Inputs {
+    /// Does what can be done while the guest runs.
+    ///
+    /// # Errors
+    /// The snapshot cannot be written where it should, or KVM does not tell what changed.
+    pub fn prepare(self) -> Result<Prepared, Error> {
+        // What is not there yet cannot be told from what is zero.
+        if let Some(lazy) = &self.lazy {
+            lazy.wait();
+        }
+        let output = Output::begin(&self.request, self.draft()?)?;
+        let protection = CopyOnWrite::arm(&self.memory, self.on_fault_thread.clone());
+        let taken = self.base.memory.take()?;
+        let mut pages = (*taken).clone();
+        if self.request.kind == Kind::Full {
+            pages.fill();
+            // After the take: what is touched from here on is in the next one.
+            pages.subtract(&page_fault::untouched(&self.memory)?);
+        }
+        if let Ok(protection) = &protection {
+            protection.protect(&pages)?;
+        }
+        Ok(Prepared {
+            inputs: self,
+            output,
+            taken,
+            pages,
+            protection,
+        })
+    }
+
+    fn draft(&self) -> Result<Draft, Error> {
+        let parent = self.base.parent(self.request.kind, &self.request.target)?;
+        Ok(Draft {
+            created: Timestamp::now(),
+            parent,
+            spec: self.spec.clone(),
+            memory: memory::regions(&self.memory),
+            cpu: CpuNeeds::default(),
+        })
+    }
+
+    /// Pages of the whole memory.
+    fn pages_total(&self) -> u64 {
+        let bytes: u64 = self.memory.iter().map(|region| region.len()).sum();
+        bytes / PAGE_SIZE
+    }
+}
+
+impl Prepared {
+    /// Stops the guest of `machine` if it `runs`, keeps what it is at that moment, and lets it go on. Also if that fails.
+    ///
+    /// # Errors
+    /// KVM does not tell what changed or does not give its state, or memory had to be copied and could not be written.
+    pub fn freeze(self, machine: &Machine, runs: bool) -> Result<Frozen, Error> {
+        let stopped = Instant::now();
+        if runs {
+            machine.stop();
+        }
+        let frozen = self.keep(machine);
+        if runs {
+            machine.run();
+        }
+        let pause = if runs { stopped.elapsed().as_nanos() } else { 0 };
+        Ok(Frozen {
+            pause_ns: u64::try_from(pause).unwrap_or(u64::MAX),
+            ..frozen?
+        })
+    }
+
+    /// Keeps what the stopped `machine` is.
+    fn keep(self, machine: &Machine) -> Result<Frozen, Error> {
+        let Self {
+            inputs,
+            mut output,
+            taken,
+            mut pages,
+            protection,
+        } = self;
+        let at = Timestamp::now();
+        let last = inputs.base.memory.take()?;
+        pages.union(&last);
+        let memory_bytes = memory::bytes_of(&pages);
+        let state = machine.save()?;
+        output.stopped(at, state.cpu_needs());
+        let whole = inputs.request.kind == Kind::Full;
+        let disks = match inputs.request.disks {
+            Disks::Copied => inputs.base.disks.hold(&machine.devices, whole)?,
+            Disks::Referenced => HeldDisks::default(),
+        };
+        let (source, method) = match protection {
+            Ok(protection) => {
+                protection.freeze(pages)?;
+                let source: Box<dyn PageSource + Send> = Box::new(protection.into_source());
+                (Some(source), (Method::CopyOnWrite, None))
+            }
+            Err(why) => {
+                let SnapshotRequest { kind, compress, .. } = inputs.request;
+                let mut source = StillMemory::new(&inputs.memory, &pages);
+                output.memory(kind, compress, inputs.pages_total(), &mut source)?;
+                (None, (Method::Paused, Some(why.to_string())))
+            }
+        };
+        Ok(Frozen {
+            inputs,
+            output,
+            taken: [taken, last],
+            memory: source,
+            memory_bytes,
+            disks,
+            state,
+            method,
+            pause_ns: 0,
+        })
+    }
+}
+
+impl Frozen {
+    /// Pages of the whole memory.
+    pub fn pages_total(&self) -> u64 {
+        self.inputs.pages_total()
+    }
+}

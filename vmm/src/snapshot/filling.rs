@@ -1,0 +1,74 @@
+//! What is still to come of a restored VM: its guest runs while memory and disks are filled behind it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::disks::{DiskFilling, WhenFilled};
+use super::request::SnapshotProgress;
+use crate::events::{EventKind, EventLog};
+use crate::page_fault::{ExternalMemory, LazyMemory, end_process};
+
+/// See the module. What is dropped before it is complete is filled no further.
+#[derive(Default)]
+pub struct Filling {
+    /// Memory, if it is filled lazily.
+    pub memory: Option<Arc<LazyMemory>>,
+    /// Memory, if another process fills it: how far, it does not tell.
+    pub external: Option<ExternalMemory>,
+    /// Disks, if there are any in the snapshot.
+    pub disks: Option<DiskFilling>,
+}
+
+/// Tells when the last of those is done that fill something.
+#[derive(Clone)]
+pub struct Countdown(Arc<Shared>);
+
+struct Shared {
+    left: AtomicUsize,
+    events: EventLog,
+}
+
+impl Filling {
+    /// How far it has come.
+    pub fn progress(&self) -> SnapshotProgress {
+        let memory = self.memory.as_ref().map(|memory| memory.progress());
+        let disks = self.disks.as_ref().map(DiskFilling::progress);
+        let parts = [memory, disks].into_iter().flatten();
+        parts.fold(SnapshotProgress::default(), |all, part| SnapshotProgress {
+            done: all.done + part.done,
+            total: all.total + part.total,
+        })
+    }
+}
+
+impl Countdown {
+    /// A countdown of one, who has it.
+    pub fn new(events: &EventLog) -> Self {
+        Self(Arc::new(Shared {
+            left: AtomicUsize::new(1),
+            events: events.clone(),
+        }))
+    }
+
+    /// What another one calls, once, when it is done.
+    pub fn one_more(&self) -> impl Fn() + Send + Sync + 'static {
+        self.0.left.fetch_add(1, Ordering::Relaxed);
+        let shared = self.clone();
+        move || shared.done()
+    }
+
+    /// The same for disks; if one can never be filled, the process ends.
+    pub fn when_filled(&self) -> WhenFilled {
+        WhenFilled {
+            done: Arc::new(self.one_more()),
+            failed: Arc::new(|error| end_process(&error.to_string())),
+        }
+    }
+
+    /// One of them is done.
+    pub fn done(&self) {
+        if self.0.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.events.push(EventKind::RestoreFinished);
+        }
+    }
+}

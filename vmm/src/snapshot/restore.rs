@@ -1,0 +1,267 @@
+//! A VM made of a snapshot.
+//!
+//! ```text
+//!  open     manifests, state, indices: every checksum but those of pages
+//!  check    the host's CPU, the spec with what is different, the memory's layout
+//!  ─────────────────────────────────── up to here nothing was created ───────────
+//!  memory   mapped as it is in the file, or filled as the guest touches it
+//!  machine  devices and vCPUs of the spec, with the saved state
+//!  disks    filled behind the devices
+//! ```
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cutover_devices::GuestMemory;
+use cutover_snapshot::chain::Chain;
+use cutover_snapshot::error::Error as SnapshotError;
+use cutover_snapshot::manifest::{MEMORY_IMAGE, Manifest, Parent};
+use cutover_snapshot::section::State as Sections;
+use cutover_snapshot::spec::{TapSpec, VmSpec};
+use cutover_snapshot::state_file;
+use cutover_snapshot::verify::verify;
+
+use super::base::Base;
+use super::disks::{self, DiskImages, Existing};
+use super::filling::{Countdown, Filling};
+use super::job::Snapshots;
+use super::request::{NetOverride, RestoreRequest, Source, Trust};
+use crate::control::Mailbox;
+use crate::dirty::Baseline;
+use crate::driver::Options;
+use crate::machine::{Machine, confined};
+use crate::page_fault::{self, ExternalMemory, LazyMemory};
+use crate::seccomp::ThreadKind;
+use crate::state::{self, MachineState};
+use crate::{Error, memory};
+
+/// A VM that is complete, but for what is still being filled.
+pub struct Restored {
+    /// What it is.
+    pub spec: VmSpec,
+    /// The machine, stopped.
+    pub machine: Machine,
+    /// Its snapshots.
+    pub snapshots: Snapshots,
+}
+
+/// A snapshot that may be restored.
+struct Opened {
+    manifest: Manifest,
+    sections: Sections,
+    memory: MemorySource,
+}
+
+/// Where memory comes from.
+enum MemorySource {
+    /// From the snapshots of a chain.
+    Chain(Chain),
+    /// From a file that is memory, byte for byte.
+    Raw(File),
+    /// From the process that listens at this socket.
+    Served(PathBuf),
+}
+
+/// Makes a VM of the snapshot of `request`.
+///
+/// # Errors
+/// As [`Vmm::restore`](crate::Vmm::restore).
+pub fn restore(request: &RestoreRequest, options: &Options, mailbox: &Arc<Mailbox>) -> Result<Restored, Error> {
+    let opened = Opened::open(request)?;
+    let spec = spec_of(&opened.manifest, request)?;
+    state::check_cpu(&opened.manifest.cpu)?;
+    let state = MachineState::read(&spec, &opened.sections)?;
+    let disks = opened.disks(&spec, request)?;
+    let countdown = Countdown::new(&options.events);
+    let mut filling = Filling::default();
+    let memory = opened.memory(&spec, request.trust, options, &countdown, &mut filling)?;
+    let disks = disks.map(DiskImages::create).transpose()?;
+    // Until they are complete, disks have other names.
+    let built = disks.as_ref().map_or_else(|| spec.clone(), |disks| disks.spec(&spec));
+    let machine = Machine::restore(&built, memory, &state, request.clock, options, mailbox)?;
+    if let Some(disks) = disks {
+        let on_thread = confined(options, ThreadKind::Snapshot);
+        filling.disks = Some(disks.fill(&machine.devices, &on_thread, countdown.when_filled())?);
+    }
+    let base = opened.base(&machine, request)?;
+    countdown.done();
+    Ok(Restored {
+        spec,
+        machine,
+        snapshots: Snapshots::of_restored(&request.source, filling, base),
+    })
+}
+
+impl Opened {
+    /// Opens the snapshot, and verifies what can be verified without reading pages, or all of it if that is asked for.
+    fn open(request: &RestoreRequest) -> Result<Self, Error> {
+        match &request.source {
+            Source::Snapshot(path) => {
+                let chain = Chain::open(path)?;
+                if request.trust == Trust::VerifyFirst
+                    && let Some(damage) = verify(&chain, &mut |_| {}).damage.into_iter().next()
+                {
+                    return Err(damage.into());
+                }
+                Ok(Self {
+                    manifest: chain.newest().sealed.manifest.clone(),
+                    sections: chain.state()?,
+                    memory: MemorySource::Chain(chain),
+                })
+            }
+            Source::Files { state, memory } => {
+                let (manifest, sections) = state_file::read(state)?;
+                let file = File::open(memory).map_err(SnapshotError::io("open it", memory))?;
+                check_raw(memory, &file, &manifest)?;
+                Ok(Self {
+                    manifest,
+                    sections,
+                    memory: MemorySource::Raw(file),
+                })
+            }
+            Source::Served { state, socket } => {
+                let (manifest, sections) = state_file::read(state)?;
+                Ok(Self {
+                    manifest,
+                    sections,
+                    memory: MemorySource::Served(socket.clone()),
+                })
+            }
+        }
+    }
+
+    /// Guest memory with the snapshot's content, now or as it is touched.
+    fn memory(
+        &self,
+        spec: &VmSpec,
+        trust: Trust,
+        options: &Options,
+        countdown: &Countdown,
+        filling: &mut Filling,
+    ) -> Result<GuestMemory, Error> {
+        let on_thread = confined(options, ThreadKind::PageFault);
+        let chain = match &self.memory {
+            MemorySource::Chain(chain) => chain,
+            MemorySource::Raw(file) => return memory::map_flat(&spec.memory, file),
+            MemorySource::Served(socket) => {
+                let memory = memory::map(&spec.memory)?;
+                filling.external = Some(ExternalMemory::start(&memory, socket, on_thread)?);
+                return Ok(memory);
+            }
+        };
+        let image = chain.image(MEMORY_IMAGE)?;
+        if let (Some(file), Trust::VerifyFirst | Trust::Trusted) = (image.flat_file(), trust)
+            && !spec.memory.shared
+            && !spec.memory.hugepages
+        {
+            return memory::map_flat(&spec.memory, file);
+        }
+        let memory = memory::map(&spec.memory)?;
+        match LazyMemory::start(&memory, image.clone(), 1, on_thread, countdown.one_more()) {
+            Ok(lazy) => filling.memory = Some(Arc::new(lazy)),
+            Err(Error::PageFaults(why)) => {
+                countdown.done();
+                tracing::info!(%why, "the guest waits until all of its memory is there");
+                page_fault::fill(&memory, &image)?;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(memory)
+    }
+
+    /// The disks that are in the snapshot.
+    fn disks(&self, spec: &VmSpec, request: &RestoreRequest) -> Result<Option<DiskImages>, Error> {
+        let existing = if request.replace_disks {
+            Existing::Replaced
+        } else {
+            Existing::Kept
+        };
+        match &self.memory {
+            MemorySource::Chain(chain) => Ok(Some(DiskImages::open(chain, &self.sections, spec, existing)?)),
+            MemorySource::Raw(_) | MemorySource::Served(_) => Ok(None),
+        }
+    }
+
+    /// What incremental snapshots of the restored VM are built on, if anyone wants them.
+    fn base(&self, machine: &Machine, request: &RestoreRequest) -> Result<Option<Base>, Error> {
+        if !request.track {
+            return Ok(None);
+        }
+        let base = Base::begin(machine, Baseline::Now)?;
+        if let MemorySource::Chain(chain) = &self.memory {
+            base.build_on(Parent::from(chain.newest()));
+        }
+        Ok(Some(base))
+    }
+}
+
+/// The VM of the snapshot, with what `request` has different.
+fn spec_of(saved: &Manifest, request: &RestoreRequest) -> Result<VmSpec, Error> {
+    let mut spec = saved.spec.clone();
+    spec.name = request.name.clone().or(spec.name);
+    spec.serial = request.serial.clone();
+    spec.memory.hugepages = request.hugepages.unwrap_or(spec.memory.hugepages);
+    let ids = spec.nets.iter().enumerate().map(|(index, net)| net.id_at(index));
+    check_ids("network interface", request.nets.keys(), ids.collect())?;
+    let ids = spec.disks.iter().enumerate().map(|(index, disk)| disk.id_at(index));
+    check_ids("disk", request.disks.keys(), ids.collect())?;
+    for (index, net) in spec.nets.iter_mut().enumerate() {
+        // A descriptor of the process that made the snapshot means nothing in this one.
+        if matches!(net.tap, TapSpec::Fd(_)) {
+            net.tap = TapSpec::Create;
+        }
+        let Some(NetOverride { tap, mac }) = request.nets.get(&net.id_at(index)) else {
+            continue;
+        };
+        if let Some(tap) = tap {
+            net.tap = TapSpec::Name(tap.clone());
+        }
+        net.mac = mac.or(net.mac);
+    }
+    for (index, disk) in spec.disks.iter_mut().enumerate() {
+        let id = disk.id_at(index);
+        let in_snapshot = saved.image(&disks::image_name(&id)).is_some();
+        disk.path = match (request.disks.get(&id), &request.disks_dir) {
+            (Some(path), _) => path.clone(),
+            (None, Some(dir)) if in_snapshot => dir.join(format!("{id}.img")),
+            (None, None) if in_snapshot => return Err(Error::DiskHasNoPlace { id }),
+            (None, _) => continue,
+        };
+    }
+    spec.check()?;
+    Ok(spec)
+}
+
+/// Refuses ids of which the VM has no device.
+fn check_ids<'a>(
+    kind: &'static str,
+    given: impl IntoIterator<Item = &'a String>,
+    known: Vec<String>,
+) -> Result<(), Error> {
+    match given.into_iter().find(|id| !known.contains(id)) {
+        Some(id) => Err(Error::NoSuchDevice {
+            kind,
+            id: id.clone(),
+            known,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a file of memory that is not as long as the memory.
+fn check_raw(path: &Path, file: &File, manifest: &Manifest) -> Result<(), Error> {
+    let metadata = file.metadata().map_err(SnapshotError::io("examine it", path))?;
+    let expected = manifest.spec.memory.size.bytes();
+    if metadata.len() != expected {
+        return Err(SnapshotError::Invalid {
+            path: path.to_owned(),
+            reason: format!(
+                "has {} bytes, but the snapshot's VM has {expected} of memory",
+                metadata.len()
+            ),
+        }
+        .into());
+    }
+    Ok(())
+}
