@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use cutover_devices::OnThread;
 use cutover_devices::bus::BusDevice;
 use cutover_devices::console::Console;
 use cutover_devices::event_loop::EventLoopHandle;
@@ -19,7 +20,6 @@ use cutover_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET, Transpor
 use cutover_devices::virtio::net::Net;
 use cutover_devices::virtio::rng::Rng;
 use cutover_devices::virtio::{DeviceError, VirtioDevice};
-use cutover_devices::{GuestMemory, OnThread};
 use cutover_snapshot::spec::{RateLimiterSpec, SerialSpec, VmSpec};
 use serde::Serialize;
 use vm_allocator::{AddressAllocator, AllocPolicy, IdAllocator};
@@ -96,7 +96,6 @@ impl DeviceManager {
     pub fn create(
         spec: &VmSpec,
         vm: &KvmVm,
-        memory: &GuestMemory,
         buses: &mut Buses,
         event_loop: &EventLoopHandle,
         events: &GuestEventSink,
@@ -109,7 +108,7 @@ impl DeviceManager {
         add_platform_devices(buses, events)?;
         let serial_state = saved.map(|saved| &saved.serial);
         let serial = add_serial_port(&spec.serial, vm, buses, event_loop, events, serial_state)?;
-        let mut builder = VirtioBuilder::new(vm, memory, buses, event_loop, events)?;
+        let mut builder = VirtioBuilder::new(vm, buses, event_loop, events)?;
         builder.saved = saved.map(|saved| saved.virtio.iter());
         let mut disks = Vec::new();
         for (index, disk) in spec.disks.iter().enumerate() {
@@ -334,7 +333,6 @@ type Connected<D> = (Arc<Mutex<D>>, Arc<Mutex<MmioTransport>>);
 /// Places virtio devices one after the other.
 struct VirtioBuilder<'a> {
     vm: &'a KvmVm,
-    memory: &'a GuestMemory,
     buses: &'a mut Buses,
     event_loop: &'a EventLoopHandle,
     events: &'a GuestEventSink,
@@ -349,7 +347,6 @@ struct VirtioBuilder<'a> {
 impl<'a> VirtioBuilder<'a> {
     fn new(
         vm: &'a KvmVm,
-        memory: &'a GuestMemory,
         buses: &'a mut Buses,
         event_loop: &'a EventLoopHandle,
         events: &'a GuestEventSink,
@@ -359,7 +356,6 @@ impl<'a> VirtioBuilder<'a> {
         let lines = IdAllocator::new(VIRTIO_GSI_FIRST, VIRTIO_GSI_LAST).map_err(none_left)?;
         Ok(Self {
             vm,
-            memory,
             buses,
             event_loop,
             events,
@@ -384,7 +380,7 @@ impl<'a> VirtioBuilder<'a> {
         let mut transport = MmioTransport::new(
             name,
             device.clone(),
-            self.memory.clone(),
+            self.vm.memory_slots.memory.clone(),
             self.event_loop.clone(),
             self.events.clone(),
         )?;

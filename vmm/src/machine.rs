@@ -176,7 +176,6 @@ impl Frame {
         let devices = DeviceManager::create(
             spec,
             &vm,
-            &memory,
             &mut buses,
             &event_loop.handle(),
             &guest_events(driver.clone(), options.events.clone()),

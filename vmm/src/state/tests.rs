@@ -137,7 +137,7 @@ fn every_part_of_a_vcpu_is_as_it_was() {
     let vcpu = &guest.vcpu;
     let mut xsave = vcpu.get_xsave().unwrap();
     // XMM registers 0 to 15, and the bits that say that x87 and SSE state are not those after a reset.
-    xsave.region[40..104].copy_from_slice(&std::array::from_fn::<u32, 64, _>(|n| 0x0101_0101 * n as u32));
+    xsave.region[40..104].copy_from_slice(&[0x0102_0304; 64]);
     xsave.region[128] = 0b11;
     // SAFETY: the guest was shown no features beyond what the structure holds.
     unsafe { vcpu.set_xsave(&xsave) }.unwrap();
