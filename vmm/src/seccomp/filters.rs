@@ -183,7 +183,14 @@ pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Bac
                 PAGE_FAULT,
                 SNAPSHOT,
             ],
-            &[ioctls::VCPU, ioctls::DEVICES, ioctls::BUILD, ioctls::VM, uffd::REQUESTS],
+            &[
+                ioctls::VCPU,
+                ioctls::DEVICES,
+                ioctls::BUILD,
+                ioctls::VM,
+                ioctls::FILES,
+                uffd::REQUESTS,
+            ],
         ),
         ThreadKind::Vcpu => (&[CONSOLE_OUTPUT], &[ioctls::VCPU]),
         ThreadKind::Devices => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP], &[ioctls::DEVICES]),
@@ -193,7 +200,7 @@ pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Bac
         // It starts threads that serve page faults and that copy disks.
         ThreadKind::Snapshot => (
             &[DISK, CLEAN_UP, BUILD, PAGE_FAULT, SNAPSHOT],
-            &[ioctls::VM, uffd::REQUESTS],
+            &[ioctls::VM, ioctls::FILES, uffd::REQUESTS],
         ),
         ThreadKind::Api => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP, API], &[]),
     };

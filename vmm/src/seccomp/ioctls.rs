@@ -2,6 +2,7 @@
 //! (`linux/kvm.h`, `linux/if_tun.h`, `linux/sockios.h`, `asm-generic/ioctls.h`).
 
 use kvm_bindings::*;
+use linux_raw_sys::ioctl::FICLONE;
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
 
 /// Running a vCPU, telling its guest of a pause, telling where it failed, and saving its state.
@@ -34,6 +35,9 @@ pub const VM: &[u64] = &[
 
 /// Agreeing with a driver on the offloads of a tap.
 pub const DEVICES: &[u64] = &[libc::TUNSETOFFLOAD];
+
+/// Copying a disk by sharing its blocks.
+pub const FILES: &[u64] = &[FICLONE as u64];
 
 /// Saving and setting a terminal's mode.
 pub const TERMINAL: &[u64] = &[libc::TCGETS, libc::TCGETS2, libc::TCSETS, libc::TCSETS2];

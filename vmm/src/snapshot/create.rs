@@ -93,6 +93,9 @@ impl Inputs {
             lazy.wait();
         }
         let output = Output::begin(&self.request, self.draft()?)?;
+        if self.request.kind == Kind::Full && self.request.disks == Disks::Copied {
+            self.base.disks.settle();
+        }
         let protection = CopyOnWrite::arm(&self.memory, self.on_fault_thread.clone());
         let taken = self.base.memory.take()?;
         let mut pages = (*taken).clone();

@@ -16,6 +16,7 @@
 //! [`SavedDisks`] has the exact size. Disks that can only be read are not in the snapshot, nor are those of a snapshot
 //! that refers to its disks: of these the spec has the path.
 
+mod pieces;
 mod restore;
 mod save;
 #[cfg(test)]

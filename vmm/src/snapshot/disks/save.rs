@@ -6,12 +6,12 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::panic;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 
 use cutover_devices::virtio::block::Block;
 use cutover_devices::virtio::block::chunks::{CHUNK_SIZE, ChunkSet};
-use cutover_devices::virtio::block::gate::{COPY_BYTES, Copier, Holds};
+use cutover_devices::virtio::block::gate::Holds;
 use cutover_devices::virtio::block::written::{Consumer, Taken};
 use cutover_devices::{OnThread, THREAD_STACK_SIZE};
 use cutover_snapshot::image::{ImageWriter, Layout, Shape};
@@ -21,6 +21,7 @@ use cutover_snapshot::writer::SnapshotWriter;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
+use super::pieces::Pieces;
 use super::{PAGE_BYTES, SECTION, SavedDisk, SavedDisks, image_name, pages_of};
 use crate::Error;
 use crate::device_manager::DeviceManager;
@@ -32,7 +33,15 @@ pub type Watch = Arc<dyn Fn(u64) -> Result<(), Error> + Send + Sync>;
 /// Knows what changed on every disk that can be written since it was last saved.
 pub struct DiskTracks {
     /// By the id of the disk.
-    consumers: BTreeMap<String, Consumer>,
+    tracks: BTreeMap<String, Track>,
+}
+
+struct Track {
+    consumer: Consumer,
+    /// The disk's image, unless it was replaced meanwhile.
+    image: Mutex<Weak<File>>,
+    /// Whether [`DiskTracks::settle`] was called for it since the disk was last held.
+    settled: AtomicBool,
 }
 
 /// Disks as they were at one moment. Dropped, they are as if nothing had been held or taken.
@@ -44,8 +53,9 @@ pub struct HeldDisks {
 struct HeldDisk {
     saved: SavedDisk,
     base: Base,
-    image: Arc<File>,
-    copier: Copier,
+    pieces: Pieces,
+    /// Whether it may be copied by sharing blocks.
+    shares: bool,
     taken: Taken,
 }
 
@@ -74,16 +84,28 @@ impl DiskTracks {
 
     pub(super) fn of<'a>(disks: impl Iterator<Item = (&'a str, MutexGuard<'a, Block>)>, baseline: Baseline) -> Self {
         let writable = disks.filter(|(_, block)| !block.disk().readonly());
-        let consumers = writable.map(|(id, block)| {
+        let tracks = writable.map(|(id, block)| {
             let consumer = match baseline {
                 Baseline::Now => block.writes().register(),
                 Baseline::Nothing => block.writes().register_anew(),
             };
-            (id.to_owned(), consumer)
+            let track = Track {
+                consumer,
+                image: Mutex::new(Arc::downgrade(block.disk().file())),
+                settled: AtomicBool::new(false),
+            };
+            (id.to_owned(), track)
         });
         Self {
-            consumers: consumers.collect(),
+            tracks: tracks.collect(),
         }
+    }
+
+    /// Brings the disks to stable storage, while the guest still runs and before they are held whole. Only then are they
+    /// copied by sharing their blocks, where that is possible: a file system brings to stable storage first what is to be
+    /// shared, and the guest could not write for so long.
+    pub fn settle(&self) {
+        self.tracks.values().for_each(Track::settle);
     }
 
     /// Holds the disks of `devices`, which are stopped, as they are: `whole`, or what changed since they were last
@@ -102,11 +124,13 @@ impl DiskTracks {
     ) -> Result<HeldDisks, Error> {
         let mut held = HeldDisks::default();
         for (id, mut block) in disks {
-            let Some(consumer) = self.consumers.get(id) else {
+            let Some(track) = self.tracks.get(id) else {
                 continue;
             };
-            let taken = consumer.take();
+            let taken = track.consumer.take();
             let bytes = block.disk().size();
+            let image = block.disk().file().clone();
+            let settled = track.is_settled(&image);
             let chunks = if whole {
                 ChunkSet::all(bytes)
             } else {
@@ -123,8 +147,8 @@ impl DiskTracks {
                 } else {
                     Base::Parent
                 },
-                image: block.disk().file().clone(),
-                copier: block.hold(Holds::Writes, chunks)?,
+                pieces: Pieces::held(image, block.hold(Holds::Writes, chunks)?),
+                shares: whole && settled,
                 taken,
             });
         }
@@ -132,10 +156,29 @@ impl DiskTracks {
     }
 }
 
+impl Track {
+    fn image(&self) -> MutexGuard<'_, Weak<File>> {
+        self.image.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn settle(&self) {
+        let image = self.image().upgrade();
+        let synced = image.is_some_and(|image| image.sync_data().is_ok());
+        self.settled.store(synced, Ordering::Relaxed);
+    }
+
+    /// Whether `image`, which the disk has now, was settled since the last call.
+    fn is_settled(&self, image: &Arc<File>) -> bool {
+        let settled = self.settled.swap(false, Ordering::Relaxed);
+        let known = std::mem::replace(&mut *self.image(), Arc::downgrade(image));
+        settled && known.ptr_eq(&Arc::downgrade(image))
+    }
+}
+
 impl HeldDisks {
     /// Bytes to deal with: read, or found to be holes.
     pub fn bytes(&self) -> u64 {
-        self.disks.iter().map(|disk| disk.copier.bytes_left()).sum()
+        self.disks.iter().map(|disk| disk.pieces.bytes_left()).sum()
     }
 
     /// Begins to copy them into images of `writer`, each on a thread that calls `on_thread` first and tells `watch` what
@@ -198,15 +241,18 @@ impl HeldDisk {
         mut to: ImageWriter,
         watch: &dyn Fn(u64) -> Result<(), Error>,
     ) -> Result<(ImageWriter, Taken), Error> {
+        if self.shares {
+            self.pieces.share_blocks(self.saved.bytes);
+        }
         let mut buffer = Vec::new();
-        while let Some(bytes) = self.copier.next_chunks() {
+        while let Some(bytes) = self.pieces.next_piece() {
             if let Some(hole) = self.hole_at(&bytes) {
-                watch(self.copier.release(&hole))?;
+                watch(self.pieces.is_read(&hole))?;
                 continue;
             }
             self.read(&bytes, &mut buffer)?;
             // In memory they are safe: the guest need not wait for them to be written.
-            watch(self.copier.release(&bytes))?;
+            watch(self.pieces.is_read(&bytes))?;
             to.put(bytes.start / CHUNK_SIZE, &buffer)?;
         }
         Ok((to, self.taken))
@@ -215,10 +261,9 @@ impl HeldDisk {
     /// Fills `buffer` with the content of `bytes`, and with zeroes up to the end of the last page.
     fn read(&self, bytes: &Range<u64>, buffer: &mut Vec<u8>) -> Result<(), Error> {
         let len = usize::try_from(bytes.end - bytes.start).expect("a few chunks");
-        debug_assert!(len as u64 <= COPY_BYTES);
         buffer.clear();
         buffer.resize(len.next_multiple_of(PAGE_BYTES as usize), 0);
-        let read = self.image.read_exact_at(&mut buffer[..len], bytes.start);
+        let read = self.pieces.file().read_exact_at(&mut buffer[..len], bytes.start);
         read.map_err(|source| Error::ReadDisk {
             id: self.saved.id.clone(),
             offset: bytes.start,
@@ -232,7 +277,7 @@ impl HeldDisk {
         if self.base == Base::Parent {
             return None;
         }
-        let data = match seek(&self.image, SeekFrom::Data(bytes.start)) {
+        let data = match seek(self.pieces.file(), SeekFrom::Data(bytes.start)) {
             Ok(data) => data / CHUNK_SIZE * CHUNK_SIZE,
             Err(Errno::NXIO) => self.saved.bytes,
             // Not a file, or a file system that cannot tell.

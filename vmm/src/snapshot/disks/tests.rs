@@ -98,6 +98,7 @@ impl Vm {
         compress: Option<i32>,
     ) -> Result<Snapshot, Error> {
         let mut writer = store.create(name, draft(&self.spec, parent))?;
+        tracks.settle();
         let held = tracks.hold_all(self.disks(), parent.is_none())?;
         let copies = held.start(&mut writer, compress, &unwatched(), &unconfined())?;
         let copied = copies.finish(&mut writer)?;
