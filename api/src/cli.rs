@@ -38,7 +38,7 @@ pub enum Command {
     /// See and steer the VMs that run
     #[command(after_help = VM_HELP)]
     Vm(VmArgs),
-    /// Look after snapshots that are on disk
+    /// Make snapshots of running VMs, run VMs of them, and look after those on disk
     #[command(after_help = SNAPSHOT_HELP)]
     Snapshot(SnapshotArgs),
     /// Tell whether this machine can run guests, and if not, why
@@ -113,19 +113,27 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Devices")]
     pub rng: bool,
 
-    /// Where the guest's ttyS0 goes: stdio, file=FILE, socket=FILE, pty or null [default: stdio]
-    ///
-    /// file appends the output to FILE and has no input. socket listens on a Unix socket for one client at a time. pty
-    /// makes a new pseudo-terminal and prints its name.
-    #[arg(long, value_name = "CONSOLE", value_parser = options::serial, help_heading = "Devices")]
-    pub serial: Option<SerialSpec>,
-
     /// Read the VM from a JSON file; options given beside it change or add to what it says
     ///
     /// A disk or network interface given as an option comes after those of the file; any other option replaces the
     /// file's value. The format is described with the examples in resources/examples.
     #[arg(long, value_name = "FILE", help_heading = "Monitor")]
     pub config: Option<PathBuf>,
+
+    /// How the process that runs the VM behaves.
+    #[command(flatten)]
+    pub monitor: MonitorArgs,
+}
+
+/// How a process that runs a VM behaves, wherever the VM comes from.
+#[derive(Debug, Default, Args)]
+pub struct MonitorArgs {
+    /// Where the guest's ttyS0 goes: stdio, file=FILE, socket=FILE, pty or null [default: stdio]
+    ///
+    /// file appends the output to FILE and has no input. socket listens on a Unix socket for one client at a time. pty
+    /// makes a new pseudo-terminal and prints its name.
+    #[arg(long, value_name = "CONSOLE", value_parser = options::serial, help_heading = "Devices")]
+    pub serial: Option<SerialSpec>,
 
     /// Name of the VM, for logs and `cutover vm`
     #[arg(long, value_name = "NAME", help_heading = "Monitor")]
@@ -201,6 +209,10 @@ Examples:
   See and steer VMs that run:
     cutover vm list
     cutover vm shutdown web
+
+  Save a VM while it runs, and run it again:
+    cutover snapshot create web --store snapshots --name monday
+    cutover snapshot restore snapshots/monday
 
 `cutover run --help` has more, and lists the exit codes.";
 
@@ -302,7 +314,7 @@ mod tests {
         assert_eq!(args.cmdline.as_deref(), Some("quiet"));
         assert_eq!(args.cpus, Some(4));
         assert_eq!(args.memory, Some(ByteSize::from_mib(5 << 10)));
-        assert!(args.memory_shared && args.hugepages && args.rng && args.no_seccomp);
+        assert!(args.memory_shared && args.hugepages && args.rng && args.monitor.no_seccomp);
         assert_eq!(
             args.disks.iter().map(|disk| disk.readonly).collect::<Vec<_>>(),
             [false, true]
@@ -311,25 +323,28 @@ mod tests {
             args.nets,
             [options::net("tap=t0").expect("valid"), options::net("").expect("valid")]
         );
-        assert_eq!(args.serial, Some(SerialSpec::File("log".into())));
+        assert_eq!(args.monitor.serial, Some(SerialSpec::File("log".into())));
         assert_eq!(args.config, Some("c.json".into()));
-        assert_eq!(args.name.as_deref(), Some("web"));
-        assert_eq!(args.log.log_level.to_string(), "info,virtio=debug");
-        assert_eq!((args.api, args.api_sock), (true, Some("s".into())));
-        assert_eq!(args.log.log_format, LogFormat::Json);
-        assert_eq!(args.log.log_file, Some("l".into()));
+        assert_eq!(args.monitor.name.as_deref(), Some("web"));
+        assert_eq!(args.monitor.log.log_level.to_string(), "info,virtio=debug");
+        assert_eq!((args.monitor.api, args.monitor.api_sock), (true, Some("s".into())));
+        assert_eq!(args.monitor.log.log_format, LogFormat::Json);
+        assert_eq!(args.monitor.log.log_file, Some("l".into()));
     }
 
     #[test]
     fn an_option_that_is_not_given_says_nothing() {
         let args = parse("cutover run").expect("valid");
         assert_eq!(
-            (args.kernel, args.cpus, args.memory, args.serial),
+            (args.kernel, args.cpus, args.memory, args.monitor.serial),
             (None, None, None, None)
         );
-        assert_eq!(args.log.log_level, LogFilter::default());
-        assert_eq!((args.log.log_format, args.log.log_file), (LogFormat::Human, None));
-        assert!(!args.no_seccomp);
+        assert_eq!(args.monitor.log.log_level, LogFilter::default());
+        assert_eq!(
+            (args.monitor.log.log_format, args.monitor.log.log_file),
+            (LogFormat::Human, None)
+        );
+        assert!(!args.monitor.no_seccomp);
     }
 
     #[test]

@@ -109,12 +109,12 @@ fn apply(args: &RunArgs, spec: &mut VmSpec) {
     replace(&mut spec.boot.cmdline, args.cmdline.as_ref());
     replace(&mut spec.cpus, args.cpus.as_ref());
     replace(&mut spec.memory.size, args.memory.as_ref());
-    replace(&mut spec.serial, args.serial.as_ref());
+    replace(&mut spec.serial, args.monitor.serial.as_ref());
     if args.initrd.is_some() {
         spec.boot.initrd.clone_from(&args.initrd);
     }
-    if args.name.is_some() {
-        spec.name.clone_from(&args.name);
+    if args.monitor.name.is_some() {
+        spec.name.clone_from(&args.monitor.name);
     }
     spec.memory.shared |= args.memory_shared;
     spec.memory.hugepages |= args.hugepages;
@@ -134,7 +134,7 @@ mod tests {
     use tempfile::NamedTempFile;
 
     use super::*;
-    use crate::cli::Protocol;
+    use crate::cli::{MonitorArgs, Protocol};
     use crate::options;
 
     const CONFIG: &str = r#"{
@@ -193,8 +193,11 @@ mod tests {
             disks: vec![options::disk("path=more.img").expect("valid")],
             nets: vec![options::net("tap=more0").expect("valid")],
             rng: true,
-            serial: Some(SerialSpec::Pty),
-            name: Some("options".to_owned()),
+            monitor: MonitorArgs {
+                serial: Some(SerialSpec::Pty),
+                name: Some("options".to_owned()),
+                ..MonitorArgs::default()
+            },
             ..config(&file)
         };
         let spec = vm_spec(&args).expect("a VM");

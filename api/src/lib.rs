@@ -1,7 +1,7 @@
 //! Everything a person or program talks to: for now, the `cutover` command line.
 //!
 //! ```text
-//!  argv ── cli ──► RunArgs ── config ──► VmSpec ── run ──► cutover_vmm::Vmm ──► Exit ── exit ──► exit code
+//!  argv ── cli ──► RunArgs ── config ──► Plan ── run ──► cutover_vmm::Vmm ──► Exit ── exit ──► exit code
 //!              └─► check: HostFacts ──► findings
 //! ```
 
@@ -13,6 +13,7 @@ pub mod exit;
 pub mod log;
 pub mod metrics;
 pub mod options;
+pub mod plan;
 pub mod run;
 pub mod runtime_dir;
 pub mod server;

@@ -1,20 +1,22 @@
-//! `cutover run`: one VM, from its description to its end; with an API beside it if asked for.
+//! `cutover run`: one VM, from its description to its end; with an API beside it if asked for. A VM that is restored
+//! from a snapshot runs in the same way.
 
+use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
 use cutover_devices::console::restore_terminal;
 use cutover_devices::listener::{ListenError, Listener};
-use cutover_snapshot::spec::VmSpec;
 use cutover_vmm::events::TooManySubscribers;
 use cutover_vmm::{Exit, Options, Vmm, host};
 
-use crate::cli::RunArgs;
+use crate::cli::{MonitorArgs, RunArgs};
 use crate::config;
 use crate::exit::{ExitStatus, report};
 use crate::log::{self, Logger};
+use crate::plan::Plan;
 use crate::runtime_dir::{CLIENTS_WAITING_MAX, NameError, RuntimeDir, RuntimeDirError};
-use crate::server::instance::{Instance, sender};
+use crate::server::instance::Instance;
 use crate::server::{self, BODY_MAX, Server};
 use crate::signals::{self, Blocked};
 use crate::vmm::DEFAULT_ID;
@@ -51,6 +53,11 @@ impl RunError {
 
 /// Runs the VM that `args` describe, and tells how it ended.
 pub fn run(args: &RunArgs) -> ExitStatus {
+    run_plan(|| config::vm_spec(args).map(Plan::Boot), &args.monitor)
+}
+
+/// Runs the VM of `plan` in this process, and tells how it ended. A plan that cannot be made is wrong usage.
+pub fn run_plan<E: Error>(plan: impl FnOnce() -> Result<Plan, E>, args: &MonitorArgs) -> ExitStatus {
     let logger = match log::start(&args.log) {
         Ok(logger) => logger,
         Err(error) => {
@@ -59,8 +66,8 @@ pub fn run(args: &RunArgs) -> ExitStatus {
         }
     };
     restore_terminal_on_panic();
-    let status = match config::vm_spec(args) {
-        Ok(spec) => run_vm(&spec, args, &logger),
+    let status = match plan() {
+        Ok(plan) => run_vm(&plan, args, &logger),
         Err(error) => {
             report(&error);
             ExitStatus::Usage
@@ -70,10 +77,10 @@ pub fn run(args: &RunArgs) -> ExitStatus {
     status
 }
 
-fn run_vm(spec: &VmSpec, args: &RunArgs, logger: &Logger) -> ExitStatus {
-    match run_to_end(spec, args, logger) {
+fn run_vm(plan: &Plan, args: &MonitorArgs, logger: &Logger) -> ExitStatus {
+    match run_to_end(plan, args, logger) {
         Ok(exit) => {
-            tracing::info!(name = spec.name, ?exit, "the VM has ended");
+            tracing::info!(name = plan.name(), ?exit, "the VM has ended");
             exit.into()
         }
         Err(error) => {
@@ -83,8 +90,8 @@ fn run_vm(spec: &VmSpec, args: &RunArgs, logger: &Logger) -> ExitStatus {
     }
 }
 
-fn run_to_end(spec: &VmSpec, args: &RunArgs, logger: &Logger) -> Result<Exit, RunError> {
-    let listener = listen(spec, args)?;
+fn run_to_end(plan: &Plan, args: &MonitorArgs, logger: &Logger) -> Result<Exit, RunError> {
+    let listener = listen(plan, args)?;
     let options = Options {
         seccomp: !args.no_seccomp,
         managed: listener.is_some(),
@@ -92,12 +99,13 @@ fn run_to_end(spec: &VmSpec, args: &RunArgs, logger: &Logger) -> Result<Exit, Ru
     };
     warn_of_emulation();
     let signals = Blocked::block().map_err(RunError::Signals)?;
-    let vmm = Vmm::build(spec, &options)?;
+    let vmm = plan.build(&options)?;
     let vm = vmm.controller();
     let told = move |time| signals::tell(&vm, time);
-    signals.serve(told, &options).map_err(RunError::Signals)?;
-    let server = listener.map(|listener| serve(listener, spec, &vmm, &options, logger));
+    signals.serve(told, options.seccomp).map_err(RunError::Signals)?;
+    let server = listener.map(|listener| serve(listener, &vmm, &options, logger));
     let server = server.transpose()?;
+    let spec = vmm.spec();
     tracing::info!(name = spec.name, cpus = spec.cpus, memory = %spec.memory.size, "the VM runs");
     let exit = vmm.run();
     if let Some(server) = server {
@@ -107,21 +115,20 @@ fn run_to_end(spec: &VmSpec, args: &RunArgs, logger: &Logger) -> Result<Exit, Ru
 }
 
 /// Listens for clients of the API, if there is to be one.
-fn listen(spec: &VmSpec, args: &RunArgs) -> Result<Option<Listener>, RunError> {
+fn listen(plan: &Plan, args: &MonitorArgs) -> Result<Option<Listener>, RunError> {
     match (&args.api_sock, args.api) {
         (Some(path), _) => Ok(Some(Listener::bind(path, CLIENTS_WAITING_MAX)?)),
         (None, true) => {
-            let name = spec.name.as_ref().ok_or(RunError::NoName)?;
+            let name = plan.name().ok_or(RunError::NoName)?;
             Ok(Some(RuntimeDir::locate().listen(&name.parse()?)?))
         }
         (None, false) => Ok(None),
     }
 }
 
-fn serve(listener: Listener, spec: &VmSpec, vmm: &Vmm, options: &Options, logger: &Logger) -> Result<Server, RunError> {
-    let id = spec.name.clone().unwrap_or_else(|| DEFAULT_ID.to_owned());
-    let vm = sender(vmm.controller());
-    let instance = Instance::of_built(id, spec, vm, options.events.clone(), logger.clone())?;
+fn serve(listener: Listener, vmm: &Vmm, options: &Options, logger: &Logger) -> Result<Server, RunError> {
+    let id = vmm.spec().name.clone().unwrap_or_else(|| DEFAULT_ID.to_owned());
+    let instance = Instance::of_built(id, vmm.into(), options.events.clone(), logger.clone())?;
     let options = server::Options {
         seccomp: options.seccomp,
         body_max: BODY_MAX,

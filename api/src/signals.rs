@@ -9,8 +9,8 @@ use std::ptr;
 use std::thread;
 
 use cutover_devices::THREAD_STACK_SIZE;
+use cutover_vmm::Controller;
 use cutover_vmm::seccomp::{self, ThreadKind};
-use cutover_vmm::{Controller, Options};
 
 const SIGNALS: [libc::c_int; 2] = [libc::SIGTERM, libc::SIGINT];
 
@@ -68,11 +68,11 @@ impl Blocked {
     }
 
     /// Serves the signals from a thread of their own, which lasts as long as the process: `told` is called for each.
+    /// The thread is confined to the system calls it needs, or not.
     ///
     /// # Errors
     /// No thread can be had.
-    pub fn serve(self, mut told: impl FnMut(Time) + Send + 'static, options: &Options) -> io::Result<()> {
-        let confine = options.seccomp;
+    pub fn serve(self, mut told: impl FnMut(Time) + Send + 'static, confine: bool) -> io::Result<()> {
         thread::Builder::new()
             .name("signals".to_owned())
             .stack_size(THREAD_STACK_SIZE)

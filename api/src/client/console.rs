@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use cutover_devices::console::{Command, Escape, RawTerminal, restore_terminal};
-use cutover_vmm::Options;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, read};
 
@@ -76,11 +75,7 @@ fn restore_terminal_when_told_to_end() -> io::Result<()> {
         restore_terminal();
         process::exit(ExitStatus::Failure as i32);
     };
-    let unconfined = Options {
-        seccomp: false,
-        ..Options::default()
-    };
-    Blocked::block()?.serve(told, &unconfined)
+    Blocked::block()?.serve(told, false)
 }
 
 /// Moves bytes both ways until the console's end closes, or the person says so. The end of the input is not the end of

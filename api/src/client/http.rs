@@ -50,7 +50,7 @@ impl Vm {
     /// # Errors
     /// The VM cannot be asked, does not answer in time, or refuses.
     pub async fn get_text(&self, path: &str, limit: Duration) -> Result<String, ClientError> {
-        let ask = async { text_of(self.send(Method::GET, path, &[], Bytes::new()).await?).await };
+        let ask = self.exchange(Method::GET, path, Bytes::new());
         timeout(limit, ask).await.unwrap_or(Err(ClientError::Timeout(limit)))
     }
 
@@ -65,10 +65,30 @@ impl Vm {
         body: &impl Serialize,
         limit: Duration,
     ) -> Result<(), ClientError> {
-        let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.to_string()))?;
-        let ask = async { text_of(self.send(method, path, &[], body.into()).await?).await };
-        let answer = timeout(limit, ask).await.unwrap_or(Err(ClientError::Timeout(limit)));
-        answer.map(drop)
+        let answer = timeout(limit, self.exchange(method, path, written(body)?)).await;
+        answer.unwrap_or(Err(ClientError::Timeout(limit))).map(drop)
+    }
+
+    /// Has the VM do what `body` says, however long it takes; returns what it has to say when that is done.
+    ///
+    /// # Errors
+    /// The VM cannot be asked, refuses, fails, or its answer is no `T`.
+    pub async fn have<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        let text = self.exchange(Method::POST, path, written(body)?).await?;
+        serde_json::from_str(&text).map_err(|error| ClientError::Answer(error.to_string()))
+    }
+
+    /// Has the VM do away with what is at `path`, within `limit`.
+    ///
+    /// # Errors
+    /// The VM cannot be asked, does not answer in time, or refuses.
+    pub async fn delete(&self, path: &str, limit: Duration) -> Result<(), ClientError> {
+        let answer = timeout(limit, self.exchange(Method::DELETE, path, Bytes::new())).await;
+        answer.unwrap_or(Err(ClientError::Timeout(limit))).map(drop)
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<String, ClientError> {
+        text_of(self.send(method, path, &[], body).await?).await
     }
 
     /// Begins to read what `path` says for as long as the VM says something; the headers come within `limit`.
@@ -113,6 +133,11 @@ impl Vm {
             .map_err(|error| ClientError::Answer(error.to_string()))?;
         Ok(sender.send_request(request).await?)
     }
+}
+
+fn written(body: &impl Serialize) -> Result<Bytes, ClientError> {
+    let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.to_string()))?;
+    Ok(body.into())
 }
 
 /// Connects, waiting while that cannot be told to succeed or fail.

@@ -28,13 +28,16 @@ use serde_json::json;
 use tokio::runtime;
 use tokio::sync::mpsc;
 
-pub use args::{VM_HELP, VmArgs};
+pub use args::{VM_HELP, VmArgs, VmRef};
+pub(crate) use error::ClientError;
+pub(crate) use http::Vm;
+pub(crate) use many::one;
+pub(crate) use show::{bytes, time};
 
 use args::{ConsoleArgs, DownArgs, EventsArgs, MetricsArgs, PowerArgs, StatsArgs, VmCommand, VmsArgs};
-use error::ClientError;
 use events::{Follower, Seen};
-use http::{INFO, Vm};
-use many::{Screen, Tally, all, ask_each, one, resolve};
+use http::INFO;
+use many::{Screen, Tally, all, ask_each, resolve};
 use operation::{Manner, Operation};
 
 use crate::exit::{ExitStatus, report};

@@ -1,12 +1,12 @@
 //! The VM as the server knows it: being configured, being started, or started; and the way to those who own it.
 //!
 //! ```text
-//!  handlers ── configure ──► Setup (pure)
-//!           ── start ──────► Builder, on the main thread ──► Vmm::build ──► the way to the VM
-//!           ── ask ────────► the state driver, by that way ──► Reply ──► handler
+//!  handlers ── configure ──────► Setup (pure)
+//!           ── start, restore ─► Builder, on the main thread ──► Plan::build ──► the way to the VM
+//!           ── ask ────────────► the state driver, by that way ──► Reply ──► handler
 //! ```
 //! What follows from an answer, such as the new path of a drive, is noted down by whoever answers, not by the handler:
-//! its client may have gone away meanwhile.
+//! its client may have gone away meanwhile. What it asked for is done all the same.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -14,7 +14,8 @@ use axum::http::StatusCode;
 use cutover_snapshot::spec::VmSpec;
 use cutover_vmm::dirty::DirtyRate;
 use cutover_vmm::events::{Subscription, TooManySubscribers};
-use cutover_vmm::{Command, Controller, Error, EventLog, Refusal, Reply, Request, State, VmStats};
+use cutover_vmm::snapshot::{RestoreRequest, SnapshotProgress, SnapshotReport, SnapshotRequest};
+use cutover_vmm::{Command, Controller, Error, EventLog, Refusal, Reply, Request, State, VmStats, Vmm};
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
@@ -27,6 +28,7 @@ use super::v1::events::{WATCHERS_MAX, Watcher};
 use crate::log::Logger;
 use crate::metrics::firecracker::MetricsFile;
 use crate::metrics::prometheus;
+use crate::plan::Plan;
 
 /// The way to the state driver of a VM.
 pub type VmSender = Box<dyn Fn(Command) + Send + Sync>;
@@ -36,9 +38,26 @@ pub type Builder = Box<dyn Fn(Build) + Send + Sync>;
 /// A request to build a VM and run it.
 pub struct Build {
     /// The VM.
-    pub spec: VmSpec,
+    pub plan: Plan,
     /// Called when it is built, or cannot be; must not wait.
-    pub answer: Box<dyn FnOnce(Result<VmSender, Error>) + Send>,
+    pub answer: Box<dyn FnOnce(Result<Built, Error>) + Send>,
+}
+
+/// A VM that has been built.
+pub struct Built {
+    /// What it consists of.
+    pub spec: VmSpec,
+    /// The way to it.
+    pub vm: VmSender,
+}
+
+impl From<&Vmm> for Built {
+    fn from(vmm: &Vmm) -> Self {
+        Self {
+            spec: vmm.spec().clone(),
+            vm: sender(vmm.controller()),
+        }
+    }
 }
 
 /// One VM, for the whole life of its process.
@@ -63,7 +82,7 @@ struct Watchers {
 }
 
 /// The way to the state driver that `controller` has.
-pub fn sender(controller: Controller) -> VmSender {
+fn sender(controller: Controller) -> VmSender {
     // The command has the way of its answer with it.
     Box::new(move |command| controller.submit::<()>(|_| command, |_| ()))
 }
@@ -77,20 +96,14 @@ impl Instance {
         Self::with(id, Setup::default(), builder, events, logger)
     }
 
-    /// A VM that was built of `spec` without this API, and is asked by way of `vm`.
+    /// A VM that was built without this API.
     ///
     /// # Errors
     /// Too many watch the events already.
-    pub fn of_built(
-        id: String,
-        spec: &VmSpec,
-        vm: VmSender,
-        events: EventLog,
-        logger: Logger,
-    ) -> Result<Self, TooManySubscribers> {
+    pub fn of_built(id: String, built: Built, events: EventLog, logger: Logger) -> Result<Self, TooManySubscribers> {
         // Its setup does not ask for another.
-        let instance = Self::with(id, Setup::of_started(spec), Box::new(|_| ()), events, logger)?;
-        let _ = instance.vm.set(vm);
+        let instance = Self::with(id, Setup::of_started(&built.spec), Box::new(|_| ()), events, logger)?;
+        let _ = instance.vm.set(built.vm);
         Ok(instance)
     }
 
@@ -193,13 +206,33 @@ impl Instance {
     /// It has been started, or cannot be; then it can be configured again.
     pub async fn start(self: &Arc<Self>) -> Outcome {
         let spec = self.begin_start()?;
+        self.build(Plan::Boot(spec)).await
+    }
+
+    /// Has the VM made of a snapshot, and run, or left paused. Its name and its console are those of this process.
+    ///
+    /// # Errors
+    /// It has been started, something of it is configured already, or the snapshot cannot be restored; then that can be
+    /// tried again.
+    pub async fn restore(self: &Arc<Self>, request: RestoreRequest) -> Outcome {
+        let serial = self.setup().restore(request.track)?;
+        let name = Some(self.id.clone());
+        self.build(Plan::Restore(RestoreRequest {
+            name,
+            serial,
+            ..request
+        }))
+        .await
+    }
+
+    async fn build(self: &Arc<Self>, plan: Plan) -> Outcome {
         let (answer, answered) = oneshot::channel();
         let instance = self.clone();
         (self.builder)(Build {
-            spec,
-            answer: Box::new(move |vm| {
+            plan,
+            answer: Box::new(move |built| {
                 // Whoever asked may have gone away.
-                let _ = answer.send(instance.finish_start(vm));
+                let _ = answer.send(instance.finish_start(built));
             }),
         });
         answered.await.unwrap_or(Err(Failure::Ended))
@@ -215,15 +248,21 @@ impl Instance {
         Ok(spec)
     }
 
-    /// Takes over the way to the VM that has been built, or the reason why it has not.
+    /// Takes over the VM that has been built, or the reason why it has not.
     ///
     /// # Errors
     /// It has not.
-    pub fn finish_start(&self, vm: Result<VmSender, Error>) -> Outcome {
+    pub fn finish_start(&self, built: Result<Built, Error>) -> Outcome {
+        let built = match built {
+            Ok(built) => built,
+            Err(error) => {
+                self.setup().finish_start(None);
+                return Err(error.into());
+            }
+        };
         // The setup sees to it that there is one start.
-        let result = vm.map(|vm| drop(self.vm.set(vm)));
-        self.setup().finish_start(result.is_ok());
-        result?;
+        let _ = self.vm.set(built.vm);
+        self.setup().finish_start(Some(&built.spec));
         self.started.notify_one();
         Ok(StatusCode::NO_CONTENT)
     }
@@ -314,6 +353,39 @@ impl Instance {
         Ok(StatusCode::NO_CONTENT)
     }
 
+    /// Makes a snapshot; the answer comes when it is permanent.
+    ///
+    /// # Errors
+    /// Refused, failed, or cancelled; nothing is left of it.
+    pub async fn snapshot(&self, request: SnapshotRequest) -> Result<SnapshotReport, Failure> {
+        self.ask(|reply| Command::Snapshot { request, reply }, || ()).await
+    }
+
+    /// How far the snapshot that is being made is; nothing if none is.
+    ///
+    /// # Errors
+    /// The VM has not been started, or has ended.
+    pub async fn snapshot_progress(&self) -> Result<Option<SnapshotProgress>, Failure> {
+        self.ask(Command::SnapshotProgress, || ()).await
+    }
+
+    /// Cancels the snapshot that is being made.
+    ///
+    /// # Errors
+    /// None is.
+    pub async fn cancel_snapshot(&self) -> Outcome {
+        self.ask(Command::CancelSnapshot, || ()).await?;
+        Ok(StatusCode::NO_CONTENT)
+    }
+
+    /// How much of a restored VM's memory and disks is there.
+    ///
+    /// # Errors
+    /// The VM has not been started, or has ended.
+    pub async fn restore_progress(&self) -> Result<SnapshotProgress, Failure> {
+        self.ask(Command::RestoreProgress, || ()).await
+    }
+
     /// Whether metrics are to be written to a file.
     pub fn has_metrics_file(&self) -> bool {
         lock(&self.metrics).is_some()
@@ -370,8 +442,10 @@ impl Instance {
         let (answer, answered) = oneshot::channel();
         vm(command(Reply::new(move |result: Result<T, Error>| {
             let result = result.inspect(|_| note_down());
-            // Whoever asked may have gone away.
-            let _ = answer.send(result);
+            if let Err(unheard) = answer.send(result) {
+                let error = unheard.err().map(|error| error.to_string());
+                tracing::info!(error, "a request was served whose client has gone away");
+            }
         })));
         Ok(answered.await.map_err(|_| Failure::Ended)??)
     }

@@ -1,4 +1,5 @@
-//! `cutover snapshot`: what there is to do with snapshots that are on disk, without a VM.
+//! `cutover snapshot`: snapshots of running VMs, VMs of snapshots, and what there is to do with snapshots on disk without
+//! a VM.
 //!
 //! Each command has a module, with its arguments, its help and what it answers.
 
@@ -13,12 +14,14 @@ use serde_json::Value;
 
 use crate::exit::{ExitStatus, after_printing, report};
 
+mod create;
 mod export;
 mod inspect;
 mod list;
 mod merge;
 mod progress;
 mod prune;
+mod restore;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -38,6 +41,20 @@ pub struct SnapshotArgs {
 /// What to do with snapshots.
 #[derive(Debug, Subcommand)]
 enum SnapshotCommand {
+    /// Make a snapshot of a running VM, which goes on running
+    #[command(after_help = create::HELP)]
+    Create(create::CreateArgs),
+    /// Run a VM of a snapshot
+    #[command(after_help = restore::HELP)]
+    Restore(Box<restore::RestoreArgs>),
+    /// What takes no VM.
+    #[command(flatten)]
+    OnDisk(OnDiskCommand),
+}
+
+/// What to do with snapshots on disk.
+#[derive(Debug, Subcommand)]
+enum OnDiskCommand {
     /// Show the snapshots of a directory, and which is built on which
     #[command(after_help = list::HELP)]
     List(list::ListArgs),
@@ -64,6 +81,10 @@ A snapshot is a directory, or a file that one was exported to. A directory of sn
 other in.
 
 Examples:
+  Save a running VM, and run it again:
+    cutover snapshot create web --store snapshots --name monday
+    cutover snapshot restore snapshots/monday --name web --api
+
   What is there, and what is in it?
     cutover snapshot list snapshots
     cutover snapshot inspect snapshots/monday
@@ -81,7 +102,8 @@ Examples:
 Exit codes:
   0  done; for verify: every checksum is right
   1  it could not be done; for verify: something is damaged; for list: a manifest cannot be read
-  2  the command line is wrong";
+  2  the command line is wrong
+  restore ends as `cutover run` does.";
 
 /// What a command prints, and how it ends.
 struct Answer {
@@ -103,14 +125,22 @@ impl Answer {
 
 /// Does what `args` say.
 pub fn run(args: &SnapshotArgs) -> ExitStatus {
-    let answer = match execute(&args.command) {
+    match &args.command {
+        SnapshotCommand::Create(create) => create::run(create, args.json),
+        SnapshotCommand::Restore(restore) => restore::run(restore, args.json),
+        SnapshotCommand::OnDisk(command) => run_on_disk(command, args.json),
+    }
+}
+
+fn run_on_disk(command: &OnDiskCommand, json: bool) -> ExitStatus {
+    let answer = match execute(command) {
         Ok(answer) => answer,
         Err(error) => {
             report(&error);
             return ExitStatus::Failure;
         }
     };
-    let text = if args.json {
+    let text = if json {
         format!("{:#}\n", answer.json)
     } else {
         answer.text
@@ -121,14 +151,14 @@ pub fn run(args: &SnapshotArgs) -> ExitStatus {
     }
 }
 
-fn execute(command: &SnapshotCommand) -> Result<Answer, Error> {
+fn execute(command: &OnDiskCommand) -> Result<Answer, Error> {
     match command {
-        SnapshotCommand::List(args) => list::run(args),
-        SnapshotCommand::Inspect(args) => inspect::run(args),
-        SnapshotCommand::Verify(args) => Ok(verify::run(args)),
-        SnapshotCommand::Merge(args) => merge::run(args),
-        SnapshotCommand::Prune(args) => prune::run(args),
-        SnapshotCommand::Export(args) => export::run(args),
+        OnDiskCommand::List(args) => list::run(args),
+        OnDiskCommand::Inspect(args) => inspect::run(args),
+        OnDiskCommand::Verify(args) => Ok(verify::run(args)),
+        OnDiskCommand::Merge(args) => merge::run(args),
+        OnDiskCommand::Prune(args) => prune::run(args),
+        OnDiskCommand::Export(args) => export::run(args),
     }
 }
 

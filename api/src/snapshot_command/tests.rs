@@ -11,7 +11,7 @@ use cutover_snapshot::writer::Draft;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::{Answer, execute};
+use super::{Answer, SnapshotArgs, SnapshotCommand, execute};
 use crate::cli::{Cli, Command};
 use crate::exit::ExitStatus;
 
@@ -52,8 +52,11 @@ fn sample() -> TempDir {
 fn cutover(dir: &TempDir, line: &str) -> Result<Answer, Error> {
     let line = line.replace('@', &dir.path().display().to_string());
     match Cli::try_parse_from(line.split(' ')).expect("valid").command {
-        Command::Snapshot(args) => execute(&args.command),
-        other => panic!("not about snapshots: {other:?}"),
+        Command::Snapshot(SnapshotArgs {
+            command: SnapshotCommand::OnDisk(command),
+            ..
+        }) => execute(&command),
+        other => panic!("not about snapshots on disk: {other:?}"),
     }
 }
 

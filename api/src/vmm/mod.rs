@@ -1,7 +1,7 @@
 //! `cutover vmm`: one VM behind an API, from its configuration to its end.
 //!
 //! ```text
-//!  main thread   bind socket ─ … ─ wait for a VM to build ─ Vmm::build ─ Vmm::run (state driver) ─ stop the server
+//!  main thread   bind socket ─ … ─ wait for a VM to build ─ Plan::build ─ Vmm::run (state driver) ─ stop the server
 //!  api               └─► serve: configure, start ──────────────┘           ▲    answers
 //!  signals                 first: end, if there is no VM yet ──────────────┘    else power button, then force
 //! ```
@@ -24,7 +24,7 @@ use crate::server::firecracker::config_file::FullConfiguration;
 use crate::server::firecracker::rejection::Rejection;
 use crate::server::firecracker::setup::Change;
 use crate::server::http::Failure;
-use crate::server::instance::{Build, Instance, sender};
+use crate::server::instance::{Build, Instance};
 use crate::server::{self, Server};
 use crate::signals::{self, Blocked};
 
@@ -167,7 +167,7 @@ fn serve_signals(
         // A main thread that is gone is about to end as it is.
         None => drop(main.send(Awaited::Quit)),
     };
-    signals.serve(told, options).map_err(VmmError::Signals)
+    signals.serve(told, options.seccomp).map_err(VmmError::Signals)
 }
 
 /// Configures what the file at `path` says.
@@ -188,9 +188,9 @@ fn refused(rejection: Rejection) -> VmmError {
 fn start(instance: &Instance, controller: &OnceLock<Controller>, options: &Options) -> Result<Vmm, VmmError> {
     let spec = instance.begin_start().map_err(VmmError::Configuration)?;
     let vmm = Vmm::build(&spec, options)?;
-    let own = controller.get_or_init(|| vmm.controller()).clone();
+    controller.get_or_init(|| vmm.controller());
     instance
-        .finish_start(Ok(sender(own)))
+        .finish_start(Ok((&vmm).into()))
         .map_err(VmmError::Configuration)?;
     Ok(vmm)
 }
@@ -198,10 +198,10 @@ fn start(instance: &Instance, controller: &OnceLock<Controller>, options: &Optio
 /// Builds what clients ask for until something can be built; nothing if the process is told to end before.
 fn wait_for_start(awaited: &Receiver<Awaited>, controller: &OnceLock<Controller>, options: &Options) -> Option<Vmm> {
     while let Ok(Awaited::Build(build)) = awaited.recv() {
-        match Vmm::build(&build.spec, options) {
+        match build.plan.build(options) {
             Ok(vmm) => {
-                let own = controller.get_or_init(|| vmm.controller()).clone();
-                (build.answer)(Ok(sender(own)));
+                controller.get_or_init(|| vmm.controller());
+                (build.answer)(Ok((&vmm).into()));
                 return Some(vmm);
             }
             Err(error) => (build.answer)(Err(error)),

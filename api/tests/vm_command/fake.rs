@@ -158,10 +158,15 @@ impl Machine {
 
     /// `cutover vm` with `arguments`, on this machine.
     pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.program();
+        command.arg("vm").args(arguments);
+        command
+    }
+
+    /// `cutover`, on this machine.
+    pub fn program(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
         command
-            .arg("vm")
-            .args(arguments)
             .env("CUTOVER_RUNTIME_DIR", self.directory.path())
             .stdin(Stdio::null());
         command

@@ -2,7 +2,7 @@
 
 use cutover_snapshot::spec::{CMDLINE_MAX, MEMORY_MAX, MEMORY_MIN, SpecError};
 
-use crate::server::v1::types::POWER_TIMEOUT_MAX_MS;
+use crate::server::v1::types::{COMPRESSION_MAX, POWER_TIMEOUT_MAX_MS};
 
 /// Why a request is refused; the configuration is as before.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,6 +71,21 @@ pub enum Rejection {
     /// Exactly one of the two says where the memory is.
     #[error("exactly one of mem_backend and mem_file_path is needed")]
     MemoryBackend,
+    /// Two taps for one interface.
+    #[error("network_overrides: interface {0:?} is there twice")]
+    OverrideTwice(String),
+    /// A file that is mapped has pages of the usual size.
+    #[error("huge_pages: 2M takes memory that another process serves: mem_backend with backend_type Uffd")]
+    HugePagesOfFile,
+    /// Firecracker's snapshots are of VMs that stand still.
+    #[error("the VM has to be paused for that: PATCH /vm first, or POST /v1/snapshots, which does not take a pause")]
+    NotPaused,
+    /// A snapshot says what a VM consists of.
+    #[error("{0} is configured already: a snapshot takes a process in which only log, metrics and console are")]
+    Configured(&'static str),
+    /// Not a level of zstd's.
+    #[error("compress: {0} is out of range: levels are 1 to {COMPRESSION_MAX}")]
+    Compression(i32),
     /// The metrics of a process go to one place.
     #[error("metrics are configured already")]
     MetricsTaken,

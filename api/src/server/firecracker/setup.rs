@@ -1,12 +1,14 @@
 //! What a client has configured so far, and what it may do when: a pure state machine.
 //!
 //! ```text
-//!               start               started
-//!  NotStarted ─────────► Starting ───────────► Started
-//!   configure   ▲            │                  drives and network interfaces can be changed,
-//!               └────────────┘                  the rest is as it is
-//!                start failed
+//!               start, restore                 finish_start
+//!  NotStarted ─────────────────► Starting or ───────────────► Started
+//!   configure   ▲                Restoring                     drives and network interfaces can be changed,
+//!               └────────────────────┘                         the rest is as it is
+//!                that failed
 //! ```
+//! A restored VM is what its snapshot says, and from then on that is what is configured.
+//!
 //! Files, taps and consoles are opened at the start; nothing here looks at the host.
 
 use cutover_snapshot::spec::{BootProtocol, BootSpec, DEVICES_MAX, ID_MAX, RngSpec, SerialSpec, SpecError, VmSpec};
@@ -95,6 +97,10 @@ enum Stage {
     #[default]
     NotStarted,
     Starting,
+    Restoring {
+        /// What the guest writes is to be tracked from then on.
+        track: bool,
+    },
     Started,
 }
 
@@ -127,7 +133,7 @@ impl Setup {
         match (self.stage, needs) {
             (Stage::NotStarted, Needs::NotStarted(_)) | (Stage::Started, Needs::Started) => Ok(()),
             (Stage::NotStarted, Needs::Started) => Err(Rejection::NotStarted),
-            (Stage::Starting, _) => Err(Rejection::Starting),
+            (Stage::Starting | Stage::Restoring { .. }, _) => Err(Rejection::Starting),
             (Stage::Started, Needs::NotStarted(subject)) => Err(Rejection::Started(subject)),
         }
     }
@@ -146,19 +152,44 @@ impl Setup {
     /// # Errors
     /// It has been started, or what is configured is no VM.
     pub fn start(&mut self) -> Result<VmSpec, Rejection> {
-        match self.stage {
-            Stage::NotStarted => {}
-            Stage::Starting => return Err(Rejection::Starting),
-            Stage::Started => return Err(Rejection::StartedAlready),
-        }
+        self.check_startable()?;
         let spec = VmSpec::try_from(&self.configuration)?;
         self.stage = Stage::Starting;
         Ok(spec)
     }
 
-    /// The start has succeeded, or not: then the configuration can be changed again.
-    pub fn finish_start(&mut self, succeeded: bool) {
-        self.stage = if succeeded { Stage::Started } else { Stage::NotStarted };
+    /// Begins to make the VM of a snapshot instead; returns where its console is to go. What its guest writes is to be
+    /// tracked, or not.
+    ///
+    /// # Errors
+    /// It has been started, or something is configured that the snapshot will say.
+    pub fn restore(&mut self, track: bool) -> Result<SerialSpec, Rejection> {
+        self.check_startable()?;
+        if let Some(subject) = self.configuration.described() {
+            return Err(Rejection::Configured(subject));
+        }
+        self.stage = Stage::Restoring { track };
+        Ok(self.configuration.serial.clone())
+    }
+
+    fn check_startable(&self) -> Result<(), Rejection> {
+        match self.stage {
+            Stage::NotStarted => Ok(()),
+            Stage::Starting | Stage::Restoring { .. } => Err(Rejection::Starting),
+            Stage::Started => Err(Rejection::StartedAlready),
+        }
+    }
+
+    /// The VM of `spec` has been started; or none has, and then the configuration can be changed again.
+    pub fn finish_start(&mut self, spec: Option<&VmSpec>) {
+        self.stage = match (self.stage, spec) {
+            (_, None) => Stage::NotStarted,
+            (Stage::Restoring { track }, Some(spec)) => {
+                self.configuration.become_restored(spec, track);
+                Stage::Started
+            }
+            (_, Some(_)) => Stage::Started,
+        };
     }
 
     /// A drive of the started VM.
@@ -283,6 +314,33 @@ impl Configuration {
             return Err(SpecError::Devices(devices + 1).into());
         }
         Ok(())
+    }
+
+    /// Something that is configured and is part of what a VM consists of.
+    fn described(&self) -> Option<&'static str> {
+        [
+            (self.machine != MachineConfiguration::default(), "the machine"),
+            (self.boot_source.is_some(), "a boot source"),
+            (!self.drives.is_empty(), "a drive"),
+            (!self.network_interfaces.is_empty(), "a network interface"),
+            (self.entropy.is_some(), "the entropy device"),
+        ]
+        .into_iter()
+        .find_map(|(is_described, subject)| is_described.then_some(subject))
+    }
+
+    /// What it consists of is what `spec` says; the rest belongs to this process.
+    fn become_restored(&mut self, spec: &VmSpec, track: bool) {
+        let restored = Self::from(spec);
+        *self = Self {
+            machine: MachineConfiguration {
+                track_dirty_pages: track,
+                ..restored.machine
+            },
+            logger: self.logger.take(),
+            metrics: self.metrics.take(),
+            ..restored
+        };
     }
 
     fn root(&self) -> Option<&Drive> {

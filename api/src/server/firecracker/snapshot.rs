@@ -1,8 +1,16 @@
-//! `/snapshot/create` and `/snapshot/load`: the bodies are checked, then refused; snapshots are to come.
+//! `/snapshot/create` and `/snapshot/load`: Firecracker's snapshots, of a paused VM and in two files, on top of the
+//! operations that `/v1/snapshots` and `/v1/restore` use.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
+use axum::http::StatusCode;
+use cutover_snapshot::spec::SerialSpec;
+use cutover_vmm::State as VmState;
+use cutover_vmm::snapshot::{
+    ClockPolicy, Disks, Kind, NetOverride, RestoreRequest, SnapshotRequest, Source, Target, Trust,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -11,8 +19,6 @@ use super::setup::Needs;
 use crate::server::http::{Changed, Json, Outcome};
 use crate::server::instance::Instance;
 
-const NOT_YET: Rejection = Rejection::Unsupported("snapshots, in this version");
-
 /// Body of `PUT /snapshot/create`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -20,9 +26,9 @@ pub struct SnapshotCreate {
     /// All of the memory, or what has changed since the last snapshot.
     #[serde(default)]
     pub snapshot_type: SnapshotType,
-    /// File for the state of devices and vCPUs.
+    /// File for the state of devices and vCPUs. An existing one is replaced.
     pub snapshot_path: String,
-    /// File for the memory.
+    /// File for the memory. An existing one is replaced.
     pub mem_file_path: String,
 }
 
@@ -32,7 +38,7 @@ pub enum SnapshotType {
     /// All of it.
     #[default]
     Full,
-    /// What has changed since the last snapshot.
+    /// What has changed since the last snapshot, in a file with holes for the rest; all of it in the first snapshot.
     Diff,
 }
 
@@ -125,41 +131,116 @@ pub enum LoadHugePages {
     Reserved,
 }
 
-impl SnapshotLoad {
-    /// Whether it says what can be loaded.
-    ///
-    /// # Errors
-    /// It says not exactly once where the memory is, or asks for what is not supported.
-    pub fn check(&self) -> Result<(), Rejection> {
-        if self.mem_backend.is_some() == self.mem_file_path.is_some() {
-            return Err(Rejection::MemoryBackend);
+impl From<SnapshotCreate> for SnapshotRequest {
+    fn from(create: SnapshotCreate) -> Self {
+        Self {
+            target: Target::Files {
+                state: create.snapshot_path.into(),
+                memory: create.mem_file_path.into(),
+            },
+            kind: match create.snapshot_type {
+                SnapshotType::Full => Kind::Full,
+                SnapshotType::Diff => Kind::Incremental,
+            },
+            disks: Disks::Referenced,
+            compress: None,
         }
-        if self.vsock_override.is_some() {
-            return Err(Rejection::Unsupported("vsock_override, as there is no vsock device"));
-        }
-        Ok(())
     }
 }
 
-/// Makes a snapshot of the paused VM. Not supported yet: always refused.
+impl TryFrom<SnapshotLoad> for RestoreRequest {
+    type Error = Rejection;
+
+    fn try_from(load: SnapshotLoad) -> Result<Self, Rejection> {
+        if load.vsock_override.is_some() {
+            return Err(Rejection::Unsupported("vsock_override, as there is no vsock device"));
+        }
+        let state = load.snapshot_path.into();
+        let source = match (load.mem_backend, load.mem_file_path) {
+            (Some(_), Some(_)) | (None, None) => return Err(Rejection::MemoryBackend),
+            (None, Some(path)) => (MemoryBackendType::File, path),
+            (Some(backend), None) => (backend.backend_type, backend.backend_path),
+        };
+        let source = match source {
+            (MemoryBackendType::File, _) if load.huge_pages == LoadHugePages::Reserved => {
+                return Err(Rejection::HugePagesOfFile);
+            }
+            (MemoryBackendType::File, memory) => Source::Files {
+                state,
+                memory: memory.into(),
+            },
+            (MemoryBackendType::Uffd, socket) => Source::Served {
+                state,
+                socket: socket.into(),
+            },
+        };
+        Ok(Self {
+            source,
+            trust: Trust::Trusted,
+            clock: match load.clock_realtime {
+                true => ClockPolicy::Corrected,
+                false => ClockPolicy::Stopped,
+            },
+            name: None,
+            nets: taps(load.network_overrides)?,
+            disks: BTreeMap::new(),
+            disks_dir: None,
+            replace_disks: false,
+            serial: SerialSpec::default(),
+            hugepages: match load.huge_pages {
+                LoadHugePages::Snapshot => None,
+                LoadHugePages::None | LoadHugePages::Transparent => Some(false),
+                LoadHugePages::Reserved => Some(true),
+            },
+            track: load.track_dirty_pages || load.enable_diff_snapshots,
+            paused: !load.resume_vm,
+        })
+    }
+}
+
+/// Other taps, by the ids of their interfaces.
+fn taps(overrides: Vec<NetworkOverride>) -> Result<BTreeMap<String, NetOverride>, Rejection> {
+    let mut taps = BTreeMap::new();
+    for NetworkOverride {
+        iface_id,
+        host_dev_name,
+    } in overrides
+    {
+        let tap = NetOverride {
+            tap: Some(host_dev_name),
+            mac: None,
+        };
+        if taps.insert(iface_id.clone(), tap).is_some() {
+            return Err(Rejection::OverrideTwice(iface_id));
+        }
+    }
+    Ok(taps)
+}
+
+/// Makes a snapshot of the paused VM, in two files.
 #[utoipa::path(
     put, path = "/snapshot/create", operation_id = "createSnapshot", tag = "firecracker",
     request_body = SnapshotCreate, responses(Changed)
 )]
-pub async fn create(State(instance): State<Arc<Instance>>, Json(_): Json<SnapshotCreate>) -> Outcome {
+pub async fn create(State(instance): State<Arc<Instance>>, Json(body): Json<SnapshotCreate>) -> Outcome {
     instance.check(Needs::Started)?;
-    Err(NOT_YET.into())
+    match instance.state().await? {
+        // One that has ended says so itself.
+        Some(VmState::Paused | VmState::Ended) => {}
+        _ => return Err(Rejection::NotPaused.into()),
+    }
+    instance.snapshot(body.into()).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
-/// Starts a VM from a snapshot. Not supported yet: always refused.
+/// Makes a VM of a snapshot. Before the start only, and instead of it.
 #[utoipa::path(
     put, path = "/snapshot/load", operation_id = "loadSnapshot", tag = "firecracker",
     request_body = SnapshotLoad, responses(Changed)
 )]
 pub async fn load(State(instance): State<Arc<Instance>>, Json(body): Json<SnapshotLoad>) -> Outcome {
-    body.check()?;
-    instance.check(Needs::NotStarted("snapshot"))?;
-    Err(NOT_YET.into())
+    instance.check(Needs::NotStarted("a snapshot"))?;
+    instance.restore(body.try_into()?).await
 }
 
 #[cfg(test)]
@@ -174,19 +255,84 @@ mod tests {
         assert!(serde_json::from_str::<SnapshotCreate>(r#"{"snapshot_path":"state"}"#).is_err());
     }
 
+    fn load(fields: &str) -> Result<RestoreRequest, Rejection> {
+        let json = format!(r#"{{"snapshot_path":"state"{fields}}}"#);
+        let load: SnapshotLoad = serde_json::from_str(&json).expect("Firecracker's form");
+        load.try_into()
+    }
+
+    #[test]
+    fn a_snapshot_to_create_goes_into_the_two_files() {
+        let json = r#"{"snapshot_type":"Diff","snapshot_path":"state","mem_file_path":"memory"}"#;
+        let create: SnapshotCreate = serde_json::from_str(json).expect("valid");
+        let request = SnapshotRequest {
+            target: Target::Files {
+                state: "state".into(),
+                memory: "memory".into(),
+            },
+            kind: Kind::Incremental,
+            disks: Disks::Referenced,
+            compress: None,
+        };
+        assert_eq!(SnapshotRequest::from(create), request);
+    }
+
     #[test]
     fn a_snapshot_to_load_has_its_memory_in_exactly_one_place() {
-        let file = r#""mem_file_path":"memory""#;
-        let backend = r#""mem_backend":{"backend_type":"File","backend_path":"memory"}"#;
-        for (fields, valid) in [
-            (String::new(), false),
-            (format!(",{file}"), true),
-            (format!(",{backend}"), true),
-            (format!(",{file},{backend}"), false),
-        ] {
-            let json = format!(r#"{{"snapshot_path":"state"{fields}}}"#);
-            let load: SnapshotLoad = serde_json::from_str(&json).expect("Firecracker's form");
-            assert_eq!(load.check().is_ok(), valid, "{json}");
+        let file = r#","mem_file_path":"memory""#;
+        let backend = r#","mem_backend":{"backend_type":"File","backend_path":"memory"}"#;
+        let served = r#","mem_backend":{"backend_type":"Uffd","backend_path":"socket"}"#;
+        let files = Source::Files {
+            state: "state".into(),
+            memory: "memory".into(),
+        };
+        assert_eq!(load(file).expect("valid").source, files);
+        assert_eq!(load(backend).expect("valid").source, files);
+        let socket = Source::Served {
+            state: "state".into(),
+            socket: "socket".into(),
+        };
+        assert_eq!(load(served).expect("valid").source, socket);
+        for fields in [String::new(), format!("{file}{backend}")] {
+            assert_eq!(load(&fields), Err(Rejection::MemoryBackend));
         }
+    }
+
+    #[test]
+    fn a_loaded_vm_stays_paused_untracked_and_at_its_time_unless_the_request_says_otherwise() {
+        let request = load(r#","mem_file_path":"m""#).expect("valid");
+        assert_eq!(
+            (request.paused, request.track, request.clock, request.hugepages),
+            (true, false, ClockPolicy::Stopped, None)
+        );
+        for tracked in ["track_dirty_pages", "enable_diff_snapshots"] {
+            let fields = format!(
+                r#","mem_file_path":"m","{tracked}":true,"resume_vm":true,"clock_realtime":true,"huge_pages":"None",
+                   "network_overrides":[{{"iface_id":"eth0","host_dev_name":"t1"}}]"#
+            );
+            let request = load(&fields).expect("valid");
+            assert_eq!(
+                (request.paused, request.track, request.clock, request.hugepages),
+                (false, true, ClockPolicy::Corrected, Some(false))
+            );
+            assert_eq!(request.nets["eth0"].tap.as_deref(), Some("t1"));
+        }
+    }
+
+    #[test]
+    fn reserved_pages_take_a_process_that_serves_them() {
+        let backend =
+            |kind| format!(r#","huge_pages":"2M","mem_backend":{{"backend_type":"{kind}","backend_path":"p"}}"#);
+        assert_eq!(load(&backend("File")), Err(Rejection::HugePagesOfFile));
+        assert_eq!(load(&backend("Uffd")).expect("valid").hugepages, Some(true));
+    }
+
+    #[test]
+    fn what_cannot_be_overridden_is_refused() {
+        let twice = r#","mem_file_path":"m","network_overrides":[{"iface_id":"e","host_dev_name":"a"},
+                       {"iface_id":"e","host_dev_name":"b"}]"#;
+        assert_eq!(load(twice), Err(Rejection::OverrideTwice("e".to_owned())));
+        let vsock = load(r#","mem_file_path":"m","vsock_override":{"uds_path":"v"}"#);
+        assert!(matches!(vsock, Err(Rejection::Unsupported(_))), "{vsock:?}");
     }
 }

@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 use cutover_devices::listener::Listener;
 use cutover_snapshot::spec::VmSpec;
 use cutover_vmm::dirty::DirtyRate;
-use cutover_vmm::{Command, DiskUpdate, Error, EventLog, NetUpdate, Refusal, State};
+use cutover_vmm::snapshot::{Kind, Method, SnapshotProgress, SnapshotReport, SnapshotRequest};
+use cutover_vmm::{Command, DiskUpdate, Error, EventLog, NetUpdate, Refusal, Reply, State};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::log::{LogArgs, Logger};
 use crate::metrics::testing;
-use crate::server::instance::{Build, Builder, Instance, VmSender};
+use crate::plan::Plan;
+use crate::server::instance::{Build, Builder, Built, Instance};
 use crate::server::{BODY_MAX, Options, Server};
 
 /// Longer than any answer takes, however slow the machine.
@@ -38,6 +40,10 @@ pub struct Told {
     pub state: Option<State>,
     pub disks: HashMap<String, DiskUpdate>,
     pub nets: HashMap<String, NetUpdate>,
+    /// What a snapshot was asked for with, and whoever waits for it.
+    pub snapshot: Option<(SnapshotRequest, Reply<SnapshotReport>)>,
+    /// Told when one was asked for.
+    snapshot_asked: Option<Sender<()>>,
 }
 
 /// What a request was answered.
@@ -54,7 +60,7 @@ impl Fake {
         let vm = told.clone();
         Self::with_builder(
             told,
-            Box::new(move |build| (build.answer)(Ok(pretend(&vm, build.spec)))),
+            Box::new(move |build| (build.answer)(Ok(pretend(&vm, build.plan)))),
         )
     }
 
@@ -125,6 +131,20 @@ impl Fake {
         answer.fault()
     }
 
+    /// Has somebody told when a snapshot is asked for. It is under way until the test ends it.
+    pub fn snapshots_asked(&self) -> Receiver<()> {
+        let (asked, hear) = channel();
+        self.told.lock().unwrap().snapshot_asked = Some(asked);
+        hear
+    }
+
+    /// Ends the snapshot that is under way; returns what was asked for.
+    pub fn finish_snapshot(&self) -> SnapshotRequest {
+        let (request, reply) = self.told.lock().unwrap().snapshot.take().expect("one is under way");
+        reply.send(Ok(snapshot_report()));
+        request
+    }
+
     /// Configures a kernel and starts the VM.
     pub fn start(&self) {
         self.done("PUT", "/boot-source", r#"{"kernel_image_path":"vmlinux"}"#);
@@ -167,43 +187,97 @@ pub fn exchange(mut stream: UnixStream, request: &[u8]) -> Answer {
     }
 }
 
+/// What comes of a snapshot.
+pub fn snapshot_report() -> SnapshotReport {
+    SnapshotReport {
+        path: "store/name".into(),
+        id: Some(uuid::Uuid::from_u128(7)),
+        parent: None,
+        kind: Kind::Full,
+        method: Method::CopyOnWrite,
+        method_reason: None,
+        pause_ns: 1,
+        total_ns: 2,
+        memory_bytes: 3,
+        disk_bytes: 4,
+        file_bytes: 5,
+    }
+}
+
+/// What a made-up snapshot says its VM consists of.
+fn saved_spec() -> VmSpec {
+    let spec = serde_json::json!({
+        "name": "saved", "cpus": 3, "memory": { "size": "64M" }, "boot": { "kernel": "saved-kernel" },
+        "disks": [{ "path": "saved.img" }],
+    });
+    serde_json::from_value(spec).expect("a VM")
+}
+
 /// A VM that keeps to the rules and notes down what it is told.
-pub fn pretend(told: &Arc<Mutex<Told>>, spec: VmSpec) -> VmSender {
+pub fn pretend(told: &Arc<Mutex<Told>>, plan: Plan) -> Built {
+    let (spec, state) = match plan {
+        Plan::Boot(spec) => (spec, State::Running),
+        Plan::Restore(request) if request.paused => (saved_spec(), State::Paused),
+        Plan::Restore(_) => (saved_spec(), State::Running),
+    };
     {
         let mut told = told.lock().unwrap();
-        told.spec = Some(spec);
-        told.state = Some(State::Running);
+        told.spec = Some(spec.clone());
+        told.state = Some(state);
     }
     let told = told.clone();
-    Box::new(move |command| {
-        let mut told = told.lock().unwrap();
-        let state = told.state.expect("it was started");
-        match command {
-            Command::Lifecycle(request, reply) => reply.send(match state.after(request, Instant::now()) {
-                Ok(step) => {
-                    told.state = Some(step.next);
-                    Ok(())
-                }
-                Err(refusal) => Err(refusal.into()),
-            }),
-            Command::State(reply) if state == State::Ended => reply.send(Err(Refusal::Ended.into())),
-            Command::State(reply) => reply.send(Ok(state)),
-            Command::UpdateDisk { update, reply, .. } if update.path == Some("missing".into()) => {
-                reply.send(Err(Error::Refused(Refusal::Confined)));
+    let vm = Box::new(move |command| serve(&mut told.lock().unwrap(), command));
+    Built { spec, vm }
+}
+
+fn serve(told: &mut Told, command: Command) {
+    let state = told.state.expect("it was started");
+    match command {
+        Command::Lifecycle(request, reply) => reply.send(match state.after(request, Instant::now()) {
+            Ok(step) => {
+                told.state = Some(step.next);
+                Ok(())
             }
-            Command::UpdateDisk { id, update, reply } => {
-                told.disks.insert(id, update);
-                reply.send(Ok(()));
-            }
-            Command::UpdateNet { id, update, reply } => {
-                told.nets.insert(id, update);
-                reply.send(Ok(()));
-            }
-            Command::Stats(reply) => reply.send(Ok(testing::stats(7))),
-            Command::DirtyRate(reply) => reply.send(Ok(DirtyRate {
-                pages: 300,
-                interval: Duration::from_millis(1500),
-            })),
+            Err(refusal) => Err(refusal.into()),
+        }),
+        Command::State(reply) if state == State::Ended => reply.send(Err(Refusal::Ended.into())),
+        Command::State(reply) => reply.send(Ok(state)),
+        Command::UpdateDisk { update, reply, .. } if update.path == Some("missing".into()) => {
+            reply.send(Err(Error::Refused(Refusal::Confined)));
         }
-    })
+        Command::UpdateDisk { id, update, reply } => {
+            told.disks.insert(id, update);
+            reply.send(Ok(()));
+        }
+        Command::UpdateNet { id, update, reply } => {
+            told.nets.insert(id, update);
+            reply.send(Ok(()));
+        }
+        Command::Stats(reply) => reply.send(Ok(testing::stats(7))),
+        Command::DirtyRate(reply) => reply.send(Ok(DirtyRate {
+            pages: 300,
+            interval: Duration::from_millis(1500),
+        })),
+        Command::Snapshot { reply, .. } if told.snapshot.is_some() => {
+            reply.send(Err(Refusal::SnapshotUnderWay.into()));
+        }
+        Command::Snapshot { request, reply } => {
+            told.snapshot = Some((request, reply));
+            if let Some(asked) = &told.snapshot_asked {
+                asked.send(()).expect("the test listens");
+            }
+        }
+        Command::SnapshotProgress(reply) => {
+            let is_under_way = told.snapshot.is_some();
+            reply.send(Ok(is_under_way.then_some(SnapshotProgress { done: 5, total: 10 })));
+        }
+        Command::CancelSnapshot(reply) => match told.snapshot.take() {
+            Some((_, waiting)) => {
+                waiting.send(Err(Error::SnapshotCancelled));
+                reply.send(Ok(()));
+            }
+            None => reply.send(Err(Refusal::NoSnapshotUnderWay.into())),
+        },
+        Command::RestoreProgress(reply) => reply.send(Ok(SnapshotProgress { done: 8, total: 8 })),
+    }
 }

@@ -2,15 +2,19 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
+use axum::routing::get;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::fake::{Fake, connect, exchange};
 use crate::server::http::Json;
 use crate::server::{BODY_MAX, connection};
+
+const AN_HOUR: Duration = Duration::from_secs(3600);
 
 /// The server serves others as before.
 fn is_well(fake: &Fake) {
@@ -200,7 +204,9 @@ fn with_a_hasty_clock(client: impl FnOnce(UnixStream) + Send + 'static) {
     });
     runtime.expect("a runtime").block_on(async {
         let listener = tokio::net::UnixListener::from_std(listener).expect("a listener");
-        let router = Router::new().fallback(async |Json(_): Json<Value>| StatusCode::NO_CONTENT);
+        let router = Router::new()
+            .route("/long", get(async || tokio::time::sleep(AN_HOUR).await))
+            .fallback(async |Json(_): Json<Value>| StatusCode::NO_CONTENT);
         connection::serve(listener, router, stopped).await;
     });
     watcher.join().expect("joined").expect("the client is content");
@@ -231,5 +237,13 @@ fn a_client_that_sends_half_a_body_is_told_and_dropped_in_time() {
 fn a_client_that_is_silent_is_dropped_in_time() {
     with_a_hasty_clock(|mut client| {
         assert_eq!(client.read(&mut [0]).expect("the server ends the connection"), 0);
+    });
+}
+
+#[test]
+fn a_client_that_waits_for_an_answer_is_not_dropped_however_long_that_takes() {
+    with_a_hasty_clock(|client| {
+        let request = b"GET /long HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+        assert_eq!(exchange(client, request).status, 200);
     });
 }

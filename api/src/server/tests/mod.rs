@@ -4,3 +4,4 @@ mod events;
 mod fake;
 mod hostile;
 mod requests;
+mod snapshots;

@@ -72,6 +72,10 @@ fn what_needs_a_vm_is_refused_before_there_is_one() {
             r#"{"snapshot_path":"s","mem_file_path":"m"}"#,
         ),
         ("PUT", "/v1/power", r#"{"action":"destroy"}"#),
+        ("POST", "/v1/snapshots", r#"{"store":"s","name":"n"}"#),
+        ("GET", "/v1/snapshots/current", ""),
+        ("DELETE", "/v1/snapshots/current", ""),
+        ("GET", "/v1/restore", ""),
         ("GET", "/v1/stats", ""),
         ("GET", "/v1/stats/dirty-rate", ""),
     ] {
@@ -104,6 +108,7 @@ fn what_describes_a_vm_is_refused_once_it_is_started() {
         ("PUT", "/logger", "{}"),
         ("PUT", "/metrics", r#"{"metrics_path":"m"}"#),
         ("PUT", "/snapshot/load", r#"{"snapshot_path":"s","mem_file_path":"m"}"#),
+        ("PUT", "/v1/restore", r#"{"snapshot":"s"}"#),
         ("PUT", "/actions", START),
     ] {
         let reason = fake.refused(method, path, body);
@@ -201,7 +206,7 @@ fn after_a_start_that_failed_the_reason_is_told_and_it_can_be_tried_again() {
             let build = asked.recv().expect("asked for");
             (build.answer)(Err(Error::Refused(Refusal::Confined)));
             let build = asked.recv().expect("asked for again");
-            (build.answer)(Ok(pretend(told, build.spec)));
+            (build.answer)(Ok(pretend(told, build.plan)));
         });
         assert_eq!(fake.refused("PUT", "/actions", START), Refusal::Confined.to_string());
         assert_eq!(fake.get("/")["state"], "Not started");
@@ -226,7 +231,7 @@ fn a_start_goes_on_when_the_client_that_asked_for_it_goes_away() {
     let build = asked.recv().expect("asked for");
     assert_eq!(fake.refused("PUT", "/actions", START), "the VM is being started");
     drop(client);
-    (build.answer)(Ok(pretend(&fake.told, build.spec)));
+    (build.answer)(Ok(pretend(&fake.told, build.plan)));
     assert_eq!(fake.get("/")["state"], "Running");
 }
 

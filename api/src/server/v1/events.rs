@@ -137,6 +137,15 @@ impl From<EventKind> for EventKindV1 {
             EventKind::OperationForced { state } => Self::OperationForced { state: state.into() },
             EventKind::DriveUpdated { drive } => Self::DriveUpdated { drive },
             EventKind::NetworkInterfaceUpdated { interface } => Self::NetworkInterfaceUpdated { interface },
+            EventKind::SnapshotStarted { path } => Self::SnapshotStarted {
+                path: path.display().to_string(),
+            },
+            EventKind::SnapshotFinished { report } => Self::SnapshotFinished { report: report.into() },
+            EventKind::SnapshotFailed { path, reason } => Self::SnapshotFailed {
+                path: path.display().to_string(),
+                reason,
+            },
+            EventKind::RestoreFinished => Self::RestoreFinished,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 
 use super::instance::Instance;
 
@@ -12,6 +12,8 @@ pub mod events;
 pub mod info;
 pub mod metrics;
 pub mod power;
+pub mod restore;
+pub mod snapshots;
 pub mod stats;
 pub mod types;
 
@@ -22,6 +24,12 @@ pub fn routes() -> Router<Arc<Instance>> {
         .route("/v1/info", get(info::get))
         .route("/v1/metrics", get(metrics::get))
         .route("/v1/power", put(power::put))
+        .route("/v1/restore", get(restore::get).put(restore::put))
+        .route("/v1/snapshots", post(snapshots::post))
+        .route(
+            "/v1/snapshots/current",
+            get(snapshots::progress).delete(snapshots::cancel),
+        )
         .route("/v1/stats", get(stats::get))
         .route("/v1/stats/dirty-rate", get(dirty_rate::get))
 }

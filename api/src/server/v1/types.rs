@@ -3,10 +3,17 @@
 //! Kept apart from the monitor's own types, so that those can change without the API noticing. Clients accept fields
 //! and event types that they do not know; servers refuse fields that they do not know.
 
+mod snapshots;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use snapshots::{
+    COMPRESSION_MAX, ClockV1, NetOverrideV1, ProgressV1, RestoreV1, SnapshotDisksV1, SnapshotKindV1, SnapshotMethodV1,
+    SnapshotReportV1, SnapshotV1, TrustV1,
+};
 
 /// Longest time that `shutdown` and `reboot` may give a guest: a day, in milliseconds.
 pub const POWER_TIMEOUT_MAX_MS: u64 = 86_400_000;
@@ -311,6 +318,25 @@ pub enum EventKindV1 {
         /// Id of the interface.
         interface: String,
     },
+    /// A snapshot is being made.
+    SnapshotStarted {
+        /// Where it goes: its directory, or the file with its state.
+        path: String,
+    },
+    /// The snapshot is permanent.
+    SnapshotFinished {
+        /// What came of it.
+        report: SnapshotReportV1,
+    },
+    /// There is no snapshot, and nothing is left of it.
+    SnapshotFailed {
+        /// Where it should have gone.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// All memory and all disks of the restored VM are there: its snapshot is not needed any more.
+    RestoreFinished,
     /// The events before this one are lost: the client was too far behind, or saw the last one in another process.
     /// `sequence` is that of the last event lost.
     Gap,

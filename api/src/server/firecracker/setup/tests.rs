@@ -131,11 +131,11 @@ fn metrics_go_to_one_file() {
 #[test]
 fn nothing_is_configured_during_a_start_or_after_it_and_it_happens_once() {
     let mut setup = configured([boot_source()]);
-    setup.start().expect("a VM");
+    let spec = setup.start().expect("a VM");
     assert_eq!(setup.configure(boot_source()), Err(Rejection::Starting));
     assert_eq!(setup.start(), Err(Rejection::Starting));
     assert_eq!(setup.check(Needs::Started), Err(Rejection::Starting));
-    setup.finish_start(true);
+    setup.finish_start(Some(&spec));
     assert_eq!(
         setup.configure(boot_source()),
         Err(Rejection::Started("the boot source"))
@@ -148,17 +148,64 @@ fn nothing_is_configured_during_a_start_or_after_it_and_it_happens_once() {
 fn after_a_start_that_failed_everything_can_be_put_right() {
     let mut setup = configured([boot_source()]);
     setup.start().expect("a VM");
-    setup.finish_start(false);
+    setup.finish_start(None);
     setup.configure(Change::Drive(drive("a", true))).expect("not started");
     setup.start().expect("once more");
+}
+
+#[test]
+fn a_vm_that_is_restored_is_what_its_snapshot_says_with_the_log_and_metrics_of_this_process() {
+    let saved = configured([
+        boot_source(),
+        Change::Drive(drive("a", false)),
+        Change::NetworkInterface(interface("eth0", "02:00:00:00:00:01")),
+    ])
+    .start()
+    .expect("a VM");
+    let mut setup = configured([
+        Change::Metrics(read(r#"{"metrics_path":"m"}"#)),
+        Change::Serial(read(r#"{"serial_out_path":"console"}"#)),
+    ]);
+    assert_eq!(setup.restore(true), Ok(SerialSpec::File("console".into())));
+    assert_eq!(setup.restore(true), Err(Rejection::Starting));
+    assert_eq!(setup.configure(boot_source()), Err(Rejection::Starting));
+    setup.finish_start(Some(&saved));
+    assert_eq!(setup.configuration().draft(), Ok(saved));
+    assert!(setup.configuration().metrics.is_some() && setup.configuration().machine.track_dirty_pages);
+    assert_eq!(setup.restore(true), Err(Rejection::StartedAlready));
+    assert!(setup.drive("a").is_ok());
+}
+
+#[test]
+fn what_a_snapshot_says_cannot_be_configured_before_and_a_failed_restore_leaves_all_as_it_was() {
+    for (change, subject) in [
+        (
+            Change::Machine(read(r#"{"vcpu_count":2,"mem_size_mib":64}"#)),
+            "the machine",
+        ),
+        (boot_source(), "a boot source"),
+        (Change::Drive(drive("a", false)), "a drive"),
+        (
+            Change::NetworkInterface(interface("e", "02:00:00:00:00:01")),
+            "a network interface",
+        ),
+        (Change::Entropy(EntropyDevice::default()), "the entropy device"),
+    ] {
+        assert_eq!(configured([change]).restore(false), Err(Rejection::Configured(subject)));
+    }
+    let mut setup = Setup::default();
+    assert_eq!(setup.restore(false), Ok(SerialSpec::Stdio));
+    setup.finish_start(None);
+    setup.configure(boot_source()).expect("not started");
+    setup.start().expect("booted instead");
 }
 
 #[test]
 fn devices_are_changed_once_the_vm_is_started_and_by_their_ids() {
     let mut setup = configured([boot_source(), Change::Drive(drive("a", true))]);
     assert_eq!(setup.drive("a").err(), Some(Rejection::NotStarted));
-    setup.start().expect("a VM");
-    setup.finish_start(true);
+    let spec = setup.start().expect("a VM");
+    setup.finish_start(Some(&spec));
     assert_eq!(setup.drive("b").err(), Some(Rejection::NoDrive("b".to_owned())));
     assert_eq!(
         setup.network_interface("e").err(),

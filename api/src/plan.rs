@@ -1,0 +1,35 @@
+//! What the VM of a process is made of: a description, which is booted, or a snapshot, which is restored.
+
+use cutover_snapshot::spec::VmSpec;
+use cutover_vmm::snapshot::RestoreRequest;
+use cutover_vmm::{Error, Options, Vmm};
+
+/// What a VM is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// A description.
+    Boot(VmSpec),
+    /// A snapshot.
+    Restore(RestoreRequest),
+}
+
+impl Plan {
+    /// What the VM is to be called, if the plan says so.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Boot(spec) => spec.name.as_deref(),
+            Self::Restore(request) => request.name.as_deref(),
+        }
+    }
+
+    /// Builds the VM.
+    ///
+    /// # Errors
+    /// The plan is wrong, a file is missing or damaged, or the host lacks something. Nothing is left behind.
+    pub fn build(&self, options: &Options) -> Result<Vmm, Error> {
+        match self {
+            Self::Boot(spec) => Vmm::build(spec, options),
+            Self::Restore(request) => Vmm::restore(request, options),
+        }
+    }
+}

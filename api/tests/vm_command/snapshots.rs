@@ -1,0 +1,111 @@
+//! `cutover snapshot create`: what a VM is asked, and what comes of its answers.
+
+use std::process::{Output, Stdio};
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::fake::Machine;
+
+const CREATE: [&str; 7] = ["snapshot", "create", "web", "--store", "/store", "--name", "monday"];
+
+fn report() -> Value {
+    json!({
+        "path": "/store/monday", "id": "00000000-0000-0000-0000-000000000007", "kind": "full",
+        "method": "copy_on_write", "pause_ns": 1_500_000, "total_ns": 2_000_000_000_u64, "memory_bytes": 128 << 20,
+        "disk_bytes": 0, "file_bytes": 64 << 20,
+    })
+}
+
+/// Exit code, standard output, standard error.
+fn taken_apart(output: Output) -> (i32, String, String) {
+    let text = |bytes| String::from_utf8(bytes).expect("it is text");
+    let code = output.status.code().expect("it was not killed");
+    (code, text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_vm_is_asked_once_and_its_report_is_shown_in_words_or_as_json() {
+    let machine = Machine::new();
+    let asked = machine.vm("web", |_, answer| answer.text(201, &report().to_string()));
+    let output = machine.program().args(CREATE).output().expect("built for this test");
+    let words = "/store/monday: 128 MiB of memory and 0 B of disks in files of 64 MiB\n\
+                 made in 2.00s, for 1.50 ms of which the guest stood still\n";
+    assert_eq!(taken_apart(output), (0, words.to_owned(), String::new()));
+    let options = ["--incremental", "--reference-disks", "--compress", "3", "--json"];
+    let output = machine.program().args(CREATE).args(options).output();
+    let (code, out, errors) = taken_apart(output.expect("built for this test"));
+    assert_eq!((code, errors.as_str()), (0, ""));
+    assert_eq!(serde_json::from_str::<Value>(&out).expect("JSON"), report());
+    let requests = asked.requests();
+    assert_eq!(
+        requests.len(),
+        2,
+        "nobody looks at the progress where there is no terminal"
+    );
+    assert_eq!(requests[0].line, "POST /v1/snapshots");
+    assert_eq!(
+        requests[0].body,
+        json!({ "store": "/store", "name": "monday", "kind": "full", "disks": "copied" })
+    );
+    assert_eq!(
+        requests[1].body,
+        json!({
+            "store": "/store", "name": "monday", "kind": "incremental", "disks": "referenced", "compress": 3,
+        })
+    );
+}
+
+#[test]
+fn what_the_vm_refuses_is_told_with_its_name() {
+    let machine = Machine::new();
+    machine.vm("web", |_, answer| {
+        answer.text(400, &json!({ "fault_message": "a snapshot is under way" }).to_string());
+    });
+    let output = machine.program().args(CREATE).output().expect("built for this test");
+    let told = "cutover: error: web: a snapshot is under way\n";
+    assert_eq!(taken_apart(output), (1, String::new(), told.to_owned()));
+    let output = Machine::new().program().args(CREATE).output();
+    let (code, _, errors) = taken_apart(output.expect("built for this test"));
+    assert_eq!(code, 1);
+    assert!(errors.contains("web: no VM listens on"), "{errors}");
+}
+
+#[test]
+fn an_interrupt_cancels_the_snapshot_and_the_vms_answer_is_waited_for() {
+    let machine = Machine::new();
+    let (begun, is_begun) = channel();
+    let (cancelled, is_cancelled) = channel();
+    let is_cancelled = Mutex::new(is_cancelled);
+    let asked = machine.vm("web", move |request, answer| match request.line.as_str() {
+        "POST /v1/snapshots" => {
+            begun.send(()).expect("the test waits");
+            is_cancelled.lock().unwrap().recv().expect("somebody cancels");
+            answer.text(400, &json!({ "fault_message": "cancelled" }).to_string());
+        }
+        "DELETE /v1/snapshots/current" => {
+            answer.done();
+            // Once is enough.
+            let _ = cancelled.send(());
+        }
+        line => panic!("nobody should ask {line}"),
+    });
+    let client = machine
+        .program()
+        .args(CREATE)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("built for this test");
+    is_begun.recv().expect("the VM is asked");
+    kill_process(Pid::from_child(&client), Signal::INT).expect("it waits");
+    let output = client.wait_with_output().expect("it ends");
+    let told = "cutover: error: web: cancelled\n";
+    assert_eq!(taken_apart(output), (1, String::new(), told.to_owned()));
+    assert_eq!(
+        asked.lines()[..2],
+        ["POST /v1/snapshots", "DELETE /v1/snapshots/current"]
+    );
+}
