@@ -28,7 +28,7 @@ pub struct SerialState {
     modem_status: u8,
     scratch: u8,
     /// The receiver's FIFO, oldest first.
-    received: Vec<u8>,
+    pub(super) received: Vec<u8>,
 }
 
 impl Section for SerialState {

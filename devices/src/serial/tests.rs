@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::console::PENDING_MAX;
 use crate::event_loop::EventLoop;
+use crate::virtio::DeviceError;
 
 const DATA: u64 = 0;
 const INTERRUPT_ENABLE: u64 = 1;
@@ -29,6 +30,13 @@ struct Guest {
 
 impl Guest {
     fn with(console: Console) -> Self {
+        let guest = Self::in_state(console, None).expect("a new port");
+        guest.port.lock().unwrap().write(INTERRUPT_ENABLE, &[1]);
+        guest
+    }
+
+    /// A guest whose port was saved in `state`.
+    fn in_state(console: Console, state: Option<&SerialState>) -> Result<Self, DeviceError> {
         let interrupt = EventFd::new(0).expect("an event descriptor");
         let raised = interrupt.try_clone().expect("the same one");
         let (sender, events) = channel();
@@ -36,17 +44,19 @@ impl Guest {
         let sink: GuestEventSink = Arc::new(move |event| {
             sender.lock().unwrap().send(event).expect("the test listens");
         });
-        let port = Arc::new(Mutex::new(SerialPort::new(raised, console, sink)));
+        let mut port = SerialPort::new(raised, console, sink);
+        if let Some(state) = state {
+            port.restore(state)?;
+        }
+        let port = Arc::new(Mutex::new(port));
         let event_loop = EventLoop::spawn("test", || {}).expect("a loop");
         event_loop.handle().add(port.clone()).expect("the loop runs");
-        let guest = Self {
+        Ok(Self {
             port,
             interrupt,
             events,
             _event_loop: event_loop,
-        };
-        guest.port.lock().unwrap().write(INTERRUPT_ENABLE, &[1]);
-        guest
+        })
     }
 
     fn on_socket(path: &Path) -> Self {
@@ -238,4 +248,75 @@ proptest! {
         port.read(LINE_STATUS, &mut status);
         prop_assert_eq!(status[0] & 0x60, 0x60, "the transmitter is always ready");
     }
+}
+
+/// A console from one end of a socket to the other.
+fn connected() -> (Console, UnixStream, UnixStream) {
+    let (input, typist) = UnixStream::pair().expect("socket pair");
+    let (output, reader) = UnixStream::pair().expect("socket pair");
+    (Console::of(input.into(), false, output.into()), typist, reader)
+}
+
+#[test]
+fn a_port_goes_on_with_its_registers_and_what_the_guest_has_not_read() {
+    let (console, mut typist, _reader) = connected();
+    let guest = Guest::with(console);
+    for (register, value) in [(3, 0x83), (0, 12), (1, 1), (3, 3), (4, 0x0b), (7, 0x5a)] {
+        guest.port.lock().unwrap().write(register, &[value]);
+    }
+    typist.write_all(b"half").expect("room");
+    assert_eq!(guest.read(1), b"h");
+    while guest.port.lock().unwrap().save().received != b"alf" {
+        std::thread::yield_now();
+    }
+    let state = guest.port.lock().unwrap().save();
+
+    let (console, mut typist, mut reader) = connected();
+    typist.write_all(b" and half").expect("room");
+    let restored = Guest::in_state(console, Some(&state)).expect("a state it was in");
+    assert_eq!(restored.read(12), b"alf and half");
+    restored.print(b"whole");
+    assert_eq!(seen(&mut reader, 5), b"whole");
+    let registers = [3, 4, 7].map(|register| {
+        let mut value = [0];
+        restored.port.lock().unwrap().read(register, &mut value);
+        value[0]
+    });
+    assert_eq!(registers, [3, 0x0b, 0x5a]);
+    assert_eq!(guest.read(3), b"alf", "the port it was saved from goes on, too");
+}
+
+#[test]
+fn the_guest_is_interrupted_again_for_what_it_has_not_seen() {
+    let (console, mut typist, _reader) = connected();
+    let guest = Guest::with(console);
+    typist.write_all(b"x").expect("room");
+    guest.interrupt.read().expect("an interrupt");
+    let state = guest.port.lock().unwrap().save();
+    let (console, _typist, _reader) = connected();
+    let restored = Guest::in_state(console, Some(&state)).expect("a state it was in");
+    restored.interrupt.read().expect("an interrupt");
+    restored.port.lock().unwrap().raise_again();
+    restored.interrupt.read().expect("another");
+    assert_eq!(restored.read(1), b"x");
+}
+
+#[test]
+fn more_input_than_the_fifo_holds_is_no_state_of_a_port() {
+    let (console, mut typist, _reader) = connected();
+    let guest = Guest::with(console);
+    typist.write_all(&[b'x'; 64]).expect("room");
+    while guest.port.lock().unwrap().save().received.len() < 64 {
+        std::thread::yield_now();
+    }
+    let mut state = guest.port.lock().unwrap().save();
+    Guest::in_state(connected().0, Some(&state)).expect("a state it was in");
+    state.received.push(b'x');
+    let refused = Guest::in_state(connected().0, Some(&state))
+        .err()
+        .expect("one byte too many");
+    assert_eq!(
+        refused.to_string(),
+        "the saved state of the serial port cannot be restored: 65 bytes are received, there is room for 64"
+    );
 }

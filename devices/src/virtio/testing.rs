@@ -15,7 +15,7 @@ use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::VirtioDevice;
-use super::mmio::MmioTransport;
+use super::mmio::{MmioTransport, TransportState};
 use super::rng::Rng;
 use crate::GuestMemory;
 use crate::bus::BusDevice;
@@ -100,16 +100,8 @@ impl Guest {
     pub fn sharing(device: Arc<Mutex<impl VirtioDevice + 'static>>) -> Self {
         let (memory, fences) = fenced_memory(&[(0, LOW_SIZE), (HIGH_START, HIGH_SIZE)]);
         let event_loop = EventLoop::spawn("test-devices", || {}).unwrap();
-        let (sink, events) = recorder();
         let queues = device.lock().unwrap().queue_sizes().len();
-        let transport = MmioTransport::new(
-            "virtio-test".to_owned(),
-            device,
-            memory.clone(),
-            event_loop.handle(),
-            sink,
-        )
-        .unwrap();
+        let (transport, events) = transport(device, &memory, &event_loop);
         Self {
             memory,
             transport,
@@ -118,6 +110,19 @@ impl Guest {
             fences,
             event_loop,
         }
+    }
+
+    /// Has `device`, new and in `state`, take the place of the one there is, of which the driver notices nothing.
+    pub fn replace(
+        &mut self,
+        device: impl VirtioDevice + 'static,
+        state: &TransportState,
+    ) -> Result<(), super::DeviceError> {
+        let device = Arc::new(Mutex::new(device));
+        let (mut transport, events) = transport(device, &self.memory, &self.event_loop);
+        transport.restore(state)?;
+        (self.transport, self.events) = (transport, events);
+        Ok(())
     }
 
     /// A guest whose driver has set `device` up, accepting `features`.
@@ -364,6 +369,17 @@ impl Guest {
         wait_readable(unsafe { BorrowedFd::borrow_raw(interrupt.as_raw_fd()) });
         interrupt.read().unwrap();
     }
+}
+
+fn transport(
+    device: Arc<Mutex<impl VirtioDevice + 'static>>,
+    memory: &GuestMemory,
+    event_loop: &EventLoop,
+) -> (MmioTransport, Recorded) {
+    let (sink, events) = recorder();
+    let name = "virtio-test".to_owned();
+    let transport = MmioTransport::new(name, device, memory.clone(), event_loop.handle(), sink);
+    (transport.unwrap(), events)
 }
 
 /// An entropy device without limits: the simplest device there is.

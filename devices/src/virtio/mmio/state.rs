@@ -211,3 +211,6 @@ impl MmioTransport {
         Ok(Service::Paused(queues.collect::<Result<_, String>>()?))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -387,3 +387,27 @@ fn an_mtu_below_that_of_ip_is_refused() {
         "an MTU of 67 bytes is too small; the least is 68"
     );
 }
+
+#[test]
+fn an_interface_in_a_saved_state_uses_what_the_driver_posted_and_sends_what_was_held() {
+    let (mut guest, cable) = guest(0);
+    for index in 0..3 {
+        guest.offer(RX, &[Piece::In(RX_DATA + 0x1000 * index, 2048)]);
+    }
+    guest.kick(RX);
+    let first = frame(1, 100);
+    write(&cable, &first).unwrap();
+    assert_eq!(guest.take_used(RX), (0, 112));
+    guest.transport.pause();
+    offer_frame(&mut guest, TX_DATA, &frame(7, 60));
+    let state = guest.transport.save();
+    let (device, cable) = device();
+    guest.replace(device, &state).unwrap();
+    guest.transport.resume();
+    assert_eq!(receive(&cable), frame(7, 60));
+    let second = frame(2, 200);
+    write(&cable, &second).unwrap();
+    assert_eq!(guest.take_used(RX), (1, 212));
+    assert_eq!(guest.read(RX_DATA + 0x1000, 212), in_buffers(&second, 1));
+    assert_eq!(guest.read(RX_DATA, 112), in_buffers(&first, 1));
+}
