@@ -17,7 +17,7 @@ use crate::kvm::KvmVm;
 use crate::lifecycle::GuestEnd;
 use crate::seccomp::{self, ThreadKind};
 use crate::snapshot::ClockPolicy;
-use crate::state::{DevicesState, MachineState, VmState, check_cpu};
+use crate::state::{DevicesState, MachineState, VmState};
 use crate::stats::{MemoryStats, VcpuStats};
 use crate::{Error, acpi, boot, generation, memory};
 
@@ -70,8 +70,8 @@ impl Machine {
         driver: &Arc<Mailbox>,
     ) -> Result<Self, Error> {
         spec.check()?;
-        check_cpu(&state.cpu_needs())?;
         let frame = Frame::create(spec, memory, options, driver, Some(&state.devices))?;
+        state.check(spec.cpus, &frame.vm)?;
         let passed_ns = state.vm.passed_ns(clock);
         let vcpus = (0..spec.cpus)
             .zip(&state.vcpus)

@@ -12,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use super::*;
 use crate::control::Message;
 use crate::layout::VM_GENERATION_ID;
+use crate::state::check_cpu;
 use crate::testing::{has_kvm, kernel, tiny_spec};
 
 /// Counts in memory, and powers the machine off at [`ENOUGH`].
@@ -202,6 +203,17 @@ fn state_of_another_vm_is_refused() {
     };
     let refused = through_a_file(&state, &more_cpus).unwrap_err().to_string();
     assert!(refused.contains("vcpu/2"), "{refused}");
+    let memory = memory::map(&spec.memory).unwrap();
+    let options = Options::default();
+    let restored = Machine::restore(
+        &more_cpus,
+        memory,
+        &state,
+        ClockPolicy::Stopped,
+        &options,
+        &Arc::default(),
+    );
+    assert!(matches!(restored, Err(Error::SavedState(reason)) if reason == "it has 2 vCPUs, the VM has 3"));
     let mut more_devices = spec.clone();
     more_devices.rng = Some(RngSpec::default());
     let refused = through_a_file(&state, &more_devices).unwrap_err().to_string();

@@ -5,7 +5,7 @@
 //! snapshot, and compared with what this host would show.
 
 use cutover_snapshot::manifest::{CpuNeeds, CpuRegister, CpuWord};
-use kvm_bindings::kvm_cpuid_entry2;
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::Cap;
 
 use crate::Error;
@@ -70,9 +70,20 @@ pub fn of(cpuid: &[kvm_cpuid_entry2]) -> CpuNeeds {
 /// The CPU is another manufacturer's or lacks features, each of which is named; or KVM cannot be asked.
 pub fn check(needs: &CpuNeeds) -> Result<(), Error> {
     let kvm = kvm::open()?;
-    let supported = kvm::supported_cpuid(&kvm)?;
-    let shown = shown_here(&supported, kvm.check_extension(Cap::TscDeadlineTimer))?;
-    compare(needs, shown.as_slice())
+    check_against(
+        needs,
+        &kvm::supported_cpuid(&kvm)?,
+        kvm.check_extension(Cap::TscDeadlineTimer),
+    )
+}
+
+/// Whether a host has what `needs` says whose KVM supports `supported`, and a local APIC with or without
+/// `tsc_deadline`.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_against(needs: &CpuNeeds, supported: &CpuId, tsc_deadline: bool) -> Result<(), Error> {
+    compare(needs, shown_here(supported, tsc_deadline)?.as_slice())
 }
 
 /// Whether a host that shows its guests `cpuid` has what `needs` says.

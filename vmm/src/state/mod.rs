@@ -26,6 +26,7 @@ use cutover_snapshot::section::{SectionWriter, State};
 use cutover_snapshot::spec::VmSpec;
 
 use crate::Error;
+use crate::kvm::KvmVm;
 
 pub use self::cpu_needs::check as check_cpu;
 pub use self::devices::{DevicesState, sections as device_sections};
@@ -71,6 +72,18 @@ impl MachineState {
             vcpus: vcpus.collect::<Result<_, Error>>()?,
             devices: DevicesState::read(spec, sections)?,
         })
+    }
+
+    /// Whether `vm` can be put into this state, as far as can be said before it is tried.
+    ///
+    /// # Errors
+    /// It is of another number of vCPUs than `cpus`, or the host's CPU lacks what the guest uses.
+    pub fn check(&self, cpus: u8, vm: &KvmVm) -> Result<(), Error> {
+        let saved = self.vcpus.len();
+        if saved != usize::from(cpus) {
+            return Err(Error::SavedState(format!("it has {saved} vCPUs, the VM has {cpus}")));
+        }
+        cpu_needs::check_against(&self.cpu_needs(), &vm.supported_cpuid, vm.tsc_deadline)
     }
 
     /// What the guest needs of a host's CPU: what its first vCPU was shown, as were the others.
