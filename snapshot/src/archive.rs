@@ -37,7 +37,7 @@ const MEMBERS_MAX: usize = 2 + IMAGES_MAX;
 pub(crate) struct Archive {
     path: PathBuf,
     /// What the snapshot is called: as the file.
-    name: String,
+    pub name: String,
     members: BTreeMap<String, Arc<Part>>,
 }
 
@@ -49,7 +49,8 @@ impl Archive {
         Self::read(Arc::new(file))
     }
 
-    fn read(whole: Arc<dyn Blob>) -> Result<Self, Error> {
+    /// Finds the members of `whole`.
+    pub fn read(whole: Arc<dyn Blob>) -> Result<Self, Error> {
         let path = whole.path().to_owned();
         let mut members = BTreeMap::new();
         let mut offset = 0;

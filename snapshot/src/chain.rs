@@ -9,7 +9,8 @@ use crate::archive::Archive;
 use crate::blob::read_whole;
 use crate::error::Error;
 use crate::image::Image;
-use crate::manifest::{Base, ImageEntry};
+use crate::manifest::{self, Base, ImageEntry};
+use crate::remote::{Access, RemoteDir, Url};
 use crate::section::{self, STATE_BYTES_MAX, State};
 use crate::source::{self, Directory, Source};
 use crate::store::{Snapshot, check_name};
@@ -26,11 +27,24 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// The chain of the snapshot at `path`: a directory, whose parents are beside it, or a single file.
+    /// The chain of the snapshot at `path`: a directory, whose parents are beside it, a single file, or either of them in
+    /// a bucket (`s3://BUCKET/PATH`) that is reached as the environment says.
     ///
     /// # Errors
     /// A snapshot is missing or not the one it should be, a manifest is damaged, a file has another length.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_through(path, &Access::from_env())
+    }
+
+    /// The same, where buckets are reached as `access` says.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_through(path: &Path, access: &Access) -> Result<Self, Error> {
+        if let Some(url) = Url::parse(path) {
+            let (above, name) = url?.split()?;
+            return Self::open_remote(RemoteDir::new(above, access)?, &name);
+        }
         let whole = path.canonicalize().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::Absent(path.to_owned()),
             _ => Error::io("find it", path)(error),
@@ -39,10 +53,24 @@ impl Chain {
             return Err(Error::Name(path.display().to_string()));
         };
         if whole.is_file() {
-            return Self::of(Arc::new(Archive::open(&whole)?), name);
+            return Self::of_file(Archive::open(&whole)?);
         }
         check_name(name)?;
         Self::of(Arc::new(Directory(dir.to_owned())), name)
+    }
+
+    fn open_remote(dir: RemoteDir, name: &str) -> Result<Self, Error> {
+        if dir.open(name, manifest::FILE)?.is_none()
+            && let Some(file) = dir.file(name)?
+        {
+            return Self::of_file(Archive::read(file)?);
+        }
+        Self::of(Arc::new(dir), name)
+    }
+
+    fn of_file(file: Archive) -> Result<Self, Error> {
+        let name = file.name.clone();
+        Self::of(Arc::new(file), &name)
     }
 
     /// The chain of the snapshot of `source` called `name`.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use crate::remote::Failure;
+
 /// Why saved state could not be written, read or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -18,6 +20,16 @@ pub enum Error {
         path: PathBuf,
         /// Why it failed.
         source: io::Error,
+    },
+    /// A store that is not on this host could not be used.
+    #[error("{}: cannot {action}", .path.display())]
+    Remote {
+        /// What was tried.
+        action: &'static str,
+        /// On which object or directory.
+        path: PathBuf,
+        /// What each endpoint has done last.
+        source: Box<dyn StdError + Send + Sync>,
     },
     /// The file system has no room for the snapshot, of which nothing is kept.
     #[error("{}: the disk is full: nothing of this snapshot is kept, older ones are as they were", .0.display())]
@@ -185,6 +197,15 @@ impl Error {
                 path: path.to_owned(),
                 source,
             },
+        }
+    }
+
+    /// Says what was tried on which object when no endpoint did it.
+    pub(crate) fn remote(action: &'static str, path: &Path) -> impl FnOnce(Failure) -> Self {
+        move |source| Self::Remote {
+            action,
+            path: path.to_owned(),
+            source: Box::new(source),
         }
     }
 

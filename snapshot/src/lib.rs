@@ -27,6 +27,7 @@ pub mod image;
 pub mod manifest;
 pub mod merge;
 pub mod prune;
+pub mod remote;
 pub mod section;
 pub mod size;
 mod source;

@@ -21,6 +21,7 @@ use uuid::Uuid;
 use crate::error::Error;
 use crate::files::{Files, HostFiles};
 use crate::manifest::Sealed;
+use crate::remote::{Access, RemoteDir, Url};
 use crate::source::{self, Directory, Source};
 use crate::writer::{Draft, SnapshotWriter};
 
@@ -79,8 +80,20 @@ pub struct Listed {
     pub snapshot: Result<Snapshot, Error>,
 }
 
+/// All snapshots of the store at `path`: a directory, or a place in a bucket (`s3://BUCKET/PATH`) that is reached as
+/// `access` says. Those come first that cannot be read, then the oldest.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn list_all(path: &Path, access: &Access) -> Result<Vec<Listed>, Error> {
+    match Url::parse(path) {
+        Some(url) => survey(&RemoteDir::new(url?, access)?),
+        None => survey(&Store::open(path)?.source()),
+    }
+}
+
 /// All snapshots of `source`, those that cannot be read first, then the oldest.
-pub(crate) fn survey(source: &dyn Source) -> Result<Vec<Listed>, Error> {
+fn survey(source: &dyn Source) -> Result<Vec<Listed>, Error> {
     let mut snapshots = Vec::new();
     for name in source.names()? {
         match source::snapshot(source, &name) {
@@ -147,18 +160,10 @@ impl Store {
     /// The directory cannot be read, or a manifest in it is damaged: what that snapshot needs is not known then.
     pub fn list(&self) -> Result<Vec<Snapshot>, Error> {
         let mut snapshots = Vec::new();
-        for listed in self.survey()? {
+        for listed in survey(&self.source())? {
             snapshots.push(listed.snapshot?);
         }
         Ok(snapshots)
-    }
-
-    /// All that is called like a snapshot and has a manifest, those first that cannot be read, then the oldest.
-    ///
-    /// # Errors
-    /// The directory cannot be read.
-    pub fn survey(&self) -> Result<Vec<Listed>, Error> {
-        survey(&self.source())
     }
 
     /// The directory, to read from.

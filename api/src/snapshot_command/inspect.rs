@@ -11,6 +11,7 @@ use cutover_snapshot::store::Snapshot;
 use indicatif::HumanBytes;
 use serde_json::json;
 
+use super::access::AccessArgs;
 use super::{Answer, counted};
 use crate::text::escaped;
 
@@ -19,6 +20,9 @@ use crate::text::escaped;
 pub struct InspectArgs {
     /// The snapshot
     snapshot: PathBuf,
+
+    #[command(flatten)]
+    access: AccessArgs,
 }
 
 /// Shown with `cutover snapshot inspect --help`.
@@ -29,7 +33,7 @@ Examples:
 
 /// Describes the snapshot and all it is built on.
 pub fn run(args: &InspectArgs) -> Result<Answer, Error> {
-    let chain = Chain::open(&args.snapshot)?;
+    let chain = Chain::open_through(&args.snapshot, &args.access.access())?;
     let texts = chain.snapshots().iter().map(describe);
     let json = chain.snapshots().iter().map(|snapshot| {
         json!({

@@ -12,25 +12,30 @@ use std::path::PathBuf;
 
 use clap::Args;
 use cutover_snapshot::Error;
-use cutover_snapshot::store::{Listed, Snapshot, Store};
+use cutover_snapshot::store::{Listed, Snapshot, list_all};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
 use super::Answer;
+use super::access::AccessArgs;
 use crate::exit::{ExitStatus, with_causes};
 use crate::text::escaped;
 
 /// Arguments of `cutover snapshot list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Directory of the snapshots
+    /// Directory of the snapshots, or s3://BUCKET/PATH
     store: PathBuf,
+
+    #[command(flatten)]
+    access: AccessArgs,
 }
 
 /// Shown with `cutover snapshot list --help`.
 pub const HELP: &str = "\
 Examples:
   cutover snapshot list snapshots
+  cutover snapshot list s3://backups/web --endpoint https://s3.example.org
   cutover snapshot list snapshots --json | jq -r '.[] | select(.kind == \"full\").name'";
 
 /// A snapshot in the tree.
@@ -44,8 +49,7 @@ struct Row<'a> {
 
 /// Lists the snapshots.
 pub fn run(args: &ListArgs) -> Result<Answer, Error> {
-    let (sound, broken): (Vec<_>, Vec<_>) = Store::open(&args.store)?
-        .survey()?
+    let (sound, broken): (Vec<_>, Vec<_>) = list_all(&args.store, &args.access.access())?
         .into_iter()
         .partition(|listed| listed.snapshot.is_ok());
     let snapshots: Vec<Snapshot> = sound.into_iter().filter_map(|listed| listed.snapshot.ok()).collect();

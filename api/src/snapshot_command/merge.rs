@@ -9,6 +9,7 @@ use cutover_snapshot::image::Layout;
 use cutover_snapshot::merge::{merge, merge_in_place};
 use serde_json::json;
 
+use super::access::AccessArgs;
 use super::progress::with_bar;
 use super::{Answer, Compression, counted, in_store};
 
@@ -23,6 +24,9 @@ pub struct MergeArgs {
 
     #[command(flatten)]
     compression: Compression,
+
+    #[command(flatten)]
+    access: AccessArgs,
 }
 
 /// Shown with `cutover snapshot merge --help`.
@@ -41,12 +45,13 @@ Examples:
     cutover snapshot merge snapshots/friday
     cutover snapshot prune snapshots --keep-last 1
 
-  A snapshot of a store again from an exported file:
-    cutover snapshot merge monday.tar snapshots/monday";
+  A snapshot of a directory again, from where it was exported to:
+    cutover snapshot merge monday.tar snapshots/monday
+    cutover snapshot merge s3://backups/web/monday snapshots/monday";
 
 /// Writes the merged snapshot.
 pub fn run(args: &MergeArgs) -> Result<Answer, Error> {
-    let chain = Chain::open(&args.snapshot)?;
+    let chain = Chain::open_through(&args.snapshot, &args.access.access())?;
     let layout = args.compression.or(Layout::Flat);
     let snapshots = chain.snapshots().len();
     let written = match &args.new {

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::exit::{ExitStatus, after_printing, report};
 
+mod access;
 mod create;
 mod export;
 mod inspect;
@@ -70,15 +71,15 @@ enum OnDiskCommand {
     /// Delete snapshots that no other is built on, and what interrupted writers left
     #[command(after_help = prune::HELP)]
     Prune(prune::PruneArgs),
-    /// Write a snapshot, with all it is built on, to a single file
+    /// Write a snapshot, with all it is built on, to a single file or a bucket
     #[command(after_help = export::HELP)]
     Export(export::ExportArgs),
 }
 
 /// Examples in the help of `cutover snapshot`.
 pub const SNAPSHOT_HELP: &str = "\
-A snapshot is a directory, or a file that one was exported to. A directory of snapshots is what they are built on each
-other in.
+A snapshot is a directory, in a directory with those it is built on; or a file that one was exported to; or either of
+them in a bucket, s3://BUCKET/PATH.
 
 Examples:
   Save a running VM, and run it again:
@@ -98,6 +99,7 @@ Examples:
 
   Take it elsewhere:
     cutover snapshot export snapshots/monday monday.tar
+    cutover snapshot export snapshots/monday s3://backups/web/monday
 
 Exit codes:
   0  done; for verify: every checksum is right
@@ -171,6 +173,11 @@ struct Compression {
 }
 
 impl Compression {
+    /// Whether it was asked for.
+    fn is_given(self) -> bool {
+        self.compress.is_some()
+    }
+
     /// The layout that was asked for, or `otherwise`.
     fn or(self, otherwise: Layout) -> Layout {
         self.compress.map_or(otherwise, |level| Layout::Compressed { level })

@@ -8,6 +8,7 @@ use cutover_snapshot::verify::{Verified, verify};
 use indicatif::HumanBytes;
 use serde_json::json;
 
+use super::access::AccessArgs;
 use super::progress::with_bar;
 use super::{Answer, counted};
 use crate::exit::{ExitStatus, with_causes};
@@ -18,6 +19,9 @@ use crate::text::escaped;
 pub struct VerifyArgs {
     /// The snapshot
     snapshot: PathBuf,
+
+    #[command(flatten)]
+    access: AccessArgs,
 }
 
 /// Shown with `cutover snapshot verify --help`.
@@ -26,11 +30,12 @@ Each damaged place is printed with its file and offset.
 
 Examples:
   cutover snapshot verify snapshots/monday
+  cutover snapshot verify s3://backups/web/monday
   cutover snapshot verify snapshots/monday --json | jq -r '.damage[]'";
 
 /// Reads and verifies everything.
 pub fn run(args: &VerifyArgs) -> Answer {
-    let (snapshots, verified) = match Chain::open(&args.snapshot) {
+    let (snapshots, verified) = match Chain::open_through(&args.snapshot, &args.access.access()) {
         Ok(chain) => (
             chain.snapshots().len(),
             with_bar("verifying", |progress| verify(&chain, progress)),

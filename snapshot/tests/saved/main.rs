@@ -9,6 +9,8 @@ mod golden;
 mod hostile;
 mod merging;
 mod pruning;
+mod remote;
+mod s3_server;
 mod sample;
 mod sections;
 mod state_file;

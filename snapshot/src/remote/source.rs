@@ -1,0 +1,189 @@
+//! Reading snapshots of a bucket.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt};
+
+use super::cluster::{Cluster, Failure};
+use super::{Access, Url};
+use crate::blob::{Blob, ends_early};
+use crate::error::Error;
+use crate::source::Source;
+use crate::store::{SNAPSHOTS_MAX, check_name};
+
+/// Most bytes of one request. Chunks of images have less, so this is for large indexes.
+const READ_BYTES: usize = 4 << 20;
+
+/// Lengths of the objects of a snapshot, by name.
+type Objects = BTreeMap<String, u64>;
+
+/// A place in a bucket, under which there are snapshots.
+#[derive(Debug)]
+pub(crate) struct RemoteDir {
+    cluster: Arc<Cluster>,
+    url: Url,
+    path: PathBuf,
+    /// What is known of snapshots; objects are never changed.
+    known: Mutex<HashMap<String, Arc<Objects>>>,
+}
+
+impl RemoteDir {
+    /// The place at `url`. Nothing is asked for yet.
+    pub fn new(url: Url, access: &Access) -> Result<Self, Error> {
+        let path = url.path();
+        let cluster = Cluster::new(access, &url.bucket).map_err(Error::remote("set up access to it", &path))?;
+        Ok(Self {
+            cluster: Arc::new(cluster),
+            url,
+            path,
+            known: Mutex::default(),
+        })
+    }
+
+    /// The endpoints.
+    pub(super) fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
+    /// The key of a file of the snapshot called `name`.
+    pub(super) fn key_of(&self, name: &str, file: &str) -> Key {
+        self.url.key.clone().join(name).join(file)
+    }
+
+    /// The object that is called as a snapshot would be, if there is any: a snapshot in a single file.
+    pub fn file(&self, name: &str) -> Result<Option<Arc<dyn Blob>>, Error> {
+        let path = self.path_of(name);
+        let key = self.url.key.clone().join(name);
+        let wanted = key.clone();
+        let found = self.cluster.ask(move |store| {
+            let wanted = wanted.clone();
+            async move { store.head(&wanted).await }
+        });
+        match found {
+            Ok(meta) => Ok(Some(Arc::new(Object {
+                cluster: self.cluster.clone(),
+                key,
+                path,
+                bytes: meta.size,
+            }))),
+            Err(Failure::NotFound) => Ok(None),
+            Err(failure) => Err(Error::remote("examine it", &path)(failure)),
+        }
+    }
+
+    /// The objects of the snapshot called `name`.
+    fn objects(&self, name: &str) -> Result<Arc<Objects>, Error> {
+        let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().get(name) {
+            return Ok(known.clone());
+        }
+        let under = self.url.key.clone().join(name);
+        let listed = self.cluster.ask(move |store| {
+            let under = under.clone();
+            async move { store.list_with_delimiter(Some(&under)).await }
+        });
+        let listed = listed.map_err(Error::remote("list it", &self.path_of(name)))?;
+        let objects = listed.objects.into_iter().filter_map(|object| {
+            let file = object.location.filename()?.to_owned();
+            Some((file, object.size))
+        });
+        let objects = Arc::new(objects.collect::<Objects>());
+        // What is not there yet may be there later.
+        if !objects.is_empty() {
+            lock().insert(name.to_owned(), objects.clone());
+        }
+        Ok(objects)
+    }
+}
+
+impl Source for RemoteDir {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn path_of(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn names(&self) -> Result<Vec<String>, Error> {
+        let under = self.url.key.clone();
+        let listed = self.cluster.ask(move |store| {
+            let under = under.clone();
+            async move { store.list_with_delimiter(Some(&under)).await }
+        });
+        let listed = listed.map_err(Error::remote("list it", &self.path))?;
+        let prefixes = listed.common_prefixes.iter().filter_map(Key::filename);
+        let names: Vec<String> = prefixes
+            .filter(|name| check_name(name).is_ok())
+            .map(str::to_owned)
+            .collect();
+        if names.len() > SNAPSHOTS_MAX {
+            let reason = format!("has more than {SNAPSHOTS_MAX} snapshots");
+            return Err(Error::invalid(&self.path, reason));
+        }
+        Ok(names)
+    }
+
+    fn open(&self, name: &str, file: &str) -> Result<Option<Arc<dyn Blob>>, Error> {
+        check_name(name)?;
+        let objects = self.objects(name)?;
+        Ok(objects.get(file).map(|bytes| {
+            Arc::new(Object {
+                cluster: self.cluster.clone(),
+                key: self.key_of(name, file),
+                path: self.path_of(name).join(file),
+                bytes: *bytes,
+            }) as Arc<dyn Blob>
+        }))
+    }
+}
+
+/// An object, read by requests for ranges of it.
+#[derive(Debug)]
+struct Object {
+    cluster: Arc<Cluster>,
+    key: Key,
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl Blob for Object {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+        let end = offset.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| end > self.bytes) {
+            return Err(ends_early(&self.path, offset));
+        }
+        let mut at = offset;
+        for part in buffer.chunks_mut(READ_BYTES) {
+            let range = at..at + part.len() as u64;
+            let key = self.key.clone();
+            let read = self.cluster.ask(move |store| {
+                let (key, range) = (key.clone(), range.clone());
+                async move { store.get_range(&key, range).await }
+            });
+            let bytes = read.map_err(Error::remote("read it", &self.path))?;
+            if bytes.len() != part.len() {
+                return Err(ends_early(&self.path, at));
+            }
+            part.copy_from_slice(&bytes);
+            at += bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn file(&self) -> Option<&File> {
+        None
+    }
+}
