@@ -73,11 +73,16 @@ pub fn map(spec: &MemorySpec) -> Result<GuestMemory, Error> {
 /// # Errors
 /// The file is too short, or cannot be mapped.
 pub fn map_flat(spec: &MemorySpec, file: &File) -> Result<GuestMemory, Error> {
-    map_ranges(spec, Backing::Copied(file)).map_err(|source| Error::Memory {
+    let failed = |source: io::Error| Error::Memory {
         size: spec.size,
         hugepages: false,
         source,
-    })
+    };
+    // Accesses behind the end of a file would end the process.
+    if file.metadata().map_err(failed)?.len() < spec.size.bytes() {
+        return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+    }
+    map_ranges(spec, Backing::Copied(file)).map_err(failed)
 }
 
 /// What is mapped.

@@ -289,7 +289,18 @@ impl PageSet {
 
     /// The pages in ascending order, consecutive ones together.
     pub fn ranges(&self) -> impl Iterator<Item = PageRange> {
-        let mut runs = set_words(&self.words)
+        self.merged(set_words(&self.words))
+    }
+
+    /// Those of the pages of `range`, which are of one slot, that are in the set, consecutive ones together.
+    pub fn ranges_in(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
+        let words = self.layout.words_of(range);
+        self.merged(words.map(|(word, bits)| (word, self.words[word] & bits)))
+    }
+
+    /// The pages of words in ascending order, consecutive ones together.
+    fn merged(&self, words: impl Iterator<Item = (usize, u64)>) -> impl Iterator<Item = PageRange> {
+        let mut runs = words
             .flat_map(move |(word, bits)| runs(bits).map(move |(first, pages)| self.range(word, first, pages)))
             .peekable();
         iter::from_fn(move || {
@@ -407,7 +418,7 @@ mod tests {
         PageRange::page(if number < 130 {
             number << 12
         } else {
-            SLOT_1 + (number - 130 << 12)
+            SLOT_1 + ((number - 130) << 12)
         })
     }
 
@@ -455,6 +466,8 @@ mod tests {
             let end = if slot == 0 { 130 } else { 200 };
             let within: BTreeSet<_> = (slot * 130 + first..end.min(slot * 130 + first + pages)).collect();
             let (mut with, mut without) = (set_of(&a), set_of(&a));
+            let common: Vec<_> = a.intersection(&within).copied().collect();
+            prop_assert_eq!(numbers_of(with.ranges_in(range)), common);
             with.insert_range(range);
             without.remove_range(range);
             prop_assert_eq!(numbers_of(with.ranges()), a.union(&within).copied().collect::<Vec<_>>());

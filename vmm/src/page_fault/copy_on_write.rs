@@ -74,6 +74,8 @@ enum Phase {
 
 /// Pages that are kept as they are.
 struct Frozen {
+    /// Bytes of all.
+    bytes_total: u64,
     /// Those still to be saved, which are protected.
     pages: PageSet,
     /// Where the copier is: words before this one have no such page.
@@ -90,10 +92,11 @@ impl CopyOnWrite {
     pub fn arm(memory: &GuestMemory, on_thread: OnThread) -> Result<Self, Unavailable> {
         let space = Space::of_small_pages(memory)?;
         let protected = PageSet::empty(&space.layout);
+        let faults = Faults::of(space, Mode::WriteProtect)?;
         // Kernels before 5.14 cannot: this is to be known now.
-        populate(space.area(PageRange::page(0))).map_err(Unavailable::Refused)?;
+        populate(faults.space.area(PageRange::page(0))).map_err(Unavailable::Refused)?;
         let shared = Arc::new(Shared {
-            faults: Faults::of(space, Mode::WriteProtect)?,
+            faults,
             phase: Mutex::new(Phase::Arming { protected }),
             progress: Condvar::new(),
         });
@@ -136,6 +139,7 @@ impl CopyOnWrite {
                 .try_for_each(|range| self.shared.protect(range, protected))
                 .map_err(Error::os(PROTECT))?;
             *phase = Phase::Frozen(Frozen {
+                bytes_total: pages.len() * PAGE_SIZE,
                 pages,
                 cursor: 0,
                 early: Batch::with_room_for(EARLY_PAGES_MAX),
@@ -147,7 +151,7 @@ impl CopyOnWrite {
     /// The frozen pages. What is protected besides is let go when written, or when all is copied.
     pub fn into_source(self) -> FrozenPages {
         let bytes_total = match &*self.shared.phase() {
-            Phase::Frozen(frozen) => frozen.pages.len() * PAGE_SIZE,
+            Phase::Frozen(frozen) => frozen.bytes_total,
             Phase::Arming { .. } | Phase::Over(_) => 0,
         };
         FrozenPages {

@@ -5,11 +5,12 @@
 //!            threads "prefetch":   read everything else in order ───► put it
 //!                                  nothing left: faults are the kernel's again; pages nobody touched are zero
 //! ```
-//! Both do the same to a page; whoever comes second finds it there. Every thread has a reader of its own, so that a
-//! fault does not wait for what is read ahead. A page that cannot be had ends the process: no guest runs on memory that
-//! is not what it was.
+//! Pages are put under a lock, each once, so that a page that is there already is one somebody used too early. Every
+//! thread has a reader of its own, and reads without the lock: a fault does not wait for what is read ahead. A page that
+//! cannot be had ends the process: no guest runs on memory that is not what it was.
 
 use std::error::Error as StdError;
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -52,9 +53,11 @@ struct Shared {
 }
 
 struct Filling {
-    /// Pages that are not there, and that no thread is reading ahead.
-    queue: PageSet,
-    /// Words of the queue before this one are empty.
+    /// Pages that are not there.
+    missing: PageSet,
+    /// Those of them that nobody has begun to read ahead.
+    ahead: PageSet,
+    /// Words before this one have no such page.
     cursor: usize,
     /// Threads that read ahead.
     prefetching: usize,
@@ -77,8 +80,10 @@ enum Stage {
 enum Failure {
     #[error(transparent)]
     Image(#[from] SnapshotError),
-    #[error("cannot put pages of guest memory: {0}")]
-    Put(#[from] std::io::Error),
+    #[error("the kernel does not tell of page faults: {0}")]
+    Faults(io::Error),
+    #[error("cannot put pages of the guest (if they exist, somebody used them too early): {0}")]
+    Put(io::Error),
 }
 
 impl LazyMemory {
@@ -96,12 +101,13 @@ impl LazyMemory {
     ) -> Result<Self, Error> {
         let space = Space::of_small_pages(memory)?;
         check_size(&space.layout, &image)?;
-        let queue = PageSet::full(&space.layout);
+        let missing = PageSet::full(&space.layout);
         let workers = workers.clamp(1, WORKERS_MAX);
         let shared = Arc::new(Shared {
             filling: Mutex::new(Filling {
+                ahead: missing.clone(),
+                missing,
                 cursor: 0,
-                queue,
                 prefetching: workers,
                 done: Some(Box::new(done)),
                 stage: Stage::Filling,
@@ -145,7 +151,7 @@ impl LazyMemory {
         let total = self.shared.faults.space.layout.pages();
         let filling = self.shared.filling();
         Progress {
-            done: (total - filling.queue.len()) * PAGE_SIZE,
+            done: (total - filling.ahead.len()) * PAGE_SIZE,
             total: total * PAGE_SIZE,
         }
     }
@@ -176,14 +182,9 @@ impl Shared {
     /// Takes care of page faults until there are no more.
     fn serve(&self, reader: &mut Reader) -> Result<(), Failure> {
         let layout = &self.faults.space.layout;
-        while let Some(page) = self.faults.next()? {
+        while let Some(page) = self.faults.next().map_err(Failure::Faults)? {
             let wanted = layout.range_from(page.start, PIECE_PAGES);
-            match self.put_run(reader, wanted, Zeros::Put) {
-                Ok(put) => self.filling().queue.remove_range(put),
-                // All is there meanwhile, and nobody waits any more.
-                Err(Failure::Put(_)) if self.filling().stage != Stage::Filling => return Ok(()),
-                Err(failure) => return Err(failure),
-            }
+            self.put_run(reader, wanted, Zeros::Put)?;
         }
         Ok(())
     }
@@ -218,21 +219,29 @@ impl Shared {
         if filling.stage != Stage::Filling {
             return None;
         }
-        let Filling { queue, cursor, .. } = &mut *filling;
-        let ranges = queue.take_first(cursor, PIECE_PAGES);
+        let Filling { ahead, cursor, .. } = &mut *filling;
+        let ranges = ahead.take_first(cursor, PIECE_PAGES);
         Some(ranges).filter(|ranges| !ranges.is_empty())
     }
 
-    /// Fills the first pages of `range` that come together from the image; returns which.
+    /// Fills what is missing of the first pages of `range` that come together from the image; returns which these are.
     fn put_run(&self, reader: &mut Reader, range: PageRange, zeros: Zeros) -> Result<PageRange, Failure> {
         let Faults { space, uffd, .. } = &self.faults;
         let (run, content) = read(reader, &space.layout, range)?;
-        let area = space.area(run);
-        match (content, zeros) {
-            (Some(content), _) => uffd.copy(area, content)?,
-            (None, Zeros::Put) => uffd.zero(area)?,
-            (None, Zeros::Leave) => {}
+        let mut filling = self.filling();
+        if filling.stage != Stage::Filling || (content.is_none() && zeros == Zeros::Leave) {
+            return Ok(run);
         }
+        for part in filling.missing.ranges_in(run) {
+            let area = space.area(part);
+            let put = match content {
+                Some(content) => uffd.copy(area, part_of(content, run, part)),
+                None => uffd.zero(area),
+            };
+            put.map_err(Failure::Put)?;
+        }
+        filling.missing.remove_range(run);
+        filling.ahead.remove_range(run);
         Ok(run)
     }
 
@@ -252,6 +261,12 @@ impl Shared {
         }
         self.ended.notify_all();
     }
+}
+
+/// The part of `content`, which is that of `run`, that is the content of `part`.
+fn part_of(content: &[u8], run: PageRange, part: PageRange) -> &[u8] {
+    let at = |address| usize::try_from(address - run.start).expect("within the content");
+    &content[at(part.start)..at(part.end())]
 }
 
 /// What is done about pages that are zero in the image.

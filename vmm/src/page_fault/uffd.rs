@@ -12,7 +12,6 @@ use rustix::mm::{UserfaultfdFlags, userfaultfd};
 
 use super::Unavailable;
 use super::space::{Area, Backing};
-use crate::dirty::PAGE_SIZE;
 
 /// The `ioctl` requests made here, for the filters of the threads that make them.
 pub const REQUESTS: &[u64] = &[
@@ -155,10 +154,10 @@ impl Uffd {
         Ok(self.call(unsafe { Setter::<UFFDIO_WAKE, _>::new(range(area)) })?)
     }
 
-    /// Fills those pages of `area` that are missing with `content`, which is as long; who waits for one goes on.
+    /// Fills `area`, of which nothing is there, with `content`, which is as long; who waits for a page goes on.
     ///
     /// # Errors
-    /// The kernel refused, or has no memory.
+    /// A page is there (`EEXIST`), the kernel refused, or has no memory.
     pub fn copy(&self, area: Area, content: &[u8]) -> io::Result<()> {
         assert_eq!(area.bytes, content.len() as u64);
         area.in_steps(|rest| {
@@ -172,14 +171,14 @@ impl Uffd {
             // SAFETY: UFFDIO_COPY takes this structure. It reads within `content`, and writes pages of guest memory
             // that nobody has seen.
             let result = self.call(unsafe { Updater::<UFFDIO_COPY, _>::new(&mut call) });
-            self.filled(rest, result, call.copy)
+            filled(rest, result, call.copy)
         })
     }
 
-    /// Fills those pages of `area` that are missing with zeros; who waits for one goes on.
+    /// Fills `area`, of which nothing is there, with zeros; who waits for a page goes on.
     ///
     /// # Errors
-    /// The kernel refused, or has no memory.
+    /// A page is there (`EEXIST`), the kernel refused, or has no memory.
     pub fn zero(&self, area: Area) -> io::Result<()> {
         area.in_steps(|rest| {
             let mut call = uffdio_zeropage {
@@ -189,26 +188,8 @@ impl Uffd {
             };
             // SAFETY: UFFDIO_ZEROPAGE takes this structure, and writes pages of guest memory that nobody has seen.
             let result = self.call(unsafe { Updater::<UFFDIO_ZEROPAGE, _>::new(&mut call) });
-            self.filled(rest, result, call.zeropage)
+            filled(rest, result, call.zeropage)
         })
-    }
-
-    /// How many bytes of `area` are there after a call with this result, which stops at a page that is there already.
-    fn filled(&self, area: Area, result: Result<(), Errno>, filled: i64) -> io::Result<u64> {
-        match result {
-            Ok(()) => Ok(area.bytes),
-            // Part of it, or none as the address space was changing.
-            Err(Errno::AGAIN) => Ok(u64::try_from(filled).unwrap_or(0)),
-            Err(Errno::EXIST) => {
-                // Somebody else filled it, and wakes who waits; once more does no harm.
-                let first = Area {
-                    bytes: PAGE_SIZE,
-                    ..area
-                };
-                self.wake(first).map(|()| PAGE_SIZE)
-            }
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// The address of the next page fault, if there is one; it is that of the page.
@@ -243,6 +224,16 @@ impl Uffd {
 impl AsFd for Uffd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// How many bytes of `area` a call with this result has filled.
+fn filled(area: Area, result: Result<(), Errno>, filled: i64) -> io::Result<u64> {
+    match result {
+        Ok(()) => Ok(area.bytes),
+        // Part of it, or none as the address space was changing.
+        Err(Errno::AGAIN) => Ok(u64::try_from(filled).unwrap_or(0)),
+        Err(error) => Err(error.into()),
     }
 }
 

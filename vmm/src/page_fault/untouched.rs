@@ -17,11 +17,11 @@ use crate::dirty::{Layout, PAGE_SIZE, PageRange, PageSet};
 /// What the kernel tells of each page of a process (Linux admin-guide/mm/pagemap).
 const PAGEMAP: &str = "/proc/self/pagemap";
 /// Bytes it takes for that, and what tells that the page is in memory, or in swap.
-const ENTRY: u64 = 8;
+const ENTRY: usize = 8;
 const PRESENT_OR_SWAPPED: u64 = 1 << 63 | 1 << 62;
 
 /// Entries that are read at a time.
-const ENTRIES: u64 = 4096;
+const ENTRIES: usize = 4096;
 
 /// Pages of `memory` that nobody has touched. They are zero until somebody writes them, which is in the dirty log. Of a
 /// mapped file nothing is known.
@@ -46,15 +46,15 @@ pub fn untouched(memory: &GuestMemory) -> Result<PageSet, Error> {
 /// Adds those pages of the anonymous memory of `slot`, mapped at `host`, that are nowhere.
 fn private(slot: &Slot, host: u64, pages: &mut PageSet) -> io::Result<()> {
     let pagemap = File::open(PAGEMAP)?;
-    let mut buffer = [0; (ENTRIES * ENTRY) as usize];
-    for part in slot.range().parts(ENTRIES) {
+    let mut buffer = [0; ENTRIES * ENTRY];
+    for part in slot.range().parts(ENTRIES as u64) {
         let first = (host + (part.start - slot.start)) / PAGE_SIZE;
-        let entries = &mut buffer[..usize::try_from(part.pages * ENTRY).expect("a part is small")];
-        pagemap.read_exact_at(entries, first * ENTRY)?;
+        let entries = &mut buffer[..usize::try_from(part.pages).expect("a part is small") * ENTRY];
+        pagemap.read_exact_at(entries, first * ENTRY as u64)?;
         let (entries, _) = entries.as_chunks();
-        for (address, entry) in (part.start..).step_by(PAGE_SIZE as usize).zip(entries) {
+        for (page, entry) in (0..).zip(entries) {
             if u64::from_ne_bytes(*entry) & PRESENT_OR_SWAPPED == 0 {
-                pages.insert_range(PageRange::page(address));
+                pages.insert_range(PageRange::page(part.start + page * PAGE_SIZE));
             }
         }
     }

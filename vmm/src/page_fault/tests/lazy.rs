@@ -36,7 +36,7 @@ impl Saved {
         Self {
             store: tempfile::tempdir().unwrap(),
             newest: None,
-            content: vec![0; content(memory).len()],
+            content: vec![0; usize::try_from(layout(memory).pages() * PAGE_SIZE).unwrap()],
         }
     }
 
@@ -93,7 +93,8 @@ fn draft(memory: &GuestMemory, parent: Option<Parent>) -> Draft {
         start: slot.start,
         bytes: slot.pages * PAGE_SIZE,
     });
-    let spec = serde_json::json!({ "cpus": 1, "memory": { "size": "1M" }, "boot": { "kernel": "vmlinux" } });
+    let bytes = layout.pages() * PAGE_SIZE;
+    let spec = serde_json::json!({ "cpus": 1, "memory": { "size": bytes }, "boot": { "kernel": "vmlinux" } });
     Draft {
         created: "2026-11-21T12:00:00Z".parse().unwrap(),
         parent,
@@ -267,6 +268,18 @@ fn a_damaged_chunk_ends_the_process_and_is_named() {
     let page: u8 = memory.read_obj(GuestAddress(3 << 12)).unwrap();
     lazy.wait();
     unreachable!("a page of a damaged chunk is {page}");
+}
+
+#[test]
+fn the_process_ends_when_memory_was_used_before_it_was_filled() {
+    if let Some(output) = in_another_process("lazy::the_process_ends_when_memory_was_used_before_it_was_filled") {
+        assert_ended(&output, &["used them too early"]);
+        return;
+    }
+    let memory = two_slots();
+    memory.write_obj(1_u8, GuestAddress(3 << 12)).unwrap();
+    start(&memory, Saved::chain(&memory).image(), 1).wait();
+    unreachable!("memory was filled");
 }
 
 #[test]
