@@ -1,14 +1,17 @@
 //! Several endpoints with the same content, asked one after the other until one answers.
 
 use std::fmt::{self, Display};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::{BackoffConfig, ClientOptions, Error as StoreError, RetryConfig};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use super::Access;
@@ -53,8 +56,17 @@ impl std::error::Error for Failure {}
 /// The endpoints of a bucket, and the threads that talk to them.
 #[derive(Debug)]
 pub(super) struct Cluster {
-    /// Taken when this is dropped.
-    runtime: Option<Runtime>,
+    /// There until this is dropped.
+    inside: Option<Inside>,
+    /// Where it goes then.
+    end: Option<oneshot::Sender<Inside>>,
+}
+
+/// What talks to endpoints. It is let go of where it can be waited for, and by a thread that may close connections: who
+/// reads may be confined to less.
+#[derive(Debug)]
+struct Inside {
+    runtime: Handle,
     endpoints: Arc<Endpoints>,
 }
 
@@ -89,13 +101,6 @@ impl Cluster {
         let failed = |error: &dyn Display| Failure::Failed(printable(error));
         // Whoever came first has installed a provider that is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(THREADS)
-            .max_blocking_threads(RESOLVER_THREADS)
-            .thread_name("store-io")
-            .enable_all()
-            .build()
-            .map_err(|error| failed(&error))?;
         let urls = access.endpoints();
         let list = match urls.as_slice() {
             [] => vec![Endpoint::new(access, bucket, None).map_err(|error| failed(&error))?],
@@ -104,15 +109,25 @@ impl Cluster {
                 endpoints.collect::<Result<_, _>>().map_err(|error| failed(&error))?
             }
         };
+        let endpoints = Endpoints {
+            list,
+            preferred: AtomicUsize::new(0),
+            request_limit: access.request_limit,
+            rounds: access.rounds.max(1),
+        };
+        let (end, ended) = oneshot::channel();
+        let runtime = start(ended).map_err(|error| failed(&error))?;
         Ok(Self {
-            runtime: Some(runtime),
-            endpoints: Arc::new(Endpoints {
-                list,
-                preferred: AtomicUsize::new(0),
-                request_limit: access.request_limit,
-                rounds: access.rounds.max(1),
+            inside: Some(Inside {
+                runtime,
+                endpoints: Arc::new(endpoints),
             }),
+            end: Some(end),
         })
+    }
+
+    fn inside(&self) -> &Inside {
+        self.inside.as_ref().expect("there until this is dropped")
     }
 
     /// Has the endpoints do what `request` asks of one, until one has done it.
@@ -121,7 +136,7 @@ impl Cluster {
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
-        let endpoints = self.endpoints.clone();
+        let endpoints = self.inside().endpoints.clone();
         self.wait_for(async move { endpoints.ask(request).await })
     }
 
@@ -141,24 +156,41 @@ impl Cluster {
 
     /// Has the threads of this cluster do something meanwhile.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let runtime = self.runtime.as_ref().expect("there until this is dropped");
-        runtime.spawn(work);
+        self.inside().runtime.spawn(work);
     }
 
     /// The endpoint that answered last.
     pub fn preferred(&self) -> Arc<AmazonS3> {
-        let preferred = self.endpoints.preferred.load(Ordering::Relaxed);
-        self.endpoints.list[preferred].store.clone()
+        let endpoints = &self.inside().endpoints;
+        let preferred = endpoints.preferred.load(Ordering::Relaxed);
+        endpoints.list[preferred].store.clone()
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // Not waiting for the threads allows this where nothing may block.
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+        if let (Some(inside), Some(end)) = (self.inside.take(), self.end.take()) {
+            // The thread waits for this.
+            let _ = end.send(inside);
         }
     }
+}
+
+/// Starts the threads that talk to endpoints, and one that waits for the end of what it is told through `ended`.
+fn start(ended: oneshot::Receiver<Inside>) -> io::Result<Handle> {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .max_blocking_threads(RESOLVER_THREADS)
+        .thread_name("store-io")
+        .enable_all()
+        .build()?;
+    let handle = runtime.handle().clone();
+    thread::Builder::new().name("store".to_owned()).spawn(move || {
+        let inside = ended.blocking_recv();
+        runtime.shutdown_background();
+        drop(inside);
+    })?;
+    Ok(handle)
 }
 
 impl Endpoint {

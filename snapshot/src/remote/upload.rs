@@ -49,7 +49,7 @@ pub struct Uploaded {
 }
 
 /// Uploads the snapshots of `chain` as they are, as far as they are not there yet, the newest to `to`, which begins with
-/// `s3://`, the others beside it. All are verified first.
+/// `s3://`, the others beside it. All are verified first, which counts as progress too.
 ///
 /// # Errors
 /// Part of the chain is damaged, a name is taken by another snapshot, or an endpoint fails. What was uploaded by then
@@ -61,10 +61,6 @@ pub fn upload_chain(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Uploaded, Error> {
     let (dir, newest_name) = target(to, access)?;
-    if let Some(damage) = verify(chain, &mut |_| ()).damage.into_iter().next() {
-        return Err(damage);
-    }
-    let bytes_of = |snapshot: &Snapshot| -> u64 { snapshot.sealed.manifest.files().map(|(_, bytes)| bytes).sum() };
     let mut missing = Vec::new();
     for (number, snapshot) in chain.snapshots().iter().enumerate() {
         let name = if number == 0 { &newest_name } else { &snapshot.name };
@@ -72,8 +68,15 @@ pub fn upload_chain(
             missing.push((name, snapshot));
         }
     }
-    let total: u64 = missing.iter().map(|(_, snapshot)| bytes_of(snapshot)).sum();
-    let mut done = 0;
+    let bytes_of = |snapshot: &Snapshot| -> u64 { snapshot.sealed.manifest.files().map(|(_, bytes)| bytes).sum() };
+    let bytes: u64 = missing.iter().map(|(_, snapshot)| bytes_of(snapshot)).sum();
+    let before: u64 = chain.snapshots().iter().map(bytes_of).sum();
+    let total = before + bytes;
+    let verified = verify(chain, &mut |Progress { done, .. }| progress(Progress { done, total }));
+    if let Some(damage) = verified.damage.into_iter().next() {
+        return Err(damage);
+    }
+    let mut done = before;
     for (name, snapshot) in missing.iter().rev() {
         let files = snapshot.sealed.manifest.files().map(|(file, _)| file);
         for file in files.chain([manifest::FILE.to_owned()]) {
@@ -92,7 +95,7 @@ pub fn upload_chain(
         path: dir.path_of(&newest_name),
         snapshots: missing.len(),
         present: chain.snapshots().len() - missing.len(),
-        bytes: total,
+        bytes,
     })
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cutover_snapshot::Error;
 use cutover_snapshot::chain::Chain;
 use cutover_snapshot::verify::verify;
+use proptest::prelude::*;
 
 use crate::faulty_files::FaultyFiles;
 use crate::sample::{child_content, page, read_chain, write_base, write_child};
@@ -202,5 +203,36 @@ fn a_damaged_chunk_is_refused_at_every_read_and_others_are_read() {
         assert!(matches!(reader.at(1), Err(Error::Damaged { offset: 4096, .. })));
         let found = reader.at(0).expect("another chunk").expect("within the image");
         assert_eq!(found.bytes, Some(&page(5)[..]));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn files_changed_at_random_never_give_a_wrong_page(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 1..=255_u8), 1..6),
+        cut in prop::option::of((any::<prop::sample::Index>(), any::<prop::sample::Index>())),
+    ) {
+        let sample = Sample::new();
+        let files = sample.files();
+        for (file, position, flip) in changes {
+            let file = &files[file.index(files.len())];
+            let mut bytes = fs::read(file).expect("readable");
+            let position = position.index(bytes.len());
+            bytes[position] ^= flip;
+            fs::write(file, bytes).expect("writable");
+        }
+        if let Some((file, length)) = cut {
+            let file = &files[file.index(files.len())];
+            let bytes = fs::read(file).expect("readable");
+            fs::write(file, &bytes[..length.index(bytes.len())]).expect("writable");
+        }
+        // It checks that what can be read is right.
+        let found = sample.complaints("changed at random");
+        let store = sample.dir.path().display().to_string();
+        for complaint in found {
+            prop_assert!(complaint.contains(&store), "{}", complaint);
+        }
     }
 }
