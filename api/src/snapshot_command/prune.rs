@@ -82,6 +82,9 @@ fn answer(pruned: &Pruned, dry_run: bool) -> Answer {
     for Needed { name, by } in needed {
         let _ = writeln!(text, "{} stays, because {} is built on it", escaped(name), escaped(by));
     }
+    if !needed.is_empty() {
+        text.push_str("`cutover snapshot merge` makes a snapshot complete: then what it was built on can go\n");
+    }
     let needed: Vec<_> = needed
         .iter()
         .map(|Needed { name, by }| json!({ "name": name, "by": by }))

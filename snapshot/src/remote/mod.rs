@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,7 +39,7 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 const ROUNDS: u32 = 5;
 
 /// How stores are reached that are not on this host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Access {
     /// What the environment says, by the names of the variables: `AWS_ACCESS_KEY_ID`, `AWS_REGION` and so on.
     pub variables: BTreeMap<String, String>,
@@ -51,11 +52,28 @@ pub struct Access {
     pub rounds: u32,
 }
 
+/// What every variable begins with that counts.
+const VARIABLES: &str = "AWS_";
+/// What variables begin with that name endpoints.
+const ENDPOINT_VARIABLES: &str = "AWS_ENDPOINT";
+
+/// Some variables are secret: their values do not get into logs.
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access")
+            .field("variables", &self.variables.keys())
+            .field("endpoints", &self.endpoints)
+            .field("request_limit", &self.request_limit)
+            .field("rounds", &self.rounds)
+            .finish()
+    }
+}
+
 impl Access {
     /// As the environment says.
     pub fn from_env() -> Self {
         let variables = std::env::vars_os().filter_map(|(name, value)| {
-            let name = name.into_string().ok().filter(|name| name.starts_with("AWS_"))?;
+            let name = name.into_string().ok().filter(|name| name.starts_with(VARIABLES))?;
             Some((name, value.into_string().ok()?))
         });
         Self::new(variables.collect())
@@ -167,6 +185,16 @@ mod tests {
         for wrong in ["s3://bucket", "s3://bucket/a/.partial-x"] {
             parse(wrong).expect("a URL").expect("valid").split().expect_err(wrong);
         }
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let access = Access::new([("AWS_SECRET_ACCESS_KEY".to_owned(), "hush".to_owned())].into());
+        let shown = format!("{access:?}");
+        assert!(
+            shown.contains("AWS_SECRET_ACCESS_KEY") && !shown.contains("hush"),
+            "{shown}"
+        );
     }
 
     #[test]
