@@ -22,6 +22,9 @@ pub(crate) trait Blob: fmt::Debug + Send + Sync {
 
     /// The file of which it is the whole, if it is.
     fn file(&self) -> Option<&File>;
+
+    /// How many threads should read at a time for reading to be fast: more than one where each waits for a network.
+    fn useful_readers(&self) -> usize;
 }
 
 /// Reads all of `blob`, which must not have more than `max` bytes.
@@ -83,6 +86,10 @@ impl Blob for LocalFile {
     fn file(&self) -> Option<&File> {
         Some(&self.file)
     }
+
+    fn useful_readers(&self) -> usize {
+        1
+    }
 }
 
 /// A part of something larger.
@@ -117,6 +124,10 @@ impl Blob for Part {
 
     fn file(&self) -> Option<&File> {
         None
+    }
+
+    fn useful_readers(&self) -> usize {
+        self.whole.useful_readers()
     }
 }
 

@@ -118,6 +118,12 @@ impl Image {
         self.0.map.stored_pages()
     }
 
+    /// How many readers at a time make reading all of it fast: one for files, more where each waits for a network.
+    pub fn useful_readers(&self) -> usize {
+        let layers = self.0.layers.iter().map(|layer| layer.blob.useful_readers());
+        layers.max().expect("an image has a newest layer")
+    }
+
     /// Something to read pages with; each thread has its own.
     ///
     /// # Errors

@@ -18,6 +18,10 @@ use crate::store::{SNAPSHOTS_MAX, check_name};
 /// Most bytes of one request. Chunks of images have less, so this is for large indexes.
 const READ_BYTES: usize = 4 << 20;
 
+/// Requests that should be under way at a time: one alone waits most of the time, and a network carries no more for more
+/// than a few.
+const READERS: usize = 8;
+
 /// Lengths of the objects of a snapshot, by name.
 type Objects = BTreeMap<String, u64>;
 
@@ -185,5 +189,9 @@ impl Blob for Object {
 
     fn file(&self) -> Option<&File> {
         None
+    }
+
+    fn useful_readers(&self) -> usize {
+        READERS
     }
 }

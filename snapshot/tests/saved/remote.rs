@@ -183,6 +183,7 @@ fn several_threads_read_at_a_time() {
         .expect("a chain")
         .image("memory")
         .expect("an image");
+    assert!(image.useful_readers() > 1);
     server.fail(Fault::WaitsForTwo);
     // Each thread begins with a range of its own; the first is answered only when the second has asked.
     let threads = [1, 5].map(|page| {
