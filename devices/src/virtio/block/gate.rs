@@ -49,7 +49,7 @@ pub(super) struct Gate {
     shared: Arc<Shared>,
 }
 
-/// The side of whoever makes chunks ready; there is one at a time.
+/// The side of whoever makes chunks ready; there is one at a time. Several threads may work through it.
 ///
 /// Dropping one that holds writes releases what is left. One that holds everything leaves it held: the guest must not
 /// see what was never filled.
@@ -75,6 +75,8 @@ struct Held {
     chunks: ChunkSet,
     /// How many these are.
     left: u64,
+    /// Those of them that nobody copies yet.
+    unclaimed: ChunkSet,
     /// Where copying in order goes on.
     next: u64,
     /// What the first request in the queue waits for.
@@ -103,6 +105,7 @@ impl Gate {
         self.shared.closed.store(left > 0, Ordering::Release);
         *state = State::Held(Held {
             holds,
+            unclaimed: chunks.clone(),
             chunks,
             left,
             next: 0,
@@ -153,10 +156,11 @@ impl Gate {
 
 impl Copier {
     /// What to copy next, [`COPY_CHUNKS`] that follow each other or fewer: those a request waits for before all others,
-    /// which come in order. Nothing when all are released.
+    /// which come in order. Nothing when all were named.
     ///
-    /// These bytes are nobody's but the caller's until they are [released](Self::release); copied, they are to be.
-    pub fn next_chunks(&mut self) -> Option<Range<u64>> {
+    /// Each chunk is named once. It is nobody's but the caller's until it is [released](Self::release); copied, it is to
+    /// be.
+    pub fn next_chunks(&self) -> Option<Range<u64>> {
         match &mut *self.shared.state() {
             State::Held(held) => held.next(),
             State::Open => None,
@@ -165,11 +169,12 @@ impl Copier {
 
     /// The chunks of `bytes` are ready: the guest may have them, as far as it could not before. Returns the bytes of those
     /// that were held, each counted as a whole one.
-    pub fn release(&mut self, bytes: &Range<u64>) -> u64 {
+    pub fn release(&self, bytes: &Range<u64>) -> u64 {
         let State::Held(held) = &mut *self.shared.state() else {
             return 0;
         };
         let released = held.chunks.remove(bytes);
+        held.unclaimed.remove(bytes);
         held.left -= released;
         self.shared.closed.store(held.left > 0, Ordering::Release);
         if held.has_what_is_wanted() {
@@ -222,13 +227,17 @@ impl Held {
     }
 
     fn next(&mut self) -> Option<Range<u64>> {
-        let wanted = self.wanted.as_ref().and_then(|bytes| self.chunks.first_of(bytes));
-        if let Some(start) = wanted {
-            return self.chunks.run(start, COPY_CHUNKS);
-        }
-        let in_order = self.chunks.run(self.next, COPY_CHUNKS);
-        let found = in_order.or_else(|| self.chunks.run(0, COPY_CHUNKS))?;
-        self.next = found.end;
+        let wanted = self.wanted.as_ref().and_then(|bytes| self.unclaimed.first_of(bytes));
+        let found = match wanted {
+            Some(start) => self.unclaimed.run(start, COPY_CHUNKS)?,
+            None => {
+                let in_order = self.unclaimed.run(self.next, COPY_CHUNKS);
+                let found = in_order.or_else(|| self.unclaimed.run(0, COPY_CHUNKS))?;
+                self.next = found.end;
+                found
+            }
+        };
+        self.unclaimed.remove(&found);
         Some(found)
     }
 

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
+use std::iter;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,6 +29,8 @@ use super::{PAGE_BYTES, SECTION, SavedDisk, SavedDisks, image_name, pages_of};
 use crate::Error;
 use crate::device_manager::DeviceManager;
 
+/// Most threads that fill one disk.
+pub const WORKERS_MAX: usize = 16;
 /// Bytes of a sector: a disk has whole ones.
 const SECTOR_BYTES: u64 = 512;
 
@@ -62,10 +65,11 @@ struct NewDisk {
     file: NamedTempFile,
 }
 
-/// How much of a disk is there when its thread ends.
-enum Filled {
-    Completely,
-    InPart,
+/// A disk that is being filled, by one thread or several.
+struct Work {
+    disk: NewDisk,
+    copier: Copier,
+    state: Arc<FillState>,
 }
 
 /// What is done about the end of filling.
@@ -196,33 +200,6 @@ impl NewDisk {
         Ok(Self { from, file })
     }
 
-    /// Fills it, what the guest waits for first, and gives it its name.
-    fn fill(self, copier: &mut Copier, state: &FillState) -> Result<Filled, Error> {
-        let mut reader = self.from.image.reader()?;
-        while let Some(wanted) = copier.next_chunks() {
-            if state.given_up.load(Ordering::Relaxed) {
-                return Ok(Filled::InPart);
-            }
-            let found = reader.at(wanted.start / CHUNK_SIZE)?;
-            let Found { count, bytes } = found.expect("an image has as many pages as its disk has chunks");
-            let end = wanted.start.saturating_add(count.saturating_mul(CHUNK_SIZE));
-            let filled = match bytes {
-                // All of this is zero: as the file is, where it was not filled.
-                None => wanted.start..end,
-                Some(content) => {
-                    let filled = wanted.start..end.min(wanted.end);
-                    let len = usize::try_from(filled.end - filled.start).expect("a few chunks");
-                    let written = self.file.as_file().write_all_at(&content[..len], filled.start);
-                    written.map_err(disk_file(&self.from.saved.id, &self.from.path, "fill"))?;
-                    filled
-                }
-            };
-            state.left.fetch_sub(copier.release(&filled), Ordering::Relaxed);
-        }
-        self.publish()?;
-        Ok(Filled::Completely)
-    }
-
     /// Makes it permanent under its name.
     fn publish(self) -> Result<(), Error> {
         let DiskImage {
@@ -259,13 +236,20 @@ impl NewDisks {
         spec
     }
 
-    /// Begins to fill them behind `devices`, which were made of [`spec`](Self::spec) and are still stopped. Each has a
-    /// thread, which calls `on_thread` first.
+    /// Begins to fill them behind `devices`, which were made of [`spec`](Self::spec) and are still stopped. Each has as
+    /// many threads as `workers`, at most [`WORKERS_MAX`], which call `on_thread` first: one where the snapshot is near,
+    /// more where an answer takes long.
     ///
     /// # Errors
     /// A thread cannot be created.
-    pub fn fill(self, devices: &DeviceManager, on_thread: &OnThread, then: WhenFilled) -> Result<DiskFilling, Error> {
-        self.fill_all(devices.disks(), on_thread, then)
+    pub fn fill(
+        self,
+        devices: &DeviceManager,
+        workers: usize,
+        on_thread: &OnThread,
+        then: WhenFilled,
+    ) -> Result<DiskFilling, Error> {
+        self.fill_all(devices.disks(), workers, on_thread, then)
     }
 
     /// Has other files for the disks.
@@ -283,6 +267,7 @@ impl NewDisks {
     pub(super) fn fill_all<'a>(
         mut self,
         disks: impl Iterator<Item = (&'a str, MutexGuard<'a, Block>)>,
+        workers: usize,
         on_thread: &OnThread,
         then: WhenFilled,
     ) -> Result<DiskFilling, Error> {
@@ -309,26 +294,90 @@ impl NewDisks {
         if held.is_empty() {
             (filling.state.then.done)();
         }
-        for (disk, mut copier) in held {
-            let (state, on_thread) = (filling.state.clone(), on_thread.clone());
-            let fill = move || {
-                on_thread();
-                let outcome = disk.fill(&mut copier, &state);
-                drop(copier);
-                state.end(outcome);
-            };
-            let thread = thread::Builder::new()
-                .name("disk-fill".to_owned())
-                .stack_size(THREAD_STACK_SIZE)
-                .spawn(fill)
-                .map_err(Error::os("create a thread that fills a disk"))?;
-            filling.threads.push(thread);
+        for (disk, copier) in held {
+            let work = Arc::new(Work {
+                disk,
+                copier,
+                state: filling.state.clone(),
+            });
+            // Nobody but the threads has it: the last of them completes the disk.
+            for share in iter::repeat_n(work, workers.clamp(1, WORKERS_MAX)) {
+                filling.spawn(share, on_thread)?;
+            }
         }
         Ok(filling)
     }
 }
 
+impl Work {
+    /// Fills what nobody else fills, what the guest waits for first.
+    fn fill(&self) -> Result<(), Error> {
+        let NewDisk { from, file } = &self.disk;
+        let mut reader = from.image.reader()?;
+        while !self.state.given_up.load(Ordering::Relaxed)
+            && let Some(wanted) = self.copier.next_chunks()
+        {
+            let mut rest = wanted;
+            while !rest.is_empty() {
+                let found = reader.at(rest.start / CHUNK_SIZE)?;
+                let Found { count, bytes } = found.expect("an image has as many pages as its disk has chunks");
+                let end = rest.start.saturating_add(count.saturating_mul(CHUNK_SIZE));
+                let filled = match bytes {
+                    // All of this is zero, as the file is where it is not filled: others find that too.
+                    None => rest.start..end,
+                    Some(content) => {
+                        let filled = rest.start..end.min(rest.end);
+                        let len = usize::try_from(filled.end - filled.start).expect("a few chunks");
+                        let written = file.as_file().write_all_at(&content[..len], filled.start);
+                        written.map_err(disk_file(&from.saved.id, &from.path, "fill"))?;
+                        filled
+                    }
+                };
+                let released = self.copier.release(&filled);
+                self.state.left.fetch_sub(released, Ordering::Relaxed);
+                rest.start = filled.end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends one thread's share; the last one gives the disk its name, if it is complete.
+    fn end(self: Arc<Self>, filled: Result<(), Error>) {
+        let state = self.state.clone();
+        if let Err(error) = filled {
+            // Whoever is told may end the process at once. If it cannot be removed, it still does not have a disk's name.
+            let _ = fs::remove_file(self.disk.file.path());
+            state.fail(error);
+            return;
+        }
+        if let Some(Self { disk, copier, .. }) = Arc::into_inner(self)
+            && copier.bytes_left() == 0
+        {
+            match disk.publish() {
+                Ok(()) => state.one_is_complete(),
+                Err(error) => state.fail(error),
+            }
+        }
+    }
+}
+
 impl DiskFilling {
+    fn spawn(&mut self, work: Arc<Work>, on_thread: &OnThread) -> Result<(), Error> {
+        let on_thread = on_thread.clone();
+        let fill = move || {
+            on_thread();
+            let filled = work.fill();
+            work.end(filled);
+        };
+        let thread = thread::Builder::new()
+            .name("disk-fill".to_owned())
+            .stack_size(THREAD_STACK_SIZE)
+            .spawn(fill)
+            .map_err(Error::os("create a thread that fills a disk"))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
     /// How far it has come.
     pub fn progress(&self) -> Progress {
         let total = self.state.total;
@@ -361,20 +410,20 @@ impl FillState {
         self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A disk's thread ends. One that did not complete its disk does not count as finished.
-    fn end(&self, outcome: Result<Filled, Error>) {
-        match outcome {
-            Ok(Filled::Completely) => {
-                let mut unfinished = self.unfinished();
-                *unfinished -= 1;
-                if *unfinished == 0 {
-                    self.finished.notify_all();
-                    drop(unfinished);
-                    (self.then.done)();
-                }
-            }
-            Ok(Filled::InPart) => {}
-            Err(error) => (self.then.failed)(error),
+    fn one_is_complete(&self) {
+        let mut unfinished = self.unfinished();
+        *unfinished -= 1;
+        if *unfinished == 0 {
+            self.finished.notify_all();
+            drop(unfinished);
+            (self.then.done)();
+        }
+    }
+
+    /// A disk can never be complete, so none has to be. Only the first failure is told.
+    fn fail(&self, error: Error) {
+        if !self.given_up.swap(true, Ordering::Relaxed) {
+            (self.then.failed)(error);
         }
     }
 }

@@ -61,11 +61,11 @@ struct HeldDisk {
 
 /// Disks that are being copied. Dropped, the threads give up, and all is as if nothing had been held or taken.
 pub struct DiskCopies {
-    copies: Vec<Copy>,
+    copies: Vec<DiskCopy>,
     given_up: Arc<AtomicBool>,
 }
 
-struct Copy {
+struct DiskCopy {
     saved: SavedDisk,
     thread: JoinHandle<Result<(ImageWriter, Taken), Error>>,
 }
@@ -215,7 +215,7 @@ impl HeldDisks {
                 .stack_size(THREAD_STACK_SIZE)
                 .spawn(copy)
                 .map_err(Error::os("create a thread that copies a disk"))?;
-            copies.copies.push(Copy { saved, thread });
+            copies.copies.push(DiskCopy { saved, thread });
         }
         Ok(copies)
     }
@@ -245,16 +245,19 @@ impl HeldDisk {
             self.pieces.share_blocks(self.saved.bytes);
         }
         let mut buffer = Vec::new();
-        while let Some(bytes) = self.pieces.next_piece() {
-            if let Some(hole) = self.hole_at(&bytes) {
+        while let Some(mut piece) = self.pieces.next_piece() {
+            while let Some(hole) = self.hole_at(&piece) {
                 watch(self.pieces.is_read(&hole))?;
-                continue;
+                piece.start = hole.end;
             }
-            self.read(&bytes, &mut buffer)?;
-            // In memory they are safe: the guest need not wait for them to be written.
-            watch(self.pieces.is_read(&bytes))?;
-            to.put(bytes.start / CHUNK_SIZE, &buffer)?;
+            if !piece.is_empty() {
+                self.read(&piece, &mut buffer)?;
+                // In memory they are safe: the guest need not wait for them to be written.
+                watch(self.pieces.is_read(&piece))?;
+                to.put(piece.start / CHUNK_SIZE, &buffer)?;
+            }
         }
+        debug_assert_eq!(self.pieces.bytes_left(), 0, "each piece is named once");
         Ok((to, self.taken))
     }
 
@@ -271,10 +274,10 @@ impl HeldDisk {
         })
     }
 
-    /// Whole chunks from the start of `bytes` on that the file has no data for, and which the image need not mention:
-    /// nobody writes them before they are released.
+    /// Whole chunks from the start of `bytes` on, if there are any bytes, that the file has no data for and the image need
+    /// not mention: nobody writes them before they are released.
     fn hole_at(&self, bytes: &Range<u64>) -> Option<Range<u64>> {
-        if self.base == Base::Parent {
+        if self.base == Base::Parent || bytes.is_empty() {
             return None;
         }
         let data = match seek(self.pieces.file(), SeekFrom::Data(bytes.start)) {

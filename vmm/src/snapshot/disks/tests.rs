@@ -29,6 +29,9 @@ fn unconfined() -> OnThread {
     Arc::new(|| {})
 }
 
+/// Threads that fill a disk.
+const WORKERS: usize = 3;
+
 fn unwatched() -> Watch {
     Arc::new(|_| Ok(()))
 }
@@ -180,7 +183,7 @@ fn restore(snapshot: &Path, paths: &[PathBuf]) -> Vec<Vec<u8>> {
     let new = images(snapshot, paths, Existing::Kept).unwrap().create().unwrap();
     let blocks = open(&new.spec(&spec_of(paths)));
     let (then, outcomes) = outcomes();
-    let filling = new.fill_all(guards(&blocks), &unconfined(), then).unwrap();
+    let filling = new.fill_all(guards(&blocks), WORKERS, &unconfined(), then).unwrap();
     filling.wait();
     assert!(matches!(outcomes.recv().unwrap(), Ok(())));
     let progress = filling.progress();

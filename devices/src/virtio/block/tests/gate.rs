@@ -119,7 +119,7 @@ fn writes_of_held_chunks_wait_until_these_are_copied_and_others_go_on() {
         let mut chunks = ChunkSet::none(DISK_SIZE);
         [1, 2, 7].into_iter().for_each(|number| chunks.insert(chunk(number)));
         let before = pattern();
-        let (mut disk, mut copier) = Held::new(io, &before, |block| block.hold(Holds::Writes, chunks).unwrap());
+        let (mut disk, copier) = Held::new(io, &before, |block| block.hold(Holds::Writes, chunks).unwrap());
         // Reads of a held chunk, and writes of another one.
         let answer = request(
             &mut disk.guest,
@@ -150,7 +150,7 @@ fn writes_of_held_chunks_wait_until_these_are_copied_and_others_go_on() {
 #[test]
 fn requests_behind_one_that_waits_are_served_after_it() {
     for io in ENGINES {
-        let (mut disk, mut copier) = Held::holding(io, &pattern(), Holds::Writes);
+        let (mut disk, copier) = Held::holding(io, &pattern(), Holds::Writes);
         let mut heads = vec![disk.offer_write(0, 0, 1)];
         disk.until_wanted(&copier);
         heads.push(disk.offer(1, VIRTIO_BLK_T_FLUSH, 0, &[]));
@@ -178,7 +178,7 @@ fn discards_and_zeroes_wait_for_every_chunk_they_touch() {
     for io in ENGINES {
         for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
             let before = pattern();
-            let (mut disk, mut copier) = Held::holding(io, &before, Holds::Writes);
+            let (mut disk, copier) = Held::holding(io, &before, Holds::Writes);
             // From the last sector of chunk 2 to the first one of chunk 9.
             let (first, end) = (3 * SECTORS_PER_CHUNK - 1, 9 * SECTORS_PER_CHUNK + 1);
             let sectors = u32::try_from(end - first).unwrap();
@@ -232,7 +232,7 @@ fn what_is_copied_out_is_as_it_was_when_it_was_held_however_much_is_written() {
 }
 
 /// Copies everything out.
-fn copy_out(file: &File, mut copier: Copier) -> Vec<u8> {
+fn copy_out(file: &File, copier: Copier) -> Vec<u8> {
     let mut copied = vec![0xff; usize::try_from(DISK_SIZE).unwrap()];
     while let Some(bytes) = copier.next_chunks() {
         let range = usize::try_from(bytes.start).unwrap()..usize::try_from(bytes.end).unwrap();
@@ -243,7 +243,7 @@ fn copy_out(file: &File, mut copier: Copier) -> Vec<u8> {
 }
 
 /// Fills everything in.
-fn copy_in(file: &File, content: &[u8], mut copier: Copier) {
+fn copy_in(file: &File, content: &[u8], copier: Copier) {
     while let Some(bytes) = copier.next_chunks() {
         file.write_all_at(slice(content, bytes.clone()), bytes.start).unwrap();
         copier.release(&bytes);
@@ -281,7 +281,7 @@ fn a_guest_finds_what_is_copied_in_and_what_it_wrote_itself() {
 #[test]
 fn a_pause_while_a_request_waits_loses_nothing() {
     for io in ENGINES {
-        let (mut disk, mut copier) = Held::holding(io, &pattern(), Holds::Writes);
+        let (mut disk, copier) = Held::holding(io, &pattern(), Holds::Writes);
         let head = disk.offer_write(0, 0, 1);
         disk.until_wanted(&copier);
         for _ in 0..3 {
@@ -301,7 +301,7 @@ fn a_pause_while_a_request_waits_loses_nothing() {
 fn a_disk_reset_while_a_request_waits_forgets_it_and_holds_on() {
     for io in ENGINES {
         let before = pattern();
-        let (mut disk, mut copier) = Held::holding(io, &before, Holds::Writes);
+        let (mut disk, copier) = Held::holding(io, &before, Holds::Writes);
         disk.offer_write(0, 0, 1);
         disk.until_wanted(&copier);
         disk.guest.start(FLUSH);
@@ -321,7 +321,7 @@ fn a_disk_reset_while_a_request_waits_forgets_it_and_holds_on() {
 #[test]
 fn a_copy_out_that_is_given_up_lets_every_write_pass_and_can_be_followed_by_another() {
     for io in ENGINES {
-        let (mut disk, mut copier) = Held::holding(io, &pattern(), Holds::Writes);
+        let (mut disk, copier) = Held::holding(io, &pattern(), Holds::Writes);
         copier.release(&chunk(0));
         let head = disk.offer_write(0, 5 * SECTORS_PER_CHUNK, 1);
         disk.until_wanted(&copier);
@@ -336,7 +336,7 @@ fn a_copy_out_that_is_given_up_lets_every_write_pass_and_can_be_followed_by_anot
 #[test]
 fn a_copy_in_that_is_given_up_shows_the_guest_nothing_of_what_is_missing() {
     for io in ENGINES {
-        let (mut disk, mut copier) = Held::holding(io, &pattern(), Holds::Everything);
+        let (mut disk, copier) = Held::holding(io, &pattern(), Holds::Everything);
         copier.release(&chunk(0));
         drop(copier);
         let data = [Piece::In(BUFFER, 512)];
@@ -351,7 +351,7 @@ fn a_copy_in_that_is_given_up_shows_the_guest_nothing_of_what_is_missing() {
 
 #[test]
 fn an_image_that_is_copied_is_not_replaced_until_the_copier_is_gone() {
-    let (disk, mut copier) = Held::holding(DiskIo::Auto, &pattern(), Holds::Writes);
+    let (disk, copier) = Held::holding(DiskIo::Auto, &pattern(), Holds::Writes);
     let other = Image::new();
     let replace = || {
         let mut block = disk.block.lock().unwrap();
@@ -364,6 +364,34 @@ fn an_image_that_is_copied_is_not_replaced_until_the_copier_is_gone() {
     drop(copier);
     replace().unwrap();
     assert_eq!(disk.block.lock().unwrap().disk().size(), SIZE as u64);
+}
+
+#[test]
+fn each_chunk_is_named_once_to_all_who_copy() {
+    let content = pattern();
+    let (disk, copier) = Held::holding(DiskIo::Auto, &vec![0; content.len()], Holds::Everything);
+    let named = Mutex::new(ChunkSet::none(DISK_SIZE));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while let Some(bytes) = copier.next_chunks() {
+                    let mut named = named.lock().unwrap();
+                    assert_eq!(named.first_of(&bytes), None);
+                    named.insert(bytes.clone());
+                    drop(named);
+                    disk.file
+                        .write_all_at(slice(&content, bytes.clone()), bytes.start)
+                        .unwrap();
+                    copier.release(&bytes);
+                }
+            });
+        }
+    });
+    assert_eq!(
+        (named.into_inner().unwrap(), copier.bytes_left()),
+        (ChunkSet::all(DISK_SIZE), 0)
+    );
+    assert!(disk.read(0..DISK_SIZE) == content);
 }
 
 #[test]

@@ -179,7 +179,7 @@ fn a_file_in_the_way_stays_unless_it_may_be_replaced_and_then_until_that_is_comp
     let blocks = open(&new.spec(&spec_of(&paths)));
     assert_eq!(fs::read(&paths[0]).unwrap(), b"precious");
     let (then, _outcomes) = outcomes();
-    let filling = new.fill_all(guards(&blocks), &unconfined(), then).unwrap();
+    let filling = new.fill_all(guards(&blocks), WORKERS, &unconfined(), then).unwrap();
     filling.wait();
     assert_eq!(fs::read(&paths[0]).unwrap(), vm.contents()[0]);
     assert_eq!(names(&directory), ["restored-0.raw"]);
@@ -207,7 +207,7 @@ fn a_file_that_appears_meanwhile_stays_and_the_disk_is_kept_under_another_name()
     fs::write(&paths[0], "somebody else's").unwrap();
     let blocks = open(&new.spec(&spec_of(&paths)));
     let (then, outcomes) = outcomes();
-    let _filling = new.fill_all(guards(&blocks), &unconfined(), then).unwrap();
+    let _filling = new.fill_all(guards(&blocks), WORKERS, &unconfined(), then).unwrap();
     let Err(Error::DiskFile { path, .. }) = outcomes.recv().unwrap() else {
         panic!("the file is in the way");
     };
@@ -240,7 +240,7 @@ fn a_damaged_chunk_ends_the_restore_naming_file_and_offset_and_is_never_shown() 
         .unwrap();
     let blocks = open(&new.spec(&spec_of(&paths)));
     let (then, outcomes) = outcomes();
-    let filling = new.fill_all(guards(&blocks), &unconfined(), then).unwrap();
+    let filling = new.fill_all(guards(&blocks), WORKERS, &unconfined(), then).unwrap();
     let message = outcomes.recv().unwrap().unwrap_err().to_string();
     let expected = format!("{}: damaged at byte {}", pages.display(), 4 * CHUNK_SIZE);
     assert!(message.starts_with(&expected), "{message}");
@@ -264,7 +264,7 @@ fn a_disk_that_runs_full_ends_the_restore_naming_it() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     new.have_files(|file| NamedTempFile::from_parts(full.try_clone().unwrap(), file.into_temp_path()));
     let (then, outcomes) = outcomes();
-    let _filling = new.fill_all(guards(&blocks), &unconfined(), then).unwrap();
+    let _filling = new.fill_all(guards(&blocks), WORKERS, &unconfined(), then).unwrap();
     let message = outcomes.recv().unwrap().unwrap_err().to_string();
     let expected = format!("disk 'disk0': cannot fill {}: No space left", paths[0].display());
     assert!(message.starts_with(&expected), "{message}");
