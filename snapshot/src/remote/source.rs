@@ -1,6 +1,6 @@
 //! Reading snapshots of a bucket.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +24,14 @@ const READERS: usize = 8;
 
 /// Lengths of the objects of a snapshot, by name.
 type Objects = BTreeMap<String, u64>;
+
+/// What there is at a place.
+#[derive(Default)]
+struct Listing {
+    objects: Objects,
+    /// Names of places below.
+    places: BTreeSet<String>,
+}
 
 /// A place in a bucket, under which there are snapshots.
 #[derive(Debug)]
@@ -79,23 +87,43 @@ impl RemoteDir {
         }
     }
 
+    /// What there is at the place `under`, which messages call `path`.
+    fn list(&self, under: Key, path: &Path) -> Result<Listing, Error> {
+        let wanted = under.clone();
+        let listed = self.cluster.ask(move |store| {
+            let wanted = wanted.clone();
+            async move { store.list_with_delimiter(Some(&wanted)).await }
+        });
+        let listed = listed.map_err(Error::remote("list it", path))?;
+        let mut listing = Listing::default();
+        let objects = listed
+            .objects
+            .iter()
+            .map(|object| (&object.location, Some(object.size)));
+        let places = listed.common_prefixes.iter().map(|prefix| (prefix, None));
+        for (key, bytes) in objects.chain(places) {
+            let mut parts = key.prefix_match(&under).into_iter().flatten();
+            let Some(first) = parts.next() else {
+                continue;
+            };
+            let name = first.as_ref().to_owned();
+            match (bytes, parts.next()) {
+                (Some(bytes), None) => drop(listing.objects.insert(name, bytes)),
+                // Some servers list all objects, also those that are further below.
+                _ => drop(listing.places.insert(name)),
+            }
+        }
+        Ok(listing)
+    }
+
     /// The objects of the snapshot called `name`.
     fn objects(&self, name: &str) -> Result<Arc<Objects>, Error> {
         let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = lock().get(name) {
             return Ok(known.clone());
         }
-        let under = self.url.key.clone().join(name);
-        let listed = self.cluster.ask(move |store| {
-            let under = under.clone();
-            async move { store.list_with_delimiter(Some(&under)).await }
-        });
-        let listed = listed.map_err(Error::remote("list it", &self.path_of(name)))?;
-        let objects = listed.objects.into_iter().filter_map(|object| {
-            let file = object.location.filename()?.to_owned();
-            Some((file, object.size))
-        });
-        let objects = Arc::new(objects.collect::<Objects>());
+        let listing = self.list(self.url.key.clone().join(name), &self.path_of(name))?;
+        let objects = Arc::new(listing.objects);
         // What is not there yet may be there later.
         if !objects.is_empty() {
             lock().insert(name.to_owned(), objects.clone());
@@ -114,16 +142,11 @@ impl Source for RemoteDir {
     }
 
     fn names(&self) -> Result<Vec<String>, Error> {
-        let under = self.url.key.clone();
-        let listed = self.cluster.ask(move |store| {
-            let under = under.clone();
-            async move { store.list_with_delimiter(Some(&under)).await }
-        });
-        let listed = listed.map_err(Error::remote("list it", &self.path))?;
-        let prefixes = listed.common_prefixes.iter().filter_map(Key::filename);
-        let names: Vec<String> = prefixes
+        let listing = self.list(self.url.key.clone(), &self.path)?;
+        let names: Vec<String> = listing
+            .places
+            .into_iter()
             .filter(|name| check_name(name).is_ok())
-            .map(str::to_owned)
             .collect();
         if names.len() > SNAPSHOTS_MAX {
             let reason = format!("has more than {SNAPSHOTS_MAX} snapshots");

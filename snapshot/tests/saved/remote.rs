@@ -104,9 +104,17 @@ fn an_uploaded_chain_reads_as_the_chain_and_each_snapshot_is_uploaded_once() {
         "there is no local file"
     );
 
-    let listed = list_all(Path::new("s3://bucket/store"), &access).expect("a store");
-    let names: Vec<_> = listed.iter().map(|listed| &listed.name[..]).collect();
-    assert_eq!(names, ["base", "newest"]);
+    for fault in [Fault::None, Fault::ListsAll] {
+        server.fail(fault);
+        let listed = list_all(Path::new("s3://bucket/store"), &access).expect("a store");
+        let names: Vec<_> = listed.iter().map(|listed| &listed.name[..]).collect();
+        assert_eq!(names, ["base", "newest"], "{fault:?}");
+        assert!(
+            list_all(Path::new("s3://bucket/"), &access)
+                .expect("a store")
+                .is_empty()
+        );
+    }
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub enum Fault {
     Says(StatusCode),
     /// It refuses what would change an object whose key ends so.
     RefusesToWrite(&'static str),
+    /// It lists all objects, however far below.
+    ListsAll,
     /// It answers the first request for a range or with a part only when there is a second.
     WaitsForTwo,
 }
@@ -190,7 +192,10 @@ async fn serve(inner: &Inner, request: Request) -> Response {
         .expect("of this bucket")
         .trim_start_matches('/');
     match (parts.method, parameter(&query, "uploadId")) {
-        (Method::GET, None) if key.is_empty() => list(inner, &query),
+        (Method::GET, None) if key.is_empty() => {
+            let is_flat = *inner.fault.lock().expect("not poisoned") == Fault::ListsAll;
+            list(inner, &query, is_flat)
+        }
         (Method::GET | Method::HEAD, None) => get(inner, key, &parts.headers),
         (Method::PUT, None) => write(inner, key, body.to_vec()),
         (Method::POST, None) => {
@@ -264,7 +269,7 @@ fn get(inner: &Inner, key: &str, headers: &HeaderMap) -> Response {
 }
 
 /// What `ListObjectsV2` answers, all on one page.
-fn list(inner: &Inner, query: &str) -> Response {
+fn list(inner: &Inner, query: &str, is_flat: bool) -> Response {
     let prefix = parameter(query, "prefix").unwrap_or_default();
     let objects = inner.objects.lock().expect("not poisoned");
     let mut text = String::from("<ListBucketResult>");
@@ -273,7 +278,7 @@ fn list(inner: &Inner, query: &str) -> Response {
         let Some(rest) = key.strip_prefix(&prefix) else {
             continue;
         };
-        match rest.split_once('/') {
+        match rest.split_once('/').filter(|_| !is_flat) {
             Some((first, _)) if first != last_prefix => {
                 text += &format!("<CommonPrefixes><Prefix>{prefix}{first}/</Prefix></CommonPrefixes>");
                 last_prefix = first.to_owned();
