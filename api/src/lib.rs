@@ -30,6 +30,7 @@ use exit::ExitStatus;
 
 /// The `cutover` program: reads the command line of this process, and does what it says.
 pub fn main() -> ExitStatus {
+    cutover_vmm::seccomp::prepare_process();
     match Cli::parse_from(cli::arguments(env::args_os())).command {
         Command::Run(args) => run::run(&args),
         Command::Vmm(args) => vmm::vmm(&args),

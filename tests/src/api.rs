@@ -162,6 +162,13 @@ impl Connection {
     /// Sends a request and waits for its answer.
     #[track_caller]
     pub fn request(&mut self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        self.ask(method, path, body);
+        self.answer()
+    }
+
+    /// Sends a request.
+    #[track_caller]
+    pub fn ask(&mut self, method: &str, path: &str, body: Option<&Value>) {
         let body = body.map_or_else(String::new, Value::to_string);
         let length = body.len();
         self.send(
@@ -171,7 +178,6 @@ impl Connection {
             )
             .as_bytes(),
         );
-        self.answer()
     }
 
     /// Sends bytes as they are.

@@ -21,3 +21,4 @@ mod power;
 mod reset;
 mod rng;
 mod seccomp;
+mod snapshot;
