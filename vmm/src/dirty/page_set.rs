@@ -298,6 +298,12 @@ impl PageSet {
         self.merged(words.map(|(word, bits)| (word, self.words[word] & bits)))
     }
 
+    /// Those of the pages of `range`, which are of one slot, that are not in the set, consecutive ones together.
+    pub fn gaps_in(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
+        let words = self.layout.words_of(range);
+        self.merged(words.map(|(word, bits)| (word, !self.words[word] & bits)))
+    }
+
     /// The pages of words in ascending order, consecutive ones together.
     fn merged(&self, words: impl Iterator<Item = (usize, u64)>) -> impl Iterator<Item = PageRange> {
         let mut runs = words
@@ -468,6 +474,8 @@ mod tests {
             let (mut with, mut without) = (set_of(&a), set_of(&a));
             let common: Vec<_> = a.intersection(&within).copied().collect();
             prop_assert_eq!(numbers_of(with.ranges_in(range)), common);
+            let missing: Vec<_> = within.difference(&a).copied().collect();
+            prop_assert_eq!(numbers_of(with.gaps_in(range)), missing);
             with.insert_range(range);
             without.remove_range(range);
             prop_assert_eq!(numbers_of(with.ranges()), a.union(&within).copied().collect::<Vec<_>>());

@@ -38,8 +38,8 @@ const PIECE_PAGES: u64 = 64;
 /// Pages that are protected at a time while the guest runs: 4 MiB.
 const PROTECT_PAGES: u64 = 1024;
 
-/// Pages not to be copied that may lie between pages whose protection is ended by one call. A call costs about as much
-/// as the faults of so many pages, which KVM has to map again after it.
+/// Pages that may lie between others whose protection is begun or ended by one call. A call costs about as much as so
+/// many pages.
 const GAP_PAGES: u64 = 16;
 
 /// What fails if it fails.
@@ -61,15 +61,20 @@ struct Shared {
 
 /// See the module.
 enum Phase {
-    Arming {
-        /// Pages that are protected.
-        protected: PageSet,
-    },
+    Arming(Arming),
     Frozen(Frozen),
     Over(
         /// Why, if that was before all pages were copied.
         Option<io::Error>,
     ),
+}
+
+/// Pages that are about to be kept.
+struct Arming {
+    /// Those that are protected.
+    protected: PageSet,
+    /// Those that are known to be present, as they were protected once.
+    present: PageSet,
 }
 
 /// Pages that are kept as they are.
@@ -91,13 +96,16 @@ impl CopyOnWrite {
     /// Why memory cannot be copied like that here; nothing has changed.
     pub fn arm(memory: &GuestMemory, on_thread: OnThread) -> Result<Self, Unavailable> {
         let space = Space::of_small_pages(memory)?;
-        let protected = PageSet::empty(&space.layout);
+        let nothing = PageSet::empty(&space.layout);
         let faults = Faults::of(space, Mode::WriteProtect)?;
         // Kernels before 5.14 cannot: this is to be known now.
         populate(faults.space.area(PageRange::page(0))).map_err(Unavailable::Refused)?;
         let shared = Arc::new(Shared {
             faults,
-            phase: Mutex::new(Phase::Arming { protected }),
+            phase: Mutex::new(Phase::Arming(Arming {
+                protected: nothing.clone(),
+                present: nothing,
+            })),
             progress: Condvar::new(),
         });
         let serving = shared.clone();
@@ -118,7 +126,7 @@ impl CopyOnWrite {
         let mut parts = pages.ranges().flat_map(|range| range.parts(PROTECT_PAGES));
         parts
             .try_for_each(|part| match &mut *self.shared.phase() {
-                Phase::Arming { protected } => self.shared.protect(part, protected),
+                Phase::Arming(arming) => arming.protect(&self.shared.faults, part),
                 Phase::Frozen(_) | Phase::Over(_) => Ok(()),
             })
             .map_err(Error::os(PROTECT))
@@ -130,13 +138,15 @@ impl CopyOnWrite {
     /// The kernel refused.
     pub fn freeze(&self, pages: PageSet) -> Result<(), Error> {
         let mut phase = self.shared.phase();
-        if let Phase::Arming { protected } = &mut *phase {
+        if let Phase::Arming(arming) = &mut *phase {
             // Under one lock: a fault that was noticed before the guest stopped may still be taken care of.
             let mut rest = pages.clone();
-            rest.subtract(protected);
-            let mut ranges = rest.ranges();
+            rest.subtract(&arming.protected);
+            let is_protected = |gap| arming.protected.gaps_in(gap).next().is_none();
+            let ranges = joined(rest.ranges(), is_protected);
+            let mut ranges = ranges.into_iter();
             ranges
-                .try_for_each(|range| self.shared.protect(range, protected))
+                .try_for_each(|range| arming.protect(&self.shared.faults, range))
                 .map_err(Error::os(PROTECT))?;
             *phase = Phase::Frozen(Frozen {
                 bytes_total: pages.len() * PAGE_SIZE,
@@ -152,7 +162,7 @@ impl CopyOnWrite {
     pub fn into_source(self) -> FrozenPages {
         let bytes_total = match &*self.shared.phase() {
             Phase::Frozen(frozen) => frozen.bytes_total,
-            Phase::Arming { .. } | Phase::Over(_) => 0,
+            Phase::Arming(_) | Phase::Over(_) => 0,
         };
         FrozenPages {
             memory: self,
@@ -183,15 +193,6 @@ impl Shared {
         &self.faults.space
     }
 
-    /// Protects the pages of `range`, and notes so in `protected`.
-    fn protect(&self, range: PageRange, protected: &mut PageSet) -> io::Result<()> {
-        let area = self.space().area(range);
-        populate(area)?;
-        self.faults.uffd.protect(area)?;
-        protected.insert_range(range);
-        Ok(())
-    }
-
     /// Takes care of page faults until the end.
     fn serve(&self, on_thread: &OnThread) {
         // A panic too must not leave writers waiting.
@@ -215,11 +216,11 @@ impl Shared {
     fn allow_write(&self, page: PageRange) -> io::Result<()> {
         let must_wait = |phase: &mut Phase| match phase {
             Phase::Frozen(frozen) => frozen.early.is_full() && frozen.pages.contains(page.start),
-            Phase::Arming { .. } | Phase::Over(_) => false,
+            Phase::Arming(_) | Phase::Over(_) => false,
         };
         let waited = self.progress.wait_while(self.phase(), must_wait);
         match &mut *waited.unwrap_or_else(PoisonError::into_inner) {
-            Phase::Arming { protected } => protected.remove_range(page),
+            Phase::Arming(arming) => arming.protected.remove_range(page),
             Phase::Frozen(frozen) => frozen.save_early(self.space(), page)?,
             Phase::Over(_) => return Ok(()),
         }
@@ -244,7 +245,7 @@ impl Shared {
         let mut phase = self.phase();
         let frozen = match &mut *phase {
             Phase::Frozen(frozen) => frozen,
-            Phase::Arming { .. } => return Ok(()),
+            Phase::Arming(_) => return Ok(()),
             Phase::Over(failure) => {
                 return failure.take().map_or(Ok(()), |error| {
                     Err(Error::os("save pages before the guest writes them")(error))
@@ -257,7 +258,8 @@ impl Shared {
                 let copied = copy(self.space(), range, piece);
                 copied.map_err(Error::os("copy guest memory"))?;
             }
-            for range in without_gaps(ranges) {
+            // No page of a gap is to be kept: those before the last one are copied by now.
+            for range in joined(ranges, |_| true) {
                 let unprotected = self.faults.uffd.unprotect(self.space().area(range));
                 unprotected.map_err(Error::os("end the protection of guest memory"))?;
             }
@@ -269,6 +271,19 @@ impl Shared {
         self.progress.notify_all();
         piece.sort();
         early.sort();
+        Ok(())
+    }
+}
+
+impl Arming {
+    /// Protects the pages of `range`.
+    fn protect(&mut self, faults: &Faults, range: PageRange) -> io::Result<()> {
+        for absent in self.present.gaps_in(range) {
+            populate(faults.space.area(absent))?;
+        }
+        self.present.insert_range(range);
+        faults.uffd.protect(faults.space.area(range))?;
+        self.protected.insert_range(range);
         Ok(())
     }
 }
@@ -299,19 +314,22 @@ fn copy(space: &Space, range: PageRange, batch: &mut Batch) -> io::Result<()> {
     batch.add(&space.memory, range, number).map_err(io::Error::other)
 }
 
-/// `ranges`, which are in order, with small gaps between them filled. No page of a gap is protected: those before the
-/// last one have been copied, and what is saved is not protected any more.
-fn without_gaps(ranges: Vec<PageRange>) -> Vec<PageRange> {
-    let mut merged = Vec::<PageRange>::new();
+/// `ranges`, which are in order, with those small gaps between them filled that `may_fill` allows.
+fn joined(ranges: impl IntoIterator<Item = PageRange>, may_fill: impl Fn(PageRange) -> bool) -> Vec<PageRange> {
+    let mut joined = Vec::<PageRange>::new();
     for range in ranges {
-        match merged.last_mut() {
-            Some(last) if range.start - last.end() <= GAP_PAGES * PAGE_SIZE => {
+        let gap = joined.last().map(|last| PageRange {
+            start: last.end(),
+            pages: (range.start - last.end()) / PAGE_SIZE,
+        });
+        match joined.last_mut() {
+            Some(last) if gap.is_some_and(|gap| gap.pages <= GAP_PAGES && may_fill(gap)) => {
                 last.pages = (range.end() - last.start) / PAGE_SIZE;
             }
-            _ => merged.push(range),
+            _ => joined.push(range),
         }
     }
-    merged
+    joined
 }
 
 /// The frozen pages of a guest that goes on. All protection ends with the last of them, or when this is dropped.
