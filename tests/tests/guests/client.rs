@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use cutover_tests::cli::finish;
 use cutover_tests::{Exit, Guest, Monitor, Vm, scratch};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -31,21 +32,22 @@ impl Directory {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Monitor::command();
+        let mut command = self.program();
+        command.arg("vm").args(arguments);
         command
-            .arg("vm")
-            .args(arguments)
-            .env("CUTOVER_RUNTIME_DIR", self.path());
+    }
+
+    /// `cutover`, to be completed with arguments.
+    fn program(&self) -> Command {
+        let mut command = Monitor::command();
+        command.env("CUTOVER_RUNTIME_DIR", self.path());
         command
     }
 
     /// What `cutover vm` with these arguments prints; it must succeed.
     #[track_caller]
     fn vm(&self, arguments: &[&str]) -> String {
-        let output = self.command(arguments).output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {errors}");
-        String::from_utf8(output.stdout).unwrap()
+        printed(&mut self.command(arguments))
     }
 
     /// The lines of what `cutover vm` with these arguments prints, which is JSON.
@@ -65,6 +67,15 @@ impl Directory {
             .stdout(File::create(&path).unwrap());
         (follower.spawn().unwrap(), path)
     }
+}
+
+/// What `command` prints; it must succeed.
+#[track_caller]
+fn printed(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn json_lines(text: &str) -> Vec<Value> {
@@ -160,4 +171,39 @@ fn a_reboot_is_waited_for_and_a_vm_that_was_killed_is_forgotten() {
     assert!(socket.exists(), "nobody was left to remove it");
     assert_eq!(directory.json(&["list"]), [Value::Null; 0]);
     assert!(!socket.exists());
+}
+
+#[test]
+fn a_vm_is_saved_by_its_name_and_runs_again_beside_itself_under_another() {
+    let (directory, store) = (Directory::new(), scratch());
+    let vm = directory.boot("web");
+    vm.check("echo before > /tmp/note");
+    let create = |name: &str| {
+        let mut command = directory.program();
+        command
+            .args(["snapshot", "create", "web", "--json", "--name", name, "--store"])
+            .arg(store.path());
+        command
+    };
+    let report: Value = serde_json::from_str(&printed(&mut create("s0"))).unwrap();
+    assert_eq!(report["kind"], "full", "{report}");
+    assert_eq!(report["path"], store.path().join("s0").display().to_string());
+    vm.check("echo after > /tmp/note");
+    let again = finish(create("s0"));
+    assert_eq!(again.exit, Exit::Error, "{again:?}");
+    assert!(again.stderr.starts_with("cutover: error: web: "), "{again:?}");
+
+    let mut restore = directory.program();
+    restore.args(["snapshot", "restore", "--name", "copy", "--api"]);
+    restore.arg(store.path().join("s0"));
+    let copy = Vm::start_restored(restore);
+    assert_eq!(copy.check("cat /tmp/note"), "before\n");
+    assert_eq!(vm.check("cat /tmp/note"), "after\n");
+    let infos = directory.json(&["info", "copy", "web"]);
+    assert_eq!(answers(&infos, "id"), ["copy", "web"]);
+    assert_eq!(answers(&infos, "state"), ["running", "running"]);
+    copy.power_off();
+    assert_eq!(copy.wait(), Exit::Shutdown);
+    vm.power_off();
+    assert_eq!(vm.wait(), Exit::Shutdown);
 }
