@@ -30,7 +30,7 @@ use crate::Error;
 use crate::device_manager::DeviceManager;
 
 /// Most threads that fill one disk.
-pub const WORKERS_MAX: usize = 16;
+const WORKERS_MAX: usize = 16;
 /// Bytes of a sector: a disk has whole ones.
 const SECTOR_BYTES: u64 = 512;
 
@@ -57,12 +57,14 @@ struct DiskImage {
 
 /// Files for the disks, of the right size and empty. Dropped, they are gone.
 pub struct NewDisks {
-    disks: Vec<NewDisk>,
+    pub(super) disks: Vec<NewDisk>,
 }
 
-struct NewDisk {
+pub(super) struct NewDisk {
     from: DiskImage,
-    file: NamedTempFile,
+    pub(super) file: NamedTempFile,
+    /// Threads that will fill it, at least one.
+    pub(super) workers: usize,
 }
 
 /// A disk that is being filled, by one thread or several.
@@ -197,7 +199,11 @@ impl NewDisk {
         file.as_file()
             .set_len(from.saved.bytes)
             .map_err(failed("give its size to"))?;
-        Ok(Self { from, file })
+        Ok(Self {
+            workers: from.image.useful_readers().clamp(1, WORKERS_MAX),
+            from,
+            file,
+        })
     }
 
     /// Makes it permanent under its name.
@@ -236,38 +242,18 @@ impl NewDisks {
         spec
     }
 
-    /// Begins to fill them behind `devices`, which were made of [`spec`](Self::spec) and are still stopped. Each has as
-    /// many threads as `workers`, at most [`WORKERS_MAX`], which call `on_thread` first: one where the snapshot is near,
-    /// more where an answer takes long.
+    /// Begins to fill them behind `devices`, which were made of [`spec`](Self::spec) and are still stopped. Each has a
+    /// thread, or several where the snapshot is far away, which call `on_thread` first.
     ///
     /// # Errors
     /// A thread cannot be created.
-    pub fn fill(
-        self,
-        devices: &DeviceManager,
-        workers: usize,
-        on_thread: &OnThread,
-        then: WhenFilled,
-    ) -> Result<DiskFilling, Error> {
-        self.fill_all(devices.disks(), workers, on_thread, then)
-    }
-
-    /// Has other files for the disks.
-    #[cfg(test)]
-    pub(super) fn have_files(&mut self, other: impl Fn(NamedTempFile) -> NamedTempFile) {
-        self.disks = std::mem::take(&mut self.disks)
-            .into_iter()
-            .map(|NewDisk { from, file }| NewDisk {
-                from,
-                file: other(file),
-            })
-            .collect();
+    pub fn fill(self, devices: &DeviceManager, on_thread: &OnThread, then: WhenFilled) -> Result<DiskFilling, Error> {
+        self.fill_all(devices.disks(), on_thread, then)
     }
 
     pub(super) fn fill_all<'a>(
         mut self,
         disks: impl Iterator<Item = (&'a str, MutexGuard<'a, Block>)>,
-        workers: usize,
         on_thread: &OnThread,
         then: WhenFilled,
     ) -> Result<DiskFilling, Error> {
@@ -295,13 +281,14 @@ impl NewDisks {
             (filling.state.then.done)();
         }
         for (disk, copier) in held {
+            let workers = disk.workers;
             let work = Arc::new(Work {
                 disk,
                 copier,
                 state: filling.state.clone(),
             });
             // Nobody but the threads has it: the last of them completes the disk.
-            for share in iter::repeat_n(work, workers.clamp(1, WORKERS_MAX)) {
+            for share in iter::repeat_n(work, workers) {
                 filling.spawn(share, on_thread)?;
             }
         }
@@ -312,7 +299,7 @@ impl NewDisks {
 impl Work {
     /// Fills what nobody else fills, what the guest waits for first.
     fn fill(&self) -> Result<(), Error> {
-        let NewDisk { from, file } = &self.disk;
+        let NewDisk { from, file, .. } = &self.disk;
         let mut reader = from.image.reader()?;
         while !self.state.given_up.load(Ordering::Relaxed)
             && let Some(wanted) = self.copier.next_chunks()

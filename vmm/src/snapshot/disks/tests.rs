@@ -29,9 +29,6 @@ fn unconfined() -> OnThread {
     Arc::new(|| {})
 }
 
-/// Threads that fill a disk.
-const WORKERS: usize = 3;
-
 fn unwatched() -> Watch {
     Arc::new(|_| Ok(()))
 }
@@ -178,12 +175,13 @@ fn outcomes() -> (WhenFilled, Receiver<Result<(), Error>>) {
     (then, receiver)
 }
 
-/// Restores the disks of a snapshot to `paths`; returns what they hold.
-fn restore(snapshot: &Path, paths: &[PathBuf]) -> Vec<Vec<u8>> {
-    let new = images(snapshot, paths, Existing::Kept).unwrap().create().unwrap();
+/// Restores the disks of a snapshot to `paths`, by as many threads for each as `workers`; returns what they hold.
+fn restore(snapshot: &Path, paths: &[PathBuf], workers: usize) -> Vec<Vec<u8>> {
+    let mut new = images(snapshot, paths, Existing::Kept).unwrap().create().unwrap();
+    new.disks.iter_mut().for_each(|disk| disk.workers = workers);
     let blocks = open(&new.spec(&spec_of(paths)));
     let (then, outcomes) = outcomes();
-    let filling = new.fill_all(guards(&blocks), WORKERS, &unconfined(), then).unwrap();
+    let filling = new.fill_all(guards(&blocks), &unconfined(), then).unwrap();
     filling.wait();
     assert!(matches!(outcomes.recv().unwrap(), Ok(())));
     let progress = filling.progress();
@@ -242,7 +240,7 @@ proptest! {
         }
         for (number, (snapshot, contents)) in saved.iter().enumerate() {
             let directory = tempfile::tempdir_in(vm.directory.path()).unwrap();
-            let restored = restore(&snapshot.path, &targets(directory.path(), 2));
+            let restored = restore(&snapshot.path, &targets(directory.path(), 2), number + 1);
             prop_assert!(&restored == contents, "snapshot {}", number);
         }
     }
@@ -266,7 +264,7 @@ fn a_full_snapshot_stores_nothing_of_holes_and_an_incremental_one_nothing_but_wh
     // The flat image can be mapped as it is, and is as sparse as the disk.
     let chain = Chain::open(&full.path).unwrap();
     assert!(chain.image("disk-disk0").unwrap().flat_file().is_some());
-    assert_eq!(restore(&next.path, &targets(vm.directory.path(), 1)), vm.contents());
+    assert_eq!(restore(&next.path, &targets(vm.directory.path(), 1), 1), vm.contents());
 }
 
 #[test]
@@ -331,7 +329,7 @@ fn a_snapshot_without_disks_restores_none() {
         .unwrap()
         .commit()
         .unwrap();
-    assert_eq!(restore(&snapshot.path, &[]), Vec::<Vec<u8>>::new());
+    assert_eq!(restore(&snapshot.path, &[], 1), Vec::<Vec<u8>>::new());
 }
 
 /// Keeps the one section it is given.

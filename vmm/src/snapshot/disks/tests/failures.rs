@@ -101,7 +101,7 @@ fn a_store_that_is_full_at_any_point_of_a_snapshot_loses_nothing() {
     };
     // Two chunks, two indexes, the state and the manifest.
     assert!(room >= 6, "failed {room} times");
-    assert_eq!(restore(&next.path, &targets(vm.directory.path(), 2)), vm.contents());
+    assert_eq!(restore(&next.path, &targets(vm.directory.path(), 2), 1), vm.contents());
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn a_file_in_the_way_stays_unless_it_may_be_replaced_and_then_until_that_is_comp
     let blocks = open(&new.spec(&spec_of(&paths)));
     assert_eq!(fs::read(&paths[0]).unwrap(), b"precious");
     let (then, _outcomes) = outcomes();
-    let filling = new.fill_all(guards(&blocks), WORKERS, &unconfined(), then).unwrap();
+    let filling = new.fill_all(guards(&blocks), &unconfined(), then).unwrap();
     filling.wait();
     assert_eq!(fs::read(&paths[0]).unwrap(), vm.contents()[0]);
     assert_eq!(names(&directory), ["restored-0.raw"]);
@@ -207,7 +207,7 @@ fn a_file_that_appears_meanwhile_stays_and_the_disk_is_kept_under_another_name()
     fs::write(&paths[0], "somebody else's").unwrap();
     let blocks = open(&new.spec(&spec_of(&paths)));
     let (then, outcomes) = outcomes();
-    let _filling = new.fill_all(guards(&blocks), WORKERS, &unconfined(), then).unwrap();
+    let _filling = new.fill_all(guards(&blocks), &unconfined(), then).unwrap();
     let Err(Error::DiskFile { path, .. }) = outcomes.recv().unwrap() else {
         panic!("the file is in the way");
     };
@@ -240,7 +240,7 @@ fn a_damaged_chunk_ends_the_restore_naming_file_and_offset_and_is_never_shown() 
         .unwrap();
     let blocks = open(&new.spec(&spec_of(&paths)));
     let (then, outcomes) = outcomes();
-    let filling = new.fill_all(guards(&blocks), WORKERS, &unconfined(), then).unwrap();
+    let filling = new.fill_all(guards(&blocks), &unconfined(), then).unwrap();
     let message = outcomes.recv().unwrap().unwrap_err().to_string();
     let expected = format!("{}: damaged at byte {}", pages.display(), 4 * CHUNK_SIZE);
     assert!(message.starts_with(&expected), "{message}");
@@ -262,9 +262,12 @@ fn a_disk_that_runs_full_ends_the_restore_naming_it() {
         .unwrap();
     let blocks = open(&new.spec(&spec_of(&paths)));
     let full = File::options().write(true).open("/dev/full").unwrap();
-    new.have_files(|file| NamedTempFile::from_parts(full.try_clone().unwrap(), file.into_temp_path()));
+    for disk in &mut new.disks {
+        let path = std::mem::replace(&mut disk.file, NamedTempFile::new().unwrap()).into_temp_path();
+        disk.file = NamedTempFile::from_parts(full.try_clone().unwrap(), path);
+    }
     let (then, outcomes) = outcomes();
-    let _filling = new.fill_all(guards(&blocks), WORKERS, &unconfined(), then).unwrap();
+    let _filling = new.fill_all(guards(&blocks), &unconfined(), then).unwrap();
     let message = outcomes.recv().unwrap().unwrap_err().to_string();
     let expected = format!("disk 'disk0': cannot fill {}: No space left", paths[0].display());
     assert!(message.starts_with(&expected), "{message}");
