@@ -158,7 +158,13 @@ impl Opened {
             return memory::map_flat(&spec.memory, file);
         }
         let memory = memory::map(&spec.memory)?;
-        match LazyMemory::start(&memory, image.clone(), 1, on_thread, countdown.one_more()) {
+        match LazyMemory::start(
+            &memory,
+            image.clone(),
+            image.useful_readers(),
+            on_thread,
+            countdown.one_more(),
+        ) {
             Ok(lazy) => filling.memory = Some(Arc::new(lazy)),
             Err(Error::PageFaults(why)) => {
                 countdown.done();
