@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use cutover_devices::virtio::DeviceError;
 use cutover_devices::virtio::block::Block;
 use cutover_devices::virtio::block::chunks::{CHUNK_SIZE, ChunkSet};
 use cutover_devices::virtio::block::gate::{Copier, Holds};
@@ -23,6 +24,7 @@ use cutover_snapshot::image::{Found, Image, Progress};
 use cutover_snapshot::section::State;
 use cutover_snapshot::spec::VmSpec;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use tempfile::{NamedTempFile, PersistError};
 
 use super::{PAGE_BYTES, SECTION, SavedDisk, SavedDisks, image_name, pages_of};
@@ -169,22 +171,26 @@ impl DiskImage {
 /// Where a disk goes that is to be at `path`: there, or where that leads to.
 fn target(id: &str, path: &Path, existing: Existing) -> Result<PathBuf, Error> {
     let failed = |action| disk_file(id, path, action);
-    let metadata = match fs::metadata(path) {
-        Ok(metadata) => metadata,
+    match fs::symlink_metadata(path) {
+        Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(path.to_owned()),
         Err(error) => return Err(failed("examine")(error)),
-    };
-    if existing == Existing::Kept || !metadata.is_file() {
+    }
+    let is_file = fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+    if existing == Existing::Kept || !is_file {
         return Err(Error::DiskExists {
             id: id.to_owned(),
             path: path.to_owned(),
-            replaceable: metadata.is_file(),
+            replaceable: is_file,
         });
     }
     let file = File::open(path).map_err(failed("open"))?;
-    // Who uses it has it locked; see the block device.
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| failed("replace")(error.into()))?;
-    fs::canonicalize(path).map_err(failed("find"))
+    // As a disk of a VM it is locked.
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => fs::canonicalize(path).map_err(failed("find")),
+        Err(Errno::WOULDBLOCK) => Err(DeviceError::DiskInUse { path: path.to_owned() }.into()),
+        Err(error) => Err(failed("lock")(error.into())),
+    }
 }
 
 impl NewDisk {

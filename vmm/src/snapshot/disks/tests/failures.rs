@@ -188,12 +188,18 @@ fn a_file_in_the_way_stays_unless_it_may_be_replaced_and_then_until_that_is_comp
 #[test]
 fn only_files_that_nobody_uses_are_replaced() {
     let (vm, snapshot, directory) = saved();
-    let in_use = images(&snapshot.path, &[vm.spec.disks[0].path.clone()], Existing::Replaced);
-    let message = in_use.map(drop).unwrap_err().to_string();
-    assert!(message.contains("cannot replace"), "{message}");
-    let no_file = images(&snapshot.path, &[directory], Existing::Replaced);
-    let message = no_file.map(drop).unwrap_err().to_string();
-    assert!(message.contains("not a regular file"), "{message}");
+    let link = directory.join("link");
+    std::os::unix::fs::symlink("nowhere", &link).unwrap();
+    for (path, existing, reason) in [
+        (&vm.spec.disks[0].path, Existing::Replaced, "is in use"),
+        (&directory, Existing::Replaced, "not a regular file"),
+        (&link, Existing::Replaced, "not a regular file"),
+        (&link, Existing::Kept, "not a regular file"),
+    ] {
+        let refused = images(&snapshot.path, std::slice::from_ref(path), existing);
+        let message = refused.map(drop).unwrap_err().to_string();
+        assert!(message.contains(reason), "{message}");
+    }
 }
 
 #[test]
