@@ -129,15 +129,12 @@ impl Layout {
             let first = (range.start - slot.start) / PAGE_SIZE;
             let end = slot.pages.min(first + range.pages);
             let words = first / WORD_PAGES..end.div_ceil(WORD_PAGES);
-            (slot.first_word..)
-                .zip(0..slot.pages.div_ceil(WORD_PAGES))
-                .skip(usize::try_from(words.start).expect("a word of the slot"))
-                .take_while(move |(_, word)| *word < words.end)
-                .map(move |(index, word)| {
-                    let from = first.saturating_sub(word * WORD_PAGES);
-                    let beyond = ((word + 1) * WORD_PAGES).saturating_sub(end);
-                    (index, u64::MAX << from & u64::MAX >> beyond)
-                })
+            let first_index = usize::try_from(words.start).expect("a word of the slot");
+            (slot.first_word + first_index..).zip(words).map(move |(index, word)| {
+                let from = first.saturating_sub(word * WORD_PAGES);
+                let beyond = ((word + 1) * WORD_PAGES).saturating_sub(end);
+                (index, u64::MAX << from & u64::MAX >> beyond)
+            })
         })
     }
 }
