@@ -1,6 +1,8 @@
 //! Disks saved by the real writer and restored by the real reader, as they were at each snapshot.
 
+mod driver;
 mod failures;
+mod running;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -33,11 +35,14 @@ fn unwatched() -> Watch {
     Arc::new(|_| Ok(()))
 }
 
+/// Disks with their ids.
+type Blocks = Vec<(String, Arc<Mutex<Block>>)>;
+
 /// Disks called `disk0`, `disk1`, …, and a store.
 struct Vm {
     directory: TempDir,
     spec: VmSpec,
-    blocks: Vec<(String, Mutex<Block>)>,
+    blocks: Blocks,
 }
 
 impl Vm {
@@ -108,7 +113,7 @@ impl Vm {
     }
 }
 
-fn guards(blocks: &[(String, Mutex<Block>)]) -> impl Iterator<Item = (&str, MutexGuard<'_, Block>)> {
+fn guards(blocks: &[(String, Arc<Mutex<Block>>)]) -> impl Iterator<Item = (&str, MutexGuard<'_, Block>)> {
     blocks.iter().map(|(id, block)| (id.as_str(), block.lock().unwrap()))
 }
 
@@ -126,10 +131,10 @@ fn spec_of(paths: &[PathBuf]) -> VmSpec {
 }
 
 /// The disks of `spec`, as a machine that stands still has them.
-fn open(spec: &VmSpec) -> Vec<(String, Mutex<Block>)> {
+fn open(spec: &VmSpec) -> Blocks {
     let disks = spec.disks.iter().enumerate().map(|(index, disk)| {
         let block = Block::open(disk, &unconfined()).unwrap();
-        (disk.id_at(index), Mutex::new(block))
+        (disk.id_at(index), Arc::new(Mutex::new(block)))
     });
     disks.collect()
 }
