@@ -41,20 +41,20 @@ impl Shelf {
     /// Makes a complete snapshot with all disks, and returns the report of it.
     #[track_caller]
     pub fn full(&self, managed: &ManagedVm, name: &str) -> Value {
-        self.ask(managed, name, "full").success().json()
+        self.ask(&managed.api, name, "full").success().json()
     }
 
     /// Makes a snapshot of what has changed since the last one, and returns the report of it.
     #[track_caller]
     pub fn incremental(&self, managed: &ManagedVm, name: &str) -> Value {
-        self.ask(managed, name, "incremental").success().json()
+        self.ask(&managed.api, name, "incremental").success().json()
     }
 
-    /// Asks for a snapshot of the given kind.
+    /// Asks for a snapshot of the given kind of the VM behind `api`.
     #[track_caller]
-    pub fn ask(&self, managed: &ManagedVm, name: &str, kind: &str) -> Answer {
+    pub fn ask(&self, api: &Api, name: &str, kind: &str) -> Answer {
         let body = json!({ "store": self.directory(), "name": name, "kind": kind });
-        managed.api.request("POST", "/v1/snapshots", Some(&body))
+        api.request("POST", "/v1/snapshots", Some(&body))
     }
 
     /// A guest to be made of the snapshot called `name`.

@@ -34,6 +34,7 @@ const PACKAGES: [&str; 20] = [
     "mount",
     "openssh-client",
     "qemu-system-x86",
+    "qemu-utils",
     "tar",
 ];
 

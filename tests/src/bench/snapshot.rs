@@ -16,8 +16,8 @@ use tempfile::TempDir;
 
 use super::peers::{self, CMDLINE};
 use super::stage::Stage;
-use super::{Contestant, Values, mib};
-use crate::{Api, Vm, scratch};
+use super::{Contestant, Values, mib, read_until};
+use crate::{Api, Monitor, Vm, scratch};
 
 /// One size of guests, and what is measured with it.
 struct Size {
@@ -84,8 +84,8 @@ trait Subject {
     fn boot(&mut self, memory_mib: u32) -> Result<Vm>;
     /// Makes a snapshot of it: the first one, or what has changed since.
     fn snapshot(&mut self, full: bool) -> Result<Made>;
-    /// A VM of the last full snapshot.
-    fn restore(&mut self) -> Result<Vm>;
+    /// Starts a VM of the last full snapshot.
+    fn restore(&mut self) -> Result<Monitor>;
 }
 
 /// Cutover, QEMU, and Firecracker if it was given.
@@ -135,10 +135,16 @@ fn measure<S: Subject>(new: impl Fn() -> Result<S>, kinds: &[bool]) -> Result<Va
                 values.push((names[number], subject.snapshot(false)?.pause_ms));
             }
         }
+        // From here on the guest says something every 10 ms.
+        vm.check("ticker > /dev/console &");
+        subject.snapshot(true)?;
         drop(vm);
         let start = Instant::now();
         let restored = subject.restore()?;
-        restored.check("true");
+        read_until(
+            &mut restored.take_pipes().context("a monitor is started with pipes")?.0,
+            ".",
+        )?;
         values.push((size.restore, milliseconds(start)));
     }
     Ok(values)
@@ -207,12 +213,11 @@ impl Subject for Cutover<'_> {
         })
     }
 
-    fn restore(&mut self) -> Result<Vm> {
+    fn restore(&mut self) -> Result<Monitor> {
         let mut command = self.stage.command(&self.stage.cutover)?;
-        command
-            .args(["snapshot", "restore"])
-            .arg(self.directory.path().join("s0"));
-        Ok(Vm::start_restored(command))
+        let last = self.directory.path().join(format!("s{}", self.snapshots - 1));
+        command.args(["snapshot", "restore"]).arg(last);
+        Ok(Monitor::start(command))
     }
 }
 
@@ -271,9 +276,9 @@ impl Subject for Firecracker<'_> {
         })
     }
 
-    fn restore(&mut self) -> Result<Vm> {
+    fn restore(&mut self) -> Result<Monitor> {
         std::fs::remove_file(self.api.socket())?;
-        let vm = Vm::start_restored(self.start()?);
+        let monitor = Monitor::start(self.start()?);
         self.api.wait_ready();
         let (state, memory) = self.files(true);
         self.api.put(
@@ -284,7 +289,7 @@ impl Subject for Firecracker<'_> {
                 "resume_vm": true,
             }),
         );
-        Ok(vm)
+        Ok(monitor)
     }
 }
 
@@ -360,10 +365,10 @@ impl Subject for Qemu<'_> {
         })
     }
 
-    fn restore(&mut self) -> Result<Vm> {
+    fn restore(&mut self) -> Result<Monitor> {
         let mut command = self.command();
         command.args(["-loadvm", "s"]);
-        Ok(Vm::start_restored(command))
+        Ok(Monitor::start(command))
     }
 }
 

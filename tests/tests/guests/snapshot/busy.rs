@@ -159,7 +159,7 @@ fn there_is_one_snapshot_at_a_time_and_a_second_is_refused() {
             let progress = managed.api.get("/v1/snapshots/current");
             (progress["done_bytes"].as_u64() > Some(0)).then_some(())
         });
-        let refusal = shelf.ask(&managed, "second", "full").fault();
+        let refusal = shelf.ask(&managed.api, "second", "full").fault();
         assert!(refusal.contains("a snapshot is being made"), "{refusal}");
         managed.api.request("DELETE", "/v1/snapshots/current", None).success();
         let fault = first.join().expect("it does not panic").fault();

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
-use cutover_tests::{Api, Disk, ManagedVm, Shelf, Vm};
+use cutover_tests::{Api, Disk, Exit, ManagedVm, PageServer, Shelf, Vm};
 use serde_json::{Value, json};
 
 use super::{DISK, busy_guest, check_chunks, write_chunk};
@@ -79,4 +80,36 @@ fn a_snapshot_is_made_of_a_paused_guest_only_and_loaded_before_anything_is_confi
     let body = json!({ "snapshot_path": shelf.path("state"), "mem_file_path": shelf.path("memory") });
     managed.api.request("PUT", "/snapshot/load", Some(&body)).fault();
     managed.vm.check_pages();
+}
+
+#[test]
+fn memory_that_another_process_serves_is_what_was_saved_and_that_process_dying_ends_the_vm() {
+    let (shelf, disk) = (Shelf::new(), Disk::blank(DISK));
+    let managed = busy_guest(&disk);
+    managed.pause();
+    create(&managed, &shelf, "Full", "base");
+    drop(managed);
+    let body = |socket: &Path| {
+        json!({
+            "snapshot_path": shelf.path("base.state"),
+            "mem_backend": { "backend_type": "Uffd", "backend_path": socket },
+            "resume_vm": true,
+        })
+    };
+
+    let socket = shelf.path("lasting");
+    let server = PageServer::start(&socket, &shelf.path("base.memory"), None);
+    let (vm, api) = load(&shelf, &body(&socket));
+    vm.check_pages();
+    vm.check_pages();
+    drop(vm);
+    assert!(server.wait() > 0);
+    fs::remove_file(api.socket()).expect("the socket of a killed monitor stays");
+
+    let socket = shelf.path("dying");
+    let server = PageServer::start(&socket, &shelf.path("base.memory"), Some(20));
+    let (vm, _api) = load(&shelf, &body(&socket));
+    assert_eq!(server.wait(), 20);
+    assert_eq!(vm.wait(), Exit::Error);
+    assert!(vm.log().contains("has gone away"), "{}", vm.log());
 }

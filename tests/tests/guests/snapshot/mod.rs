@@ -3,6 +3,7 @@
 mod busy;
 mod clones;
 mod damage;
+mod database;
 mod files;
 mod kills;
 
