@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::store::check_name;
 
 mod cluster;
+mod object;
 mod source;
 mod upload;
 

@@ -1,7 +1,6 @@
 //! Reading snapshots of a bucket.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,18 +8,12 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::cluster::{Cluster, Failure};
+use super::object::Object;
 use super::{Access, Url};
-use crate::blob::{Blob, ends_early};
+use crate::blob::Blob;
 use crate::error::Error;
 use crate::source::Source;
 use crate::store::{SNAPSHOTS_MAX, check_name};
-
-/// Most bytes of one request. Chunks of images have less, so this is for large indexes.
-const READ_BYTES: usize = 4 << 20;
-
-/// Requests that should be under way at a time: one alone waits most of the time, and a network carries no more for more
-/// than a few.
-const READERS: usize = 8;
 
 /// Lengths of the objects of a snapshot, by name.
 type Objects = BTreeMap<String, u64>;
@@ -76,12 +69,7 @@ impl RemoteDir {
             async move { store.head(&wanted).await }
         });
         match found {
-            Ok(meta) => Ok(Some(Arc::new(Object {
-                cluster: self.cluster.clone(),
-                key,
-                path,
-                bytes: meta.size,
-            }))),
+            Ok(meta) => Ok(Some(Arc::new(Object::new(&self.cluster, key, path, meta.size)))),
             Err(Failure::NotFound) => Ok(None),
             Err(failure) => Err(Error::remote("examine it", &path)(failure)),
         }
@@ -159,62 +147,8 @@ impl Source for RemoteDir {
         check_name(name)?;
         let objects = self.objects(name)?;
         Ok(objects.get(file).map(|bytes| {
-            Arc::new(Object {
-                cluster: self.cluster.clone(),
-                key: self.key_of(name, file),
-                path: self.path_of(name).join(file),
-                bytes: *bytes,
-            }) as Arc<dyn Blob>
+            let path = self.path_of(name).join(file);
+            Arc::new(Object::new(&self.cluster, self.key_of(name, file), path, *bytes)) as Arc<dyn Blob>
         }))
-    }
-}
-
-/// An object, read by requests for ranges of it.
-#[derive(Debug)]
-struct Object {
-    cluster: Arc<Cluster>,
-    key: Key,
-    path: PathBuf,
-    bytes: u64,
-}
-
-impl Blob for Object {
-    fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
-        let end = offset.checked_add(buffer.len() as u64);
-        if end.is_none_or(|end| end > self.bytes) {
-            return Err(ends_early(&self.path, offset));
-        }
-        let mut at = offset;
-        for part in buffer.chunks_mut(READ_BYTES) {
-            let range = at..at + part.len() as u64;
-            let key = self.key.clone();
-            let read = self.cluster.ask(move |store| {
-                let (key, range) = (key.clone(), range.clone());
-                async move { store.get_range(&key, range).await }
-            });
-            let bytes = read.map_err(Error::remote("read it", &self.path))?;
-            if bytes.len() != part.len() {
-                return Err(ends_early(&self.path, at));
-            }
-            part.copy_from_slice(&bytes);
-            at += bytes.len() as u64;
-        }
-        Ok(())
-    }
-
-    fn file(&self) -> Option<&File> {
-        None
-    }
-
-    fn useful_readers(&self) -> usize {
-        READERS
     }
 }

@@ -1,5 +1,6 @@
 //! Snapshots in a bucket: read as from a directory, also when endpoints are lost; nothing wrong is ever taken for right.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +41,19 @@ fn local(dir: &TempDir, name: &str) -> Chain {
 
 fn upload(chain: &Chain, to: &str, access: &Access) -> Result<Uploaded, Error> {
     upload_chain(chain, Path::new(to), access, &mut |_| ())
+}
+
+/// Writes a snapshot called `large`, whose disk has `stored` pages that are not zero and a fifth more; returns what that
+/// reads as.
+fn large(dir: &TempDir, stored: u64) -> Reference {
+    let pages = stored + stored / 5;
+    let content: BTreeMap<u64, Vec<u8>> = (0..stored).map(|number| (number, noise(number + 1))).collect();
+    let mut writer = store(dir.path()).create("large", draft(1, None)).expect("begun");
+    let shape = shape(pages, Base::Zero, Layout::Flat);
+    let written = content.iter().map(|(number, bytes)| (*number, &bytes[..]));
+    put_image(&mut writer, "disk-data", shape, written).expect("written");
+    writer.commit().expect("committed");
+    Reference { pages, content }
 }
 
 /// Objects of the sample's chain, as they are after it was uploaded.
@@ -186,15 +200,17 @@ fn a_single_file_in_a_bucket_is_read_where_it_is() {
 
 #[test]
 fn several_threads_read_at_a_time() {
-    let server = Server::start(&uploaded());
-    let image = child(&access(&[&server]))
-        .expect("a chain")
-        .image("memory")
-        .expect("an image");
+    let dir = tempfile::tempdir().expect("a directory");
+    let reference = large(&dir, 1000);
+    let server = Server::start(&Objects::default());
+    let access = access(&[&server]);
+    upload(&local(&dir, "large"), "s3://bucket/large", &access).expect("uploaded");
+    let chain = Chain::open_through(Path::new("s3://bucket/large"), &access).expect("a chain");
+    let image = chain.image("disk-data").expect("an image");
     assert!(image.useful_readers() > 1);
     server.fail(Fault::WaitsForTwo);
-    // Each thread begins with a range of its own; the first is answered only when the second has asked.
-    let threads = [1, 5].map(|page| {
+    // What they read is far apart; the first request is answered only when there is a second.
+    let threads = [0, 600].map(|page| {
         let image = image.clone();
         thread::spawn(move || {
             let mut reader = image.reader().expect("a reader");
@@ -203,22 +219,32 @@ fn several_threads_read_at_a_time() {
         })
     });
     let pages = threads.map(|thread| thread.join().expect("no panic"));
-    let expected = child_content().memory.content;
-    assert!(pages == [expected[&1].clone(), expected[&5].clone()]);
+    assert!(pages == [0, 600].map(|page| reference.content[&page].clone()));
+}
+
+#[test]
+fn many_small_chunks_take_few_requests() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut writer = store(dir.path()).create("large", draft(1, None)).expect("begun");
+    let pages: Vec<_> = (0..1000).step_by(2).map(|number| (number, noise(number + 1))).collect();
+    let content = pages.iter().map(|(number, bytes)| (*number, &bytes[..]));
+    put_image(&mut writer, "disk-data", shape(1000, Base::Zero, Layout::Flat), content).expect("written");
+    writer.commit().expect("committed");
+    let server = Server::start(&Objects::default());
+    let access = access(&[&server]);
+    upload(&local(&dir, "large"), "s3://bucket/large", &access).expect("uploaded");
+    let chain = Chain::open_through(Path::new("s3://bucket/large"), &access).expect("a chain");
+    server.take_requests();
+    let verified = verify(&chain, &mut |_| ());
+    assert_eq!((verified.damage.len(), verified.chunks), (0, 500));
+    let requests = server.take_requests();
+    assert!(requests < 20, "{requests} requests for 4 MB");
 }
 
 #[test]
 fn large_objects_are_uploaded_in_parallel_parts() {
     let dir = tempfile::tempdir().expect("a directory");
-    let mut writer = store(dir.path()).create("large", draft(1, None)).expect("begun");
-    let pages: Vec<_> = (0..5000).map(|number| (number, noise(number + 1))).collect();
-    let content = pages.iter().map(|(number, bytes)| (*number, &bytes[..]));
-    put_image(&mut writer, "disk-data", shape(6000, Base::Zero, Layout::Flat), content).expect("written");
-    writer.commit().expect("committed");
-    let reference = Reference {
-        pages: 6000,
-        content: pages.into_iter().collect(),
-    };
+    let reference = large(&dir, 5000);
     let server = Server::start(&Objects::default());
     let access = access(&[&server]);
     let chain = local(&dir, "large");
@@ -248,7 +274,7 @@ fn an_endpoint_lost_at_any_request_is_replaced_by_another() {
             "lost at request {request}"
         );
         if second.take_requests() == 0 {
-            assert!(request > 15, "only {request} requests");
+            assert!(request > 10, "only {request} requests");
             break;
         }
     }
@@ -337,14 +363,13 @@ fn an_object_that_is_shorter_is_noticed_when_the_chain_is_opened_or_read() {
     let server = Server::start(&objects);
     let access = access(&[&server]);
     let chain = child(&access).expect("whole");
-    let mut image = chain.image("disk-root").expect("an image").reader().expect("a reader");
     objects
         .lock()
         .expect("not poisoned")
         .get_mut("store/base/disk-root.pages")
         .expect("there")
         .truncate(5000);
-    let error = told(&image.at(1).map(|_| ()).expect_err("cut short"));
+    let error = told(&chain.image("disk-root").map(|_| ()).expect_err("cut short"));
     assert!(error.contains("s3://bucket/store/base/disk-root.pages: "), "{error}");
     let error = child(&access).expect_err("cut short");
     assert!(
