@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::base::Base;
-use super::disks::HeldDisks;
+use super::disks::{DiskFilling, HeldDisks};
 use super::memory::{self, StillMemory};
 use super::output::Output;
 use super::request::{Disks, Kind, Method, SnapshotRequest};
@@ -41,6 +41,8 @@ pub struct Inputs {
     pub base: Arc<Base>,
     /// What still fills the memory, if the VM was restored.
     pub lazy: Option<Arc<LazyMemory>>,
+    /// What still fills the disks.
+    pub filling_disks: Option<Arc<DiskFilling>>,
     /// What the page-fault thread calls first.
     pub on_fault_thread: OnThread,
     /// What threads that copy call first.
@@ -91,6 +93,10 @@ impl Inputs {
         // What is not there yet cannot be told from what is zero.
         if let Some(lazy) = &self.lazy {
             lazy.wait();
+        }
+        // Nor can they be copied, or referred to, before they are complete and have their names.
+        if let Some(disks) = &self.filling_disks {
+            disks.wait();
         }
         let output = Output::begin(&self.request, self.draft()?)?;
         if self.request.kind == Kind::Full && self.request.disks == Disks::Copied {

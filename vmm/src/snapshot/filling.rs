@@ -16,7 +16,7 @@ pub struct Filling {
     /// Memory, if another process fills it: how far, it does not tell.
     pub external: Option<ExternalMemory>,
     /// Disks, if there are any in the snapshot.
-    pub disks: Option<DiskFilling>,
+    pub disks: Option<Arc<DiskFilling>>,
 }
 
 /// Tells when the last of those is done that fill something.
@@ -32,7 +32,7 @@ impl Filling {
     /// How far it has come.
     pub fn progress(&self) -> SnapshotProgress {
         let memory = self.memory.as_ref().map(|memory| memory.progress());
-        let disks = self.disks.as_ref().map(DiskFilling::progress);
+        let disks = self.disks.as_ref().map(|disks| disks.progress());
         let parts = [memory, disks].into_iter().flatten();
         parts.fold(SnapshotProgress::default(), |all, part| SnapshotProgress {
             done: all.done + part.done,

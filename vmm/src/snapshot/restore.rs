@@ -82,7 +82,8 @@ pub fn restore(request: &RestoreRequest, options: &Options, mailbox: &Arc<Mailbo
     let machine = Machine::restore(&built, memory, &state, request.clock, options, mailbox)?;
     if let Some(disks) = disks {
         let on_thread = confined(options, ThreadKind::Snapshot);
-        filling.disks = Some(disks.fill(&machine.devices, &on_thread, countdown.when_filled())?);
+        let disks = disks.fill(&machine.devices, &on_thread, countdown.when_filled())?;
+        filling.disks = Some(Arc::new(disks));
     }
     let base = opened.base(&machine, request)?;
     countdown.done();

@@ -346,7 +346,10 @@ impl Work {
         if let Some(Self { disk, copier, .. }) = Arc::into_inner(self)
             && copier.bytes_left() == 0
         {
-            match disk.publish() {
+            let published = disk.publish();
+            // Whoever waits for the disk may hold it himself, or replace it.
+            drop(copier);
+            match published {
                 Ok(()) => state.one_is_complete(),
                 Err(error) => state.fail(error),
             }

@@ -188,6 +188,12 @@ fn restore(snapshot: &Path, paths: &[PathBuf], workers: usize) -> Vec<Vec<u8>> {
     let (then, outcomes) = outcomes();
     let filling = new.fill_all(guards(&blocks), &unconfined(), then).unwrap();
     filling.wait();
+    // Nobody copies them any more: they may be saved, whole or not.
+    drop(
+        DiskTracks::of(guards(&blocks), Baseline::Now)
+            .hold_all(guards(&blocks), false)
+            .unwrap(),
+    );
     assert!(matches!(outcomes.recv().unwrap(), Ok(())));
     let progress = filling.progress();
     assert_eq!(progress.done, progress.total);
