@@ -4,11 +4,14 @@
 
 use cutover_devices::serial::SerialState;
 use cutover_devices::virtio::mmio::TransportState;
+use cutover_snapshot::section::{Payload, Section};
 use kvm_bindings::kvm_cpuid_entry2;
+use proptest::prelude::*;
 
 use super::msrs::Msr;
 use super::tests::{decoded, encoded};
-use super::{VcpuState, VmState};
+use super::{VcpuState, VmState, cpu_needs};
+use crate::snapshot::ClockPolicy;
 
 /// An encoding, from its start.
 #[derive(Default)]
@@ -39,9 +42,8 @@ impl Bytes {
     }
 }
 
-#[test]
-fn a_vcpu_of_version_1_is_read() {
-    let bytes = Bytes::default()
+fn vcpu_v1() -> Vec<u8> {
+    Bytes::default()
         // CPUID: one entry.
         .number(1)
         .filled(40, 1)
@@ -69,7 +71,12 @@ fn a_vcpu_of_version_1_is_read() {
         .number(0x1234_5678)
         .number(0xc000_0102)
         .number(0)
-        .0;
+        .0
+}
+
+#[test]
+fn a_vcpu_of_version_1_is_read() {
+    let bytes = vcpu_v1();
     let state: VcpuState = decoded(1, &bytes);
     assert_eq!(encoded(&state), bytes);
     state.check().unwrap();
@@ -89,9 +96,8 @@ fn a_vcpu_of_version_1_is_read() {
     assert_eq!(state.msrs, [msr(0x10, 0x1234_5678), msr(0xc000_0102, 0)]);
 }
 
-#[test]
-fn a_vm_of_version_1_is_read() {
-    let bytes = Bytes::default()
+fn vm_v1() -> Vec<u8> {
+    Bytes::default()
         // Both 8259s, IOAPIC.
         .filled(520, 1)
         .filled(520, 2)
@@ -101,7 +107,12 @@ fn a_vm_of_version_1_is_read() {
         // Clock, and when it was.
         .number(1_000_000_007)
         .number(1_700_000_000_000_000_000)
-        .0;
+        .0
+}
+
+#[test]
+fn a_vm_of_version_1_is_read() {
+    let bytes = vm_v1();
     let state: VmState = decoded(1, &bytes);
     assert_eq!(encoded(&state), bytes);
     assert_eq!(
@@ -110,9 +121,8 @@ fn a_vm_of_version_1_is_read() {
     );
 }
 
-#[test]
-fn a_virtio_device_of_version_1_is_read() {
-    let bytes = Bytes::default()
+fn virtio_v1() -> Vec<u8> {
+    Bytes::default()
         // Status, whether it needs a reset, interrupt status, features, the three selects.
         .number(15)
         .raw(&[0])
@@ -135,7 +145,12 @@ fn a_virtio_device_of_version_1_is_read() {
         // Configuration space and its generation.
         .filled(8, 5)
         .number(2)
-        .0;
+        .0
+}
+
+#[test]
+fn a_virtio_device_of_version_1_is_read() {
+    let bytes = virtio_v1();
     let state: TransportState = decoded(1, &bytes);
     assert_eq!(encoded(&state), bytes);
     let shown = format!("{state:?}");
@@ -152,13 +167,17 @@ fn a_virtio_device_of_version_1_is_read() {
     }
 }
 
-#[test]
-fn a_serial_port_of_version_1_is_read() {
-    let bytes = Bytes::default()
+fn serial_v1() -> Vec<u8> {
+    Bytes::default()
         // Registers, in the order of their declaration; then what was received.
         .raw(&[12, 0, 5, 0xc1, 3, 0x61, 0x0b, 0xb0, 7])
         .filled(3, b'x')
-        .0;
+        .0
+}
+
+#[test]
+fn a_serial_port_of_version_1_is_read() {
+    let bytes = serial_v1();
     let state: SerialState = decoded(1, &bytes);
     assert_eq!(encoded(&state), bytes);
     let shown = format!("{state:?}");
@@ -170,4 +189,67 @@ fn a_serial_port_of_version_1_is_read() {
     ] {
         assert!(shown.contains(part), "{shown} lacks {part}");
     }
+}
+
+/// Reads `bytes` as a `T`: it is one, or an error.
+fn try_to_read<T: Section>(version: u16, bytes: &[u8]) -> Option<T> {
+    T::read(&Payload { version, bytes }).ok()
+}
+
+proptest! {
+    #[test]
+    fn whatever_was_done_to_a_section_reading_it_does_not_panic(
+        version in 0..3_u16,
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+        cut in any::<prop::sample::Index>(),
+        is_cut in any::<bool>(),
+    ) {
+        let damaged = |mut bytes: Vec<u8>| {
+            for (index, byte) in &damage {
+                let index = index.index(bytes.len());
+                bytes[index] = *byte;
+            }
+            if is_cut {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            bytes
+        };
+        if let Some(state) = try_to_read::<VcpuState>(version, &damaged(vcpu_v1())) {
+            prop_assert_eq!(version, 1);
+            drop(state.check());
+            drop(cpu_needs::of(&state.cpuid));
+            prop_assert!(state.msrs_after(u64::MAX).count() <= state.msrs.len());
+        }
+        if let Some(state) = try_to_read::<VmState>(version, &damaged(vm_v1())) {
+            state.passed_ns(ClockPolicy::Corrected);
+        }
+        try_to_read::<TransportState>(version, &damaged(virtio_v1()));
+        try_to_read::<SerialState>(version, &damaged(serial_v1()));
+    }
+}
+
+#[test]
+fn a_vcpu_with_more_than_there_can_be_is_refused() {
+    let state: VcpuState = decoded(1, &vcpu_v1());
+    let refused = |change: fn(&mut VcpuState)| {
+        let mut state = state.clone();
+        change(&mut state);
+        state.check().unwrap_err().to_string()
+    };
+    let cpuid = refused(|state| state.cpuid = vec![state.cpuid[0]; 257]);
+    assert!(cpuid.contains("257 CPUID entries are too many"), "{cpuid}");
+    let msrs = refused(|state| state.msrs = vec![state.msrs[0]; 1025]);
+    assert!(msrs.contains("1025 MSRs are too many"), "{msrs}");
+    for (length, refused) in [
+        (0, refused(|state| state.xsave.clear())),
+        (4095, refused(|state| state.xsave.truncate(4095))),
+        (65537, refused(|state| state.xsave.resize(65537, 0))),
+    ] {
+        assert!(
+            refused.contains(&format!("{length} bytes are no extended state")),
+            "{refused}"
+        );
+    }
+    let still = refused(|state| state.tsc_khz = 0);
+    assert!(still.contains("does not stand still"), "{still}");
 }

@@ -50,7 +50,7 @@ pub struct Inventory {
 pub struct VcpuState {
     /// As it was set, without what changes in it when the guest runs.
     pub(super) cpuid: Vec<kvm_cpuid_entry2>,
-    tsc_khz: u32,
+    pub(super) tsc_khz: u32,
     mp_state: kvm_mp_state,
     events: kvm_vcpu_events,
     registers: kvm_regs,
@@ -59,7 +59,7 @@ pub struct VcpuState {
     pdptrs: Option<[u64; 4]>,
     debug: kvm_debugregs,
     xcrs: kvm_xcrs,
-    xsave: Vec<u8>,
+    pub(super) xsave: Vec<u8>,
     lapic: kvm_lapic_state,
     pub(super) msrs: Vec<Msr>,
 }
