@@ -231,3 +231,23 @@ fn list_shows_what_is_built_on_what() {
     let answer = cutover(&dir, "cutover snapshot list @").expect("a store");
     assert_eq!((&answer.text[..], &answer.json), ("no snapshots\n", &json!([])));
 }
+
+#[test]
+fn a_place_in_a_bucket_has_to_name_a_snapshot() {
+    let dir = sample();
+    for line in [
+        "cutover snapshot inspect s3://bucket",
+        "cutover snapshot export @/child s3://bucket/.hidden",
+        "cutover snapshot export @/child s3://",
+        "cutover snapshot list s3://",
+    ] {
+        let error = cutover(&dir, line).map(|_| ()).expect_err(line);
+        assert!(
+            matches!(error, Error::Invalid { .. } | Error::Name(_)),
+            "{line}: {error}"
+        );
+    }
+    let answer = cutover(&dir, "cutover snapshot verify s3:///x").expect("an answer");
+    assert_eq!(answer.status, ExitStatus::Failure);
+    assert!(answer.text.contains("s3://BUCKET/PATH"), "{}", answer.text);
+}

@@ -1,5 +1,7 @@
 //! Snapshots written by every version of the format so far, checked in: today's code reads them.
 //!
+//! Beside them are a file of state and a chain in a single file, in all forms there have been.
+//!
 //! When the format's version goes up, and before the release: make sure the sample shows what is new, run
 //! `WRITE_GOLDEN_FILES=1 cargo test -p cutover-snapshot --test saved golden_files_of_every_version_are_read`, and commit
 //! the new directory `tests/golden/vN`. What is there already is never written again.
@@ -8,15 +10,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use cutover_snapshot::archive::write_archive;
 use cutover_snapshot::chain::Chain;
 use cutover_snapshot::files::HostFiles;
+use cutover_snapshot::image::Layout;
 use cutover_snapshot::manifest::{FORMAT_VERSION, Manifest};
 use cutover_snapshot::verify::verify;
 
-use crate::sample::{SAMPLE_PAGES, base_content, child_content, draft, read_content, write_base, write_child};
+use crate::sample::{
+    SAMPLE_PAGES, base_content, child_content, draft, read_content, read_state_file, write_base, write_child,
+    write_state_file,
+};
 
 fn golden(version: u32) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/v{version}"))
+}
+
+fn golden_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
 /// Writes the sample as golden files of today's version, if the environment asks for it.
@@ -47,6 +58,25 @@ fn golden_files_of_every_version_are_read() {
         let chain = Chain::open(&store.join("child")).expect("a chain");
         assert_eq!(verify(&chain, &mut |_| ()).damage.len(), 0, "v{version}");
     }
+}
+
+#[test]
+fn the_golden_file_of_state_and_the_golden_single_file_are_read() {
+    let (state, single) = (golden_file("state-file-1"), golden_file("single-file-1.tar"));
+    if std::env::var_os("WRITE_GOLDEN_FILES").is_some() {
+        assert!(
+            !state.exists() && !single.exists(),
+            "what is there is never written again"
+        );
+        write_state_file(&state, 7, &HostFiles).expect("written");
+        let chain = Chain::open(&golden(1).join("child")).expect("a chain");
+        let layout = Layout::Compressed { level: 1 };
+        write_archive(&chain, &HostFiles, &single, layout, &mut |_| ()).expect("written");
+    }
+    assert_eq!(read_state_file(&state).expect("readable"), 7);
+    assert_eq!(read_content(&single).expect("readable"), child_content());
+    let chain = Chain::open(&single).expect("a chain");
+    assert_eq!(verify(&chain, &mut |_| ()).damage.len(), 0);
 }
 
 #[test]
