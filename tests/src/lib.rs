@@ -19,6 +19,7 @@ mod agent;
 mod api;
 pub mod bench;
 mod bridge;
+mod busy;
 pub mod cli;
 mod console;
 mod disk;

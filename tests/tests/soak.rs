@@ -1,12 +1,23 @@
 //! What is repeated for long, by `cargo xtask soak`.
 
-use cutover_tests::{Disk, Exit, Guest, Network};
+use std::ffi::OsString;
+use std::time::Duration;
+
+use cutover_tests::{Disk, Exit, Guest, ManagedVm, Network, Shelf, cli};
 use serde_json::json;
 
 /// Boots in a row.
 const BOOTS: u32 = 100;
 /// Pauses in a row.
 const PAUSES: u32 = 200;
+/// Incremental snapshots in a row.
+const SNAPSHOTS: u32 = 50;
+/// Incremental snapshots built on each other.
+const CHAIN: u32 = 10;
+/// Guests of one snapshot at the same time.
+const CLONES: u32 = 12;
+/// Monitors killed while they make a snapshot.
+const KILLS: u64 = 30;
 
 #[test]
 fn a_guest_boots_and_powers_off_a_hundred_times_in_a_row() {
@@ -51,4 +62,39 @@ fn two_hundred_pauses_and_resumes_in_a_row_lose_nothing() {
     assert_eq!(managed.vm.run("test -e /tmp/wrong").exit_code, 1, "something was lost");
     managed.vm.power_off();
     assert_eq!(managed.vm.wait(), Exit::Shutdown);
+}
+
+#[test]
+fn fifty_snapshots_in_a_row_of_a_busy_guest_are_each_of_one_moment() {
+    let shelf = Shelf::new();
+    let (managed, _disk) = ManagedVm::busy();
+    managed.vm.write_chunk(0);
+    shelf.full(&managed, "s0");
+    for number in 1..=SNAPSHOTS {
+        managed.vm.write_chunk(number);
+        shelf.incremental(&managed, &format!("s{number}"));
+        managed.vm.check_pages();
+        if number % CHAIN == 0 {
+            shelf.check_busy(&format!("s{number}"), number + 1);
+            // A tmpfs has no room for all of them.
+            let next = format!("f{number}");
+            shelf.full(&managed, &next);
+            let keep = ["snapshot", "prune", "--keep", &next].map(OsString::from);
+            let pruned = cli::cutover(keep.into_iter().chain([shelf.directory().into()]));
+            assert_eq!(pruned.exit, Exit::Shutdown, "{pruned:?}");
+        }
+    }
+}
+
+#[test]
+fn many_clones_of_one_snapshot_run_side_by_side() {
+    Shelf::new().check_clones(CLONES);
+}
+
+#[test]
+fn monitors_killed_at_thirty_moments_of_a_snapshot_leave_the_older_ones_whole() {
+    for kill in 0..KILLS {
+        // Closer together at the beginning, where more happens.
+        Shelf::new().check_kill(Duration::from_millis(kill * kill / 2));
+    }
 }

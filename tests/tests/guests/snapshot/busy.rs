@@ -4,21 +4,19 @@ use std::net::TcpListener;
 use std::thread;
 
 use cutover_guest::stream;
-use cutover_tests::{Disk, Exit, Guest, Network, Shelf, cli};
+use cutover_tests::{Exit, Guest, ManagedVm, Network, Shelf, cli, scratch};
 use serde_json::json;
-
-use super::{DISK, busy_guest, check_snapshot, write_chunk};
 
 #[test]
 fn every_snapshot_of_a_busy_guest_is_of_one_moment() {
     const INCREMENTS: u32 = 5;
-    let (shelf, disk) = (Shelf::new(), Disk::blank(DISK));
-    let managed = busy_guest(&disk);
-    write_chunk(&managed.vm, 0);
+    let shelf = Shelf::new();
+    let (managed, _disk) = ManagedVm::busy();
+    managed.vm.write_chunk(0);
     let report = shelf.full(&managed, "s0");
     assert_eq!(report["method"], "copy_on_write", "{report}");
     for number in 1..=INCREMENTS {
-        write_chunk(&managed.vm, number);
+        managed.vm.write_chunk(number);
         let report = shelf.incremental(&managed, &format!("s{number}"));
         assert_eq!(report["parent"], format!("s{}", number - 1), "{report}");
         assert_eq!(report["method"], "copy_on_write", "{report}");
@@ -28,7 +26,7 @@ fn every_snapshot_of_a_busy_guest_is_of_one_moment() {
     assert_eq!(managed.vm.wait(), Exit::Shutdown);
 
     for (name, chunks) in [("s0", 1), ("s3", 4), ("s5", 6)] {
-        check_snapshot(&shelf, name, chunks);
+        shelf.check_busy(name, chunks);
     }
     let merged = cli::cutover([
         "snapshot".as_ref(),
@@ -37,35 +35,35 @@ fn every_snapshot_of_a_busy_guest_is_of_one_moment() {
         shelf.path("merged").as_os_str(),
     ]);
     assert_eq!(merged.exit, Exit::Shutdown, "{merged:?}");
-    check_snapshot(&shelf, "merged", 5);
+    shelf.check_busy("merged", 5);
     // What was merged is still built on.
-    check_snapshot(&shelf, "s5", 6);
+    shelf.check_busy("s5", 6);
 }
 
 #[test]
 fn the_last_of_a_chain_of_ten_has_everything_and_so_has_one_built_on_a_restored_guest() {
-    let (shelf, disk) = (Shelf::new(), Disk::blank(DISK));
-    let managed = busy_guest(&disk);
-    write_chunk(&managed.vm, 0);
+    let shelf = Shelf::new();
+    let (managed, _disk) = ManagedVm::busy();
+    managed.vm.write_chunk(0);
     shelf.full(&managed, "s0");
     for number in 1..10 {
-        write_chunk(&managed.vm, number);
+        managed.vm.write_chunk(number);
         shelf.incremental(&managed, &format!("s{number}"));
     }
     drop(managed);
-    let disks = tempfile::tempdir_in(shelf.directory().parent().expect("on tmpfs")).expect("a directory");
+    let disks = scratch();
     let restored = shelf
         .restore("s9")
         .arguments(["--track", "--disks"])
         .arguments([disks.path()])
         .start();
     restored.vm.check_pages();
-    write_chunk(&restored.vm, 10);
+    restored.vm.write_chunk(10);
     let report = shelf.incremental(&restored, "s10");
     assert_eq!(report["parent"], "s9", "{report}");
     restored.vm.check_pages();
     drop(restored);
-    check_snapshot(&shelf, "s10", 11);
+    shelf.check_busy("s10", 11);
 }
 
 /// Writes files of 1 MiB to a disk, one after the other, each with its checksum, until there is no room or a stop.
@@ -104,8 +102,8 @@ echo $wrong
 #[test]
 fn files_written_while_snapshots_are_made_are_whole_in_each() {
     const SNAPSHOTS: u32 = 3;
-    let (shelf, disk) = (Shelf::new(), Disk::blank(DISK));
-    let managed = busy_guest(&disk);
+    let shelf = Shelf::new();
+    let (managed, _disk) = ManagedVm::busy();
     managed.vm.check(FILE_WRITES);
     for number in 0..SNAPSHOTS {
         let written = 4 * (number + 1);
@@ -118,8 +116,7 @@ fn files_written_while_snapshots_are_made_are_whole_in_each() {
     assert_eq!(managed.vm.check(FILE_CHECK), "0\n");
     drop(managed);
     for number in 0..SNAPSHOTS {
-        let disks = tempfile::tempdir_in(shelf.directory().parent().expect("on tmpfs")).expect("a directory");
-        let restored = super::restore(&shelf, &format!("s{number}"), disks.path());
+        let (restored, _disks) = shelf.restore_busy(&format!("s{number}"));
         let count: u32 = restored.vm.check("cat /tmp/count").trim().parse().expect("a number");
         assert!(count >= 4 * (number + 1), "{count} files in s{number}");
         assert_eq!(restored.vm.check(FILE_CHECK), "0\n", "s{number}");
@@ -162,8 +159,8 @@ fn a_tcp_stream_goes_on_through_snapshots_with_no_byte_lost() {
 
 #[test]
 fn there_is_one_snapshot_at_a_time_and_a_second_is_refused() {
-    let (shelf, disk) = (Shelf::new(), Disk::blank(DISK));
-    let managed = busy_guest(&disk);
+    let shelf = Shelf::new();
+    let (managed, _disk) = ManagedVm::busy();
     let slow = json!({ "store": shelf.directory(), "name": "slow", "kind": "full", "compress": 19 });
     thread::scope(|scope| {
         let first = scope.spawn(|| managed.api.request("POST", "/v1/snapshots", Some(&slow)));
@@ -181,5 +178,5 @@ fn there_is_one_snapshot_at_a_time_and_a_second_is_refused() {
     managed.vm.check_pages();
     shelf.full(&managed, "s0");
     drop(managed);
-    check_snapshot(&shelf, "s0", 0);
+    shelf.check_busy("s0", 0);
 }

@@ -2,50 +2,17 @@
 
 use std::fs;
 
-use cutover_tests::{Disk, ManagedVm, Shelf};
-
-use super::{DISK, busy_guest, check_chunks, write_chunk};
-
-const CLONES: u32 = 4;
+use cutover_tests::{ManagedVm, Shelf};
 
 #[test]
 fn clones_of_one_snapshot_run_side_by_side_and_do_not_see_each_other() {
-    let (shelf, disk) = (Shelf::new(), Disk::blank(DISK));
-    let managed = busy_guest(&disk);
-    write_chunk(&managed.vm, 0);
-    shelf.full(&managed, "s0");
-    drop(managed);
-    let clones: Vec<ManagedVm> = (0..CLONES)
-        .map(|number| {
-            let disks = shelf.path(&format!("disks{number}"));
-            fs::create_dir(&disks).expect("a new directory");
-            shelf
-                .restore("s0")
-                .arguments(["--disks".as_ref(), disks.as_os_str()])
-                .start()
-        })
-        .collect();
-    for (number, clone) in (1..).zip(&clones) {
-        write_chunk(&clone.vm, number);
-    }
-    for (number, clone) in (1..=CLONES).zip(&clones) {
-        clone.vm.check_pages();
-        // Its own chunk and the common one, and none of the others'.
-        for other in 1..=CLONES {
-            let written = clone.vm.check(&format!(
-                "dd if=/dev/vda bs=64k skip={other} count=1 2>/dev/null | tr -d '\\0' | wc -c"
-            ));
-            let expected = if other == number { "65536" } else { "0" };
-            assert_eq!(written.trim(), expected, "chunk {other} of clone {number}");
-        }
-    }
-    check_chunks(&clones[0].vm, 2);
+    Shelf::new().check_clones(4);
 }
 
 #[test]
 fn clones_of_a_trusted_snapshot_share_the_pages_that_they_do_not_change() {
-    let (shelf, disk) = (Shelf::new(), Disk::blank(DISK));
-    let managed = busy_guest(&disk);
+    let shelf = Shelf::new();
+    let (managed, _disk) = ManagedVm::busy();
     managed.vm.check("killall page-writer");
     managed
         .vm

@@ -4,9 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use cutover_tests::cli::{Finished, cutover, finish};
-use cutover_tests::{Disk, Exit, Monitor, Shelf, SmallFileSystem};
-
-use super::{DISK, busy_guest, check_snapshot};
+use cutover_tests::{Exit, ManagedVm, Monitor, Shelf, SmallFileSystem};
 
 /// Flips a bit of every 64th KiB of a file, from the first on that has content.
 fn damage(shelf: &Shelf, file: &str) {
@@ -33,8 +31,8 @@ fn restore(shelf: &Shelf, arguments: &[&str]) -> Finished {
 
 #[test]
 fn a_damaged_page_ends_the_guest_before_it_sees_it_and_the_place_is_named() {
-    let (shelf, disk) = (Shelf::new(), Disk::blank(DISK));
-    let managed = busy_guest(&disk);
+    let shelf = Shelf::new();
+    let (managed, _disk) = ManagedVm::busy();
     shelf.full(&managed, "s0");
     drop(managed);
     damage(&shelf, "memory.pages");
@@ -56,8 +54,8 @@ fn a_damaged_page_ends_the_guest_before_it_sees_it_and_the_place_is_named() {
 #[test]
 fn damaged_state_is_refused_before_anything_is_created() {
     for file in ["state.bin", "manifest.json"] {
-        let (shelf, disk) = (Shelf::new(), Disk::blank(DISK));
-        let managed = busy_guest(&disk);
+        let shelf = Shelf::new();
+        let (managed, _disk) = ManagedVm::busy();
         shelf.full(&managed, "s0");
         drop(managed);
         damage(&shelf, file);
@@ -70,8 +68,8 @@ fn damaged_state_is_refused_before_anything_is_created() {
 
 #[test]
 fn a_full_disk_is_told_of_and_the_guest_and_older_snapshots_live_on() {
-    let (shelf, disk) = (Shelf::new(), Disk::blank(DISK));
-    let managed = busy_guest(&disk);
+    let shelf = Shelf::new();
+    let (managed, _disk) = ManagedVm::busy();
     shelf.full(&managed, "s0");
     let small = SmallFileSystem::new("24M");
     let body = serde_json::json!({ "store": small.path(), "name": "s1", "kind": "full" });
@@ -84,5 +82,5 @@ fn a_full_disk_is_told_of_and_the_guest_and_older_snapshots_live_on() {
     shelf.incremental(&managed, "s1");
     managed.vm.check_pages();
     drop(managed);
-    check_snapshot(&shelf, "s1", 0);
+    shelf.check_busy("s1", 0);
 }

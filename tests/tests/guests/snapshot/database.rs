@@ -1,6 +1,6 @@
 //! Databases in a whole distribution: every write that was acknowledged before a snapshot is in it, and they go on.
 
-use cutover_tests::{Api, Disk, Exit, Guest, Network, Shelf, Ssh, poll_until};
+use cutover_tests::{Api, Disk, Exit, Guest, Network, Shelf, Signal, Ssh, poll_until, scratch};
 
 /// Two databases take writes one after the other, each of a number one higher, and what they acknowledge is noted.
 const WRITES: &str = r#"
@@ -65,7 +65,7 @@ fn databases_of_a_restored_debian_have_all_they_acknowledged_and_go_on() {
     drop(root);
 
     for number in [0, INCREMENTS] {
-        let disks = tempfile::tempdir_in(shelf.directory()).expect("a directory");
+        let disks = scratch();
         let restored = shelf
             .restore(&format!("s{number}"))
             .arguments(["--disks".as_ref(), disks.path().as_os_str()])
@@ -78,7 +78,7 @@ fn databases_of_a_restored_debian_have_all_they_acknowledged_and_go_on() {
         });
         assert_eq!(ssh.check(CHECK), "all there\n");
         assert_eq!(ssh.check("dmesg | grep -ci 'EXT4-fs error' || :"), "0\n");
-        restored.vm.monitor().signal(cutover_tests::Signal::TERM);
+        restored.vm.monitor().signal(Signal::TERM);
         assert_eq!(restored.vm.wait(), Exit::Shutdown);
     }
 }

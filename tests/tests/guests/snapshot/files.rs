@@ -4,10 +4,8 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use cutover_tests::{Api, Disk, Exit, ManagedVm, PageServer, Shelf, Vm};
+use cutover_tests::{Api, Exit, ManagedVm, PageServer, Shelf, Vm};
 use serde_json::{Value, json};
-
-use super::{DISK, busy_guest, check_chunks, write_chunk};
 
 fn create(managed: &ManagedVm, shelf: &Shelf, kind: &str, name: &str) {
     managed.api.put(
@@ -33,13 +31,13 @@ fn load(shelf: &Shelf, body: &Value) -> (Vm, Api) {
 
 #[test]
 fn a_full_one_and_a_difference_over_it_make_the_guest_that_was_saved() {
-    let (shelf, disk) = (Shelf::new(), Disk::blank(DISK));
-    let managed = busy_guest(&disk);
-    write_chunk(&managed.vm, 0);
+    let shelf = Shelf::new();
+    let (managed, _disk) = ManagedVm::busy();
+    managed.vm.write_chunk(0);
     managed.pause();
     create(&managed, &shelf, "Full", "base");
     managed.resume();
-    write_chunk(&managed.vm, 1);
+    managed.vm.write_chunk(1);
     managed.vm.check_pages();
     managed.pause();
     create(&managed, &shelf, "Diff", "next");
@@ -66,14 +64,14 @@ fn a_full_one_and_a_difference_over_it_make_the_guest_that_was_saved() {
     });
     let (vm, api) = load(&shelf, &body);
     vm.check_pages();
-    check_chunks(&vm, 2);
+    vm.check_chunks(2);
     assert_eq!(api.get("/")["state"], "Running");
 }
 
 #[test]
 fn a_snapshot_is_made_of_a_paused_guest_only_and_loaded_before_anything_is_configured() {
-    let (shelf, disk) = (Shelf::new(), Disk::blank(DISK));
-    let managed = busy_guest(&disk);
+    let shelf = Shelf::new();
+    let (managed, _disk) = ManagedVm::busy();
     let body = json!({ "snapshot_path": shelf.path("state"), "mem_file_path": shelf.path("memory") });
     managed.api.request("PUT", "/snapshot/create", Some(&body)).fault();
     assert!(!shelf.path("state").exists());
@@ -84,8 +82,8 @@ fn a_snapshot_is_made_of_a_paused_guest_only_and_loaded_before_anything_is_confi
 
 #[test]
 fn memory_that_another_process_serves_is_what_was_saved_and_that_process_dying_ends_the_vm() {
-    let (shelf, disk) = (Shelf::new(), Disk::blank(DISK));
-    let managed = busy_guest(&disk);
+    let shelf = Shelf::new();
+    let (managed, _disk) = ManagedVm::busy();
     managed.pause();
     create(&managed, &shelf, "Full", "base");
     drop(managed);
