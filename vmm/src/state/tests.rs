@@ -265,3 +265,26 @@ fn a_register_that_cannot_be_set_must_be_as_wanted() {
         })
     ));
 }
+
+#[test]
+fn a_tsc_counts_as_the_guest_was_told_or_the_guest_is_refused() {
+    let Some((guest, memory)) = guest() else { return };
+    let (vcpu, vm) = save(&guest);
+    let with_khz = |tsc_khz| {
+        let mut vcpu = vcpu.clone();
+        vcpu.tsc_khz = tsc_khz;
+        vcpu
+    };
+    let near = vcpu.tsc_khz + vcpu.tsc_khz / 10_000;
+    drop(restore(&with_khz(near), &vm, &memory, ClockPolicy::Stopped));
+
+    let far = vcpu.tsc_khz / 100 * 99;
+    let kvm = KvmVm::create(&memory).unwrap();
+    let fd = kvm.fd.create_vcpu(0).unwrap();
+    fd.set_cpuid2(&vcpu.cpuid().unwrap()).unwrap();
+    match with_khz(far).restore(&fd, &kvm.inventory, 0) {
+        Ok(()) => assert_eq!(fd.get_tsc_khz().unwrap(), far, "this host's KVM scales it"),
+        Err(Error::TscFrequency { guest_khz, host_khz }) => assert_eq!((guest_khz, host_khz), (far, vcpu.tsc_khz)),
+        Err(other) => panic!("{other}"),
+    }
+}
