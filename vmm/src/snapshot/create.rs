@@ -29,6 +29,12 @@ use crate::machine::Machine;
 use crate::page_fault::{self, CopyOnWrite, LazyMemory, Unavailable};
 use crate::state::MachineState;
 
+/// Most rounds of protecting, while the guest runs, what it wrote during the round before.
+const ROUNDS_MAX: usize = 4;
+
+/// So few pages end these rounds: at the pause, protecting them takes a fraction of a millisecond.
+const FEW_PAGES: u64 = 64;
+
 /// What a snapshot begins with.
 pub struct Inputs {
     /// What is asked for.
@@ -41,6 +47,8 @@ pub struct Inputs {
     pub base: Arc<Base>,
     /// What still fills the memory, if the VM was restored.
     pub lazy: Option<Arc<LazyMemory>>,
+    /// Whether another process fills the memory.
+    pub filled_elsewhere: bool,
     /// What still fills the disks.
     pub filling_disks: Option<Arc<DiskFilling>>,
     /// What the page-fault thread calls first.
@@ -56,7 +64,7 @@ pub struct Prepared {
     inputs: Inputs,
     output: Output,
     /// What changed up to the preparation.
-    taken: Taken,
+    taken: Vec<Taken>,
     /// What is to be saved, as far as that is known.
     pages: PageSet,
     protection: Result<CopyOnWrite, Unavailable>,
@@ -69,7 +77,7 @@ pub struct Frozen {
     /// Where it goes.
     pub output: Output,
     /// To be committed when it is permanent.
-    pub taken: [Taken; 2],
+    pub taken: Vec<Taken>,
     /// Memory that is not written yet.
     pub memory: Option<Box<dyn PageSource + Send>>,
     /// Bytes of memory, written or not.
@@ -103,15 +111,20 @@ impl Inputs {
             self.base.disks.settle();
         }
         let protection = CopyOnWrite::arm(&self.memory, self.on_fault_thread.clone());
-        let taken = self.base.memory.take()?;
-        let mut pages = (*taken).clone();
+        let first = self.base.memory.take()?;
+        let mut pages = (*first).clone();
         if self.request.kind == Kind::Full {
             pages.fill();
-            // After the take: what is touched from here on is in the next one.
-            pages.subtract(&page_fault::untouched(&self.memory)?);
+            // What another process has yet to fill is untouched, and not zero.
+            if !self.filled_elsewhere {
+                // After the take: what is touched from here on is in the next one.
+                pages.subtract(&page_fault::untouched(&self.memory)?);
+            }
         }
+        let mut taken = vec![first];
         if let Ok(protection) = &protection {
             protection.protect(&pages)?;
+            self.protect_again(protection, &mut pages, &mut taken)?;
         }
         Ok(Prepared {
             inputs: self,
@@ -120,6 +133,27 @@ impl Inputs {
             pages,
             protection,
         })
+    }
+
+    /// Protects what the guest wrote while the rest was protected, so that the pause finds little of that; adds it to
+    /// `pages` and to what was `taken`.
+    fn protect_again(
+        &self,
+        protection: &CopyOnWrite,
+        pages: &mut PageSet,
+        taken: &mut Vec<Taken>,
+    ) -> Result<(), Error> {
+        for _ in 0..ROUNDS_MAX {
+            let written = self.base.memory.take()?;
+            protection.protect(&written)?;
+            pages.union(&written);
+            let count = written.len();
+            taken.push(written);
+            if count <= FEW_PAGES {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn draft(&self) -> Result<Draft, Error> {
@@ -166,13 +200,14 @@ impl Prepared {
         let Self {
             inputs,
             mut output,
-            taken,
+            mut taken,
             mut pages,
             protection,
         } = self;
         let at = Timestamp::now();
         let last = inputs.base.memory.take()?;
         pages.union(&last);
+        taken.push(last);
         let memory_bytes = memory::bytes_of(&pages);
         let state = machine.save()?;
         output.stopped(at, state.cpu_needs());
@@ -197,7 +232,7 @@ impl Prepared {
         Ok(Frozen {
             inputs,
             output,
-            taken: [taken, last],
+            taken,
             memory: source,
             memory_bytes,
             disks,

@@ -162,6 +162,7 @@ impl Snapshots {
             memory: context.machine.memory().clone(),
             base,
             lazy: self.filling.memory.clone(),
+            filled_elsewhere: self.filling.external.is_some(),
             filling_disks: self.filling.disks.clone(),
             on_fault_thread: confined(context.options, ThreadKind::PageFault),
             on_copy_thread: confined(context.options, ThreadKind::Snapshot),
