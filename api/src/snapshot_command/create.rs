@@ -98,6 +98,8 @@ enum CreateError {
     Store(PathBuf, #[source] io::Error),
     #[error("{}: only paths that are text can be sent to a VM", .0.display())]
     NotText(PathBuf),
+    #[error("{}: a snapshot is made in a directory; then `cutover snapshot export` takes it elsewhere", .0.display())]
+    Elsewhere(PathBuf),
     #[error("cannot prepare for waiting")]
     Prepare(#[source] io::Error),
     #[error("{vm}")]
@@ -146,6 +148,9 @@ fn create(args: &CreateArgs) -> Result<SnapshotReportV1, CreateError> {
 
 /// What to ask of the VM, which may run in another directory.
 fn body(args: &CreateArgs) -> Result<SnapshotV1, CreateError> {
+    if is_url(&args.store) {
+        return Err(CreateError::Elsewhere(args.store.clone()));
+    }
     let store = path::absolute(&args.store).map_err(|error| CreateError::Store(args.store.clone(), error))?;
     Ok(SnapshotV1 {
         store: store
@@ -165,6 +170,11 @@ fn body(args: &CreateArgs) -> Result<SnapshotV1, CreateError> {
         },
         compress: args.compress,
     })
+}
+
+/// Whether `store` is meant for something that is not on this host.
+fn is_url(store: &Path) -> bool {
+    store.to_str().is_some_and(|store| store.contains("://"))
 }
 
 /// Waits for the VM's answer.
@@ -273,6 +283,12 @@ mod tests {
             compress: Some(19),
         };
         assert_eq!(body(&args).expect("text"), sent);
+    }
+
+    #[test]
+    fn a_bucket_is_no_place_to_make_a_snapshot_in() {
+        let error = body(&parse("web --store s3://bucket/s --name n").expect("well-formed")).expect_err("no directory");
+        assert!(error.to_string().contains("`cutover snapshot export`"), "{error}");
     }
 
     #[test]

@@ -20,7 +20,9 @@ use crate::run::run_plan;
 /// Arguments of `cutover snapshot restore`.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
-    /// Directory of the snapshot, or a file it was exported to
+    /// Directory of the snapshot, a file it was exported to, or either of them in a bucket (s3://BUCKET/PATH)
+    ///
+    /// Buckets are reached as the environment says: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and the like.
     #[arg(value_name = "SNAPSHOT")]
     snapshot: PathBuf,
 

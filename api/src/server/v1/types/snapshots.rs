@@ -107,7 +107,8 @@ pub struct ProgressV1 {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreV1 {
-    /// The snapshot: its directory in a store with all it is built on, or a file it was exported to.
+    /// The snapshot: its directory in a store with all it is built on, a file it was exported to, or either of them in a
+    /// bucket (`s3://BUCKET/PATH`), reached as the environment of the monitor says.
     pub snapshot: String,
     /// How far its files are trusted.
     #[serde(default)]
