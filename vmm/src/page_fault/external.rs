@@ -24,7 +24,7 @@ use super::end::{EndOnPanic, end_process};
 use super::faults::{Stop, spawn};
 use super::space::{Backing, Space};
 use super::uffd::{Mode, Uffd};
-use super::untouched;
+use super::untouched::PageMap;
 use crate::Error;
 use crate::dirty::PAGE_SIZE;
 
@@ -64,13 +64,15 @@ impl ExternalMemory {
             source,
         })?;
         let stop = Arc::new(Stop::new().map_err(Error::os("create an eventfd"))?);
+        let page_map = PageMap::open()?;
         let (told, path) = (stop.clone(), socket.to_owned());
         let thread = spawn("page-fault", move || {
             let _guard = EndOnPanic;
             on_thread();
             // With the last descriptor the kernel would go on with zeros in place of what is missing.
             let _kept = uffd;
-            if is_lost(&space, connection, &told) {
+            let is_complete = || matches!(page_map.untouched(&space.memory), Ok(missing) if missing.is_empty());
+            if goes_away(connection, &told) && !is_complete() {
                 end_process(&format!(
                     "the page-fault handler at {} has gone away and left memory of the VM missing",
                     path.display()
@@ -132,21 +134,20 @@ fn introduce(space: &Space, uffd: &Uffd, socket: &Path) -> io::Result<UnixStream
     Ok(connection)
 }
 
-/// Waits until the handler behind `connection` has gone away. Whether pages are missing then.
-fn is_lost(space: &Space, mut connection: UnixStream, stop: &Stop) -> bool {
+/// Waits until the handler behind `connection` goes away; false if waiting is to end before.
+fn goes_away(mut connection: UnixStream, stop: &Stop) -> bool {
     let mut ignored = [0; 64];
     loop {
         match stop.wait_for(&connection) {
             Ok(true) => {}
             Ok(false) => return false,
-            Err(_) => break,
+            Err(_) => return true,
         }
         match connection.read(&mut ignored) {
-            Ok(0) => break,
+            Ok(0) => return true,
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => break,
+            Err(_) => return true,
         }
     }
-    untouched(&space.memory).map_or(true, |missing| !missing.is_empty())
 }

@@ -20,32 +20,55 @@ const PAGEMAP: &str = "/proc/self/pagemap";
 const ENTRY: usize = 8;
 const PRESENT_OR_SWAPPED: u64 = 1 << 63 | 1 << 62;
 
+/// What fails if it fails.
+const TELL: &str = "tell which guest memory is in use";
+
 /// Entries that are read at a time.
 const ENTRIES: usize = 4096;
 
 /// Pages of `memory` that nobody has touched. They are zero until somebody writes them, which is in the dirty log. Of a
-/// mapped file nothing is known.
+/// mapped file nothing is known, and what somebody has yet to fill is untouched too.
 ///
 /// # Errors
 /// The kernel does not tell.
 pub fn untouched(memory: &GuestMemory) -> Result<PageSet, Error> {
-    let layout = Arc::new(Layout::of(memory));
-    let mut pages = PageSet::empty(&layout);
-    for (slot, region) in layout.slots().iter().zip(memory.iter()) {
-        let shared = region.flags() & libc::MAP_SHARED != 0;
-        match region.file_offset() {
-            None => private(slot, region.as_ptr().addr() as u64, &mut pages),
-            Some(file) if shared => holes(slot, file, &mut pages),
-            Some(_) => Ok(()),
-        }
-        .map_err(Error::os("tell which guest memory is in use"))?;
+    PageMap::open().and_then(|map| map.untouched(memory))
+}
+
+/// What the kernel tells of the pages of this process, for threads that may open no files.
+pub struct PageMap(File);
+
+impl PageMap {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// There is no `/proc`.
+    pub fn open() -> Result<Self, Error> {
+        File::open(PAGEMAP).map(Self).map_err(Error::os(TELL))
     }
-    Ok(pages)
+
+    /// As [`untouched`].
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn untouched(&self, memory: &GuestMemory) -> Result<PageSet, Error> {
+        let layout = Arc::new(Layout::of(memory));
+        let mut pages = PageSet::empty(&layout);
+        for (slot, region) in layout.slots().iter().zip(memory.iter()) {
+            let shared = region.flags() & libc::MAP_SHARED != 0;
+            match region.file_offset() {
+                None => private(&self.0, slot, region.as_ptr().addr() as u64, &mut pages),
+                Some(file) if shared => holes(slot, file, &mut pages),
+                Some(_) => Ok(()),
+            }
+            .map_err(Error::os(TELL))?;
+        }
+        Ok(pages)
+    }
 }
 
 /// Adds those pages of the anonymous memory of `slot`, mapped at `host`, that are nowhere.
-fn private(slot: &Slot, host: u64, pages: &mut PageSet) -> io::Result<()> {
-    let pagemap = File::open(PAGEMAP)?;
+fn private(pagemap: &File, slot: &Slot, host: u64, pages: &mut PageSet) -> io::Result<()> {
     let mut buffer = [0; ENTRIES * ENTRY];
     for part in slot.range().parts(ENTRIES as u64) {
         let first = (host + (part.start - slot.start)) / PAGE_SIZE;

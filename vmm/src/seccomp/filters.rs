@@ -100,13 +100,15 @@ const BUILD: &[c_long] = &[
     libc::SYS_timerfd_create,
 ];
 
-/// What serving page faults takes: waiting for them, reading pages from a snapshot, standing back for everyone else, and
-/// another process behind a socket.
+/// What serving page faults takes: waiting for them, reading pages from a snapshot, standing back for everyone else,
+/// watching another process behind a socket, and telling which pages are there.
 const PAGE_FAULT: &[c_long] = &[
     libc::SYS_fcntl,
+    libc::SYS_lseek,
     libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_pread64,
+    libc::SYS_recvfrom,
     libc::SYS_setpriority,
     libc::SYS_userfaultfd,
 ];

@@ -14,7 +14,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile};
 
 use super::super::copy_on_write::EARLY_PAGES_MAX;
 use super::super::*;
-use super::{SLOT_1, both_kinds, content, layout, two_slots, unconfined};
+use super::{SLOT_1, both_kinds, confined, content, layout, two_slots};
 use crate::dirty::{Baseline, Layout, PAGE_SIZE, PageRange, PageSet, Tracker};
 use crate::testing::{POKE, SCATTER, TinyGuest};
 
@@ -148,7 +148,7 @@ fn by_system_call(memory: &GuestMemory, pages: Range<u64>) -> impl FnMut() + Sen
 
 /// Copies `memory` while all of `writers` go on; asserts that it is what it was in between.
 fn assert_copied_as_frozen(memory: &GuestMemory, gate: &RwLock<()>, writers: &[Writer]) {
-    let protection = CopyOnWrite::arm(memory, unconfined()).unwrap();
+    let protection = CopyOnWrite::arm(memory, confined()).unwrap();
     // Ahead of time, as the snapshots do: pages that are written again are let go.
     protection.protect(&all_pages(memory)).unwrap();
     writers.iter().for_each(Writer::has_gone_on);
@@ -221,7 +221,7 @@ fn what_a_guest_writes_to_a_frozen_page_is_in_the_dirty_log_and_not_in_the_copy(
         .for_each(|&address| memory.write_obj(7_u8, GuestAddress(address)).unwrap());
     consumer.take().unwrap().commit();
 
-    let protection = CopyOnWrite::arm(&memory, unconfined()).unwrap();
+    let protection = CopyOnWrite::arm(&memory, confined()).unwrap();
     protection.freeze(all_pages(&memory)).unwrap();
     let expected = content(&memory);
     let poke = |guest: &mut TinyGuest, address| {
@@ -248,7 +248,7 @@ fn what_a_guest_writes_to_a_frozen_page_is_in_the_dirty_log_and_not_in_the_copy(
 #[test]
 fn pages_that_nobody_had_touched_are_frozen_as_zeros() {
     for memory in both_kinds(4) {
-        let protection = CopyOnWrite::arm(&memory, unconfined()).unwrap();
+        let protection = CopyOnWrite::arm(&memory, confined()).unwrap();
         protection.freeze(all_pages(&memory)).unwrap();
         for page in 0..1024_u64 {
             memory.write_obj(page + 1, GuestAddress(page << 12)).unwrap();
@@ -264,7 +264,7 @@ fn only_frozen_pages_are_copied_and_others_can_be_written() {
     let memory = two_slots();
     memory.write_obj(1_u64, GuestAddress(0x2000)).unwrap();
     memory.write_obj(2_u64, GuestAddress(SLOT_1)).unwrap();
-    let protection = CopyOnWrite::arm(&memory, unconfined()).unwrap();
+    let protection = CopyOnWrite::arm(&memory, confined()).unwrap();
     protection.protect(&all_pages(&memory)).unwrap();
     let mut pages = PageSet::empty(&layout(&memory));
     for address in [0x2000, 0x3000, SLOT_1] {
@@ -284,7 +284,7 @@ fn only_frozen_pages_are_copied_and_others_can_be_written() {
 fn overwritten(memory: &GuestMemory) -> (FrozenPages, Receiver<u64>, JoinHandle<()>) {
     let pages = layout(memory).pages();
     assert!(pages > 2 * EARLY_PAGES_MAX);
-    let protection = CopyOnWrite::arm(memory, unconfined()).unwrap();
+    let protection = CopyOnWrite::arm(memory, confined()).unwrap();
     protection.freeze(all_pages(memory)).unwrap();
     let (wrote, written) = channel();
     let memory = memory.clone();
@@ -333,15 +333,12 @@ fn who_gives_up_copying_lets_every_writer_go_on() {
 #[test]
 fn protection_that_is_dropped_before_it_is_used_leaves_nothing_behind() {
     for memory in both_kinds(4) {
-        let protection = CopyOnWrite::arm(&memory, unconfined()).unwrap();
+        let protection = CopyOnWrite::arm(&memory, confined()).unwrap();
         protection.protect(&all_pages(&memory)).unwrap();
-        assert!(matches!(
-            CopyOnWrite::arm(&memory, unconfined()),
-            Err(Unavailable::Busy)
-        ));
+        assert!(matches!(CopyOnWrite::arm(&memory, confined()), Err(Unavailable::Busy)));
         drop(protection);
         memory.write_obj(1_u64, GuestAddress(0x1000)).unwrap();
-        assert!(CopyOnWrite::arm(&memory, unconfined()).is_ok());
+        assert!(CopyOnWrite::arm(&memory, confined()).is_ok());
     }
 }
 

@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::super::space::Area;
 use super::super::uffd::Uffd;
 use super::super::*;
-use super::{SLOT_1, assert_ended, in_another_process, two_slots, unconfined};
+use super::{SLOT_1, assert_ended, confined, in_another_process, two_slots};
 use crate::Error;
 
 /// What a handler is told.
@@ -83,7 +83,7 @@ fn a_handler_is_told_where_memory_is_and_fills_it() {
         assert_eq!(fields(1), [77 << 12, 300 << 12, 4096, 4096]);
         (0..377_u64).for_each(|page| told.put(page << 12, page.to_le_bytes()[0]));
     });
-    let external = ExternalMemory::start(&memory, &path, unconfined()).unwrap();
+    let external = ExternalMemory::start(&memory, &path, confined()).unwrap();
     // This waits until the handler has put it; that it goes away when it has put everything is fine.
     assert_eq!(
         memory.read_obj::<u8>(GuestAddress(SLOT_1 + (76 << 12))).unwrap(),
@@ -105,7 +105,7 @@ fn the_process_ends_when_the_handler_goes_away_while_memory_is_missing() {
         told.put(0, 1);
         drop(told.connection);
     });
-    let _external = ExternalMemory::start(&memory, &path, unconfined()).unwrap();
+    let _external = ExternalMemory::start(&memory, &path, confined()).unwrap();
     assert_eq!(memory.read_obj::<u8>(GuestAddress(0)).unwrap(), 1);
     let page: u8 = memory.read_obj(GuestAddress(0x1000)).unwrap();
     unreachable!("a page nobody has put is {page}");
@@ -115,7 +115,7 @@ fn the_process_ends_when_the_handler_goes_away_while_memory_is_missing() {
 fn a_handler_that_does_not_listen_is_named() {
     let memory = two_slots();
     let nowhere = tempfile::tempdir().unwrap().path().join("handler");
-    let refused = ExternalMemory::start(&memory, &nowhere, unconfined());
+    let refused = ExternalMemory::start(&memory, &nowhere, confined());
     let Err(Error::PageFaultHandler { path, .. }) = refused else {
         panic!("nobody listens");
     };

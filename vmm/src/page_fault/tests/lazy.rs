@@ -16,7 +16,7 @@ use cutover_snapshot::writer::Draft;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::*;
-use super::{SLOT_1, assert_ended, both_kinds, content, in_another_process, layout, two_slots, unconfined};
+use super::{SLOT_1, assert_ended, both_kinds, confined, content, in_another_process, layout, two_slots};
 use crate::Error;
 use crate::dirty::{Layout, PAGE_SIZE};
 use crate::testing::{POKE, TinyGuest};
@@ -105,7 +105,7 @@ fn draft(memory: &GuestMemory, parent: Option<Parent>) -> Draft {
 }
 
 fn start(memory: &GuestMemory, image: Image, workers: usize) -> LazyMemory {
-    LazyMemory::start(memory, image, workers, unconfined(), || {}).unwrap()
+    LazyMemory::start(memory, image, workers, confined(), || {}).unwrap()
 }
 
 #[test]
@@ -197,13 +197,13 @@ fn when_all_is_there_it_is_told_and_page_faults_are_the_kernels_again() {
         let saved = Saved::chain(&memory);
         let (told, complete) = channel();
         let tell = move || told.send(()).unwrap();
-        let lazy = LazyMemory::start(&memory, saved.image(), 2, unconfined(), tell).unwrap();
+        let lazy = LazyMemory::start(&memory, saved.image(), 2, confined(), tell).unwrap();
         complete.recv().unwrap();
         lazy.wait();
         let total = 4 << 20;
         assert_eq!(lazy.progress(), Progress { done: total, total });
         assert!(
-            CopyOnWrite::arm(&memory, unconfined()).is_ok(),
+            CopyOnWrite::arm(&memory, confined()).is_ok(),
             "nobody else takes care of faults"
         );
         drop(lazy);
@@ -220,10 +220,7 @@ fn memory_that_is_being_filled_cannot_be_frozen() {
         both.wait();
     });
     let lazy = LazyMemory::start(&memory, Saved::chain(&memory).image(), 1, on_thread, || {}).unwrap();
-    assert!(matches!(
-        CopyOnWrite::arm(&memory, unconfined()),
-        Err(Unavailable::Busy)
-    ));
+    assert!(matches!(CopyOnWrite::arm(&memory, confined()), Err(Unavailable::Busy)));
     begun.wait();
     lazy.wait();
 }
@@ -247,7 +244,7 @@ fn memory_can_be_filled_before_it_is_used() {
 fn an_image_of_another_size_is_refused() {
     let saved = Saved::chain(&two_slots());
     let [memory, _] = both_kinds(4);
-    let refused = LazyMemory::start(&memory, saved.image(), 1, unconfined(), || {});
+    let refused = LazyMemory::start(&memory, saved.image(), 1, confined(), || {});
     assert!(matches!(refused, Err(Error::MemoryImage { .. })));
     assert!(matches!(fill(&memory, &saved.image()), Err(Error::MemoryImage { .. })));
 }

@@ -15,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::dirty::{Layout, PAGE_SIZE};
 use crate::memory;
+use crate::seccomp::{self, ThreadKind};
 
 /// Private and shared memory of `mib` MiB.
 fn both_kinds(mib: u64) -> [GuestMemory; 2] {
@@ -51,9 +52,9 @@ fn content(memory: &GuestMemory) -> Vec<u8> {
     content
 }
 
-/// For threads that are not confined.
-fn unconfined() -> OnThread {
-    Arc::new(|| {})
+/// Confines threads as those of a VM.
+fn confined() -> OnThread {
+    Arc::new(|| seccomp::confine_or_abort(ThreadKind::PageFault))
 }
 
 /// Set in the process that [`in_another_process`] starts.
