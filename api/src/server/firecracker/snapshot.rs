@@ -239,7 +239,6 @@ pub async fn create(State(instance): State<Arc<Instance>>, Json(body): Json<Snap
     request_body = SnapshotLoad, responses(Changed)
 )]
 pub async fn load(State(instance): State<Arc<Instance>>, Json(body): Json<SnapshotLoad>) -> Outcome {
-    instance.check(Needs::NotStarted("a snapshot"))?;
     instance.restore(body.try_into()?).await
 }
 
