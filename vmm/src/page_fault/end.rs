@@ -1,5 +1,7 @@
-//! The end of a process whose guest memory can no longer be filled. Its vCPUs wait in the kernel for pages that will not
-//! come, or for those that must not be used; they cannot be joined, nor anything be saved.
+//! The end of a process whose guest memory, or a disk, can no longer be filled. Its vCPUs wait in the kernel for pages that
+//! will not come, or for those that must not be used; they cannot be joined, nor anything be saved.
+
+use std::io::Write;
 
 use cutover_devices::console::restore_terminal;
 
@@ -9,9 +11,9 @@ const EXIT_FAILURE: i32 = 1;
 /// Ends the process, for `reason`.
 pub fn end_process(reason: &str) -> ! {
     restore_terminal();
-    // A log may go elsewhere, or nowhere.
-    tracing::error!(reason, "the VM's memory cannot be filled");
-    eprintln!("cutover: error: {reason}");
+    tracing::error!(reason, "the VM cannot go on");
+    // The log may go elsewhere, or nowhere; there may be nobody to read this either.
+    let _ = writeln!(std::io::stderr(), "cutover: error: {reason}");
     // SAFETY: ends the process without running anything else of it, which could wait for a thread that cannot end.
     unsafe { libc::_exit(EXIT_FAILURE) }
 }
