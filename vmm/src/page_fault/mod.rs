@@ -25,7 +25,7 @@ pub mod uffd;
 mod untouched;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io;
 

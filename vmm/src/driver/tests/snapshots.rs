@@ -7,6 +7,7 @@ use cutover_snapshot::manifest::MEMORY_IMAGE;
 use tempfile::TempDir;
 
 use super::*;
+use crate::page_fault::tests::external::handler;
 use crate::snapshot::{ClockPolicy, Disks, Kind, Method, Source, Target, Trust};
 
 /// Adds one to a counter in each of 256 pages, in order, over and over.
@@ -333,6 +334,40 @@ fn two_files_hold_a_vm_as_firecracker_has_it() {
     // What the difference has over what was before is what is now.
     let difference = std::fs::read(shelf.path("diff.memory")).expect("memory");
     assert_eq!(difference.len(), memory.len());
+    restored.vm.destroy().expect("a paused VM can be destroyed");
+    restored.exit();
+}
+
+#[test]
+fn memory_that_another_process_has_yet_to_fill_is_in_a_snapshot_as_it_will_be() {
+    let Some(guest) = run(COUNTING, true) else { return };
+    let shelf = Shelf::new();
+    let (state, memory) = (shelf.path("saved.state"), shelf.path("saved.memory"));
+    wait_for_a_round(&guest.vm);
+    guest
+        .vm
+        .snapshot(SnapshotRequest {
+            target: Target::Files {
+                state: state.clone(),
+                memory: memory.clone(),
+            },
+            disks: Disks::Referenced,
+            ..shelf.request("", Kind::Full)
+        })
+        .expect("a snapshot");
+    guest.vm.destroy().expect("a running VM can be destroyed");
+    guest.exit();
+    let memory = std::fs::read(memory).expect("memory");
+    let first = &memory[usize::try_from(COUNTERS * 4096).expect("small")..][..4];
+    let before = u32::from_le_bytes(first.try_into().expect("four bytes"));
+    let (_dir, socket) = handler(move |told| told.serve(&memory));
+    let restored = shelf.restore("", |request| {
+        request.source = Source::Served { state, socket };
+        request.paused = true;
+    });
+    let report = restored.vm.snapshot(shelf.request("served", Kind::Full));
+    assert_eq!(report.expect("a snapshot").method, Method::Paused);
+    assert_eq!(moment(&shelf.counters("served")), before);
     restored.vm.destroy().expect("a paused VM can be destroyed");
     restored.exit();
 }

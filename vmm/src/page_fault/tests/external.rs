@@ -1,11 +1,12 @@
 //! Memory that another process fills. Its part is played by a thread here, which has nothing but the socket.
 
-use std::io::IoSliceMut;
+use std::io::{ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::Value;
 use vm_memory::{Bytes, GuestAddress};
@@ -17,7 +18,7 @@ use super::{SLOT_1, assert_ended, confined, in_another_process, two_slots};
 use crate::Error;
 
 /// What a handler is told.
-struct Introduction {
+pub(crate) struct Introduction {
     connection: UnixStream,
     uffd: Uffd,
     mappings: Value,
@@ -62,10 +63,37 @@ impl Introduction {
         let start = self.number(mapping, "base_host_virt_addr") + (offset - self.number(mapping, "offset"));
         self.uffd.copy(Area { start, bytes: 4096 }, &[value; 4096]).unwrap();
     }
+
+    /// Puts each page of the only region when it is touched, from `memory`, until the monitor closes the connection.
+    pub(crate) fn serve(&self, memory: &[u8]) {
+        let base = self.number(0, "base_host_virt_addr");
+        loop {
+            let mut sources = [
+                PollFd::new(&self.uffd, PollFlags::IN),
+                PollFd::new(&self.connection, PollFlags::IN),
+            ];
+            poll(&mut sources, None).unwrap();
+            if !sources[1].revents().is_empty() {
+                return;
+            }
+            while let Some(start) = self.uffd.next_fault().unwrap() {
+                let offset = usize::try_from(start - base).unwrap();
+                match self
+                    .uffd
+                    .copy(Area { start, bytes: 4096 }, &memory[offset..offset + 4096])
+                {
+                    Ok(()) => {}
+                    // Two who touched it.
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+    }
 }
 
 /// What a handler does, which listens at the returned path, as long as the directory is there.
-fn handler(serve: impl FnOnce(Introduction) + Send + 'static) -> (tempfile::TempDir, std::path::PathBuf) {
+pub(crate) fn handler(serve: impl FnOnce(Introduction) + Send + 'static) -> (tempfile::TempDir, std::path::PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("handler");
     let listener = UnixListener::bind(&path).unwrap();

@@ -1,7 +1,7 @@
 //! Page faults of real memory, written and read by threads, system calls and tiny guests.
 
 mod copy_on_write;
-mod external;
+pub(crate) mod external;
 mod lazy;
 mod untouched;
 
