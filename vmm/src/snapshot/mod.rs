@@ -22,9 +22,19 @@ mod output;
 mod request;
 mod restore;
 
+use std::path::Path;
+
 pub(crate) use self::job::{Context, Snapshots, Step};
 pub use self::request::{
     ClockPolicy, Disks, Kind, Method, NetOverride, RestoreRequest, SnapshotProgress, SnapshotReport, SnapshotRequest,
     Source, Target, Trust,
 };
 pub(crate) use self::restore::{Restored, restore};
+
+/// The directory in which the file at `path` is.
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if dir != Path::new("") => dir,
+        _ => Path::new("."),
+    }
+}

@@ -16,6 +16,7 @@ use cutover_snapshot::writer::{Draft, SnapshotWriter};
 use jiff::Timestamp;
 use tempfile::NamedTempFile;
 
+use super::directory_of;
 use super::request::{Kind, SnapshotRequest, Target};
 use crate::Error;
 use crate::state::MachineState;
@@ -32,6 +33,8 @@ pub enum Output {
         state: PathBuf,
         /// The memory's file.
         memory: PathBuf,
+        /// What takes its place, once it is written.
+        written: Option<NamedTempFile>,
     },
 }
 
@@ -60,6 +63,7 @@ impl Output {
                 content: Box::new(StateFile::new(draft)),
                 state: state.clone(),
                 memory: memory.clone(),
+                written: None,
             }),
         }
     }
@@ -102,9 +106,10 @@ impl Output {
                 image.copy_from(source, &mut |_| {})?;
                 Ok(writer.complete(image)?)
             }
-            Self::Files { memory, .. } => {
+            Self::Files { memory, written, .. } => {
                 let size = pages * u64::from(MEMORY_PAGE_BYTES);
-                write_raw(memory, size, source)
+                *written = Some(write_raw(memory, size, source)?);
+                Ok(())
             }
         }
     }
@@ -129,9 +134,14 @@ impl Output {
                 mut content,
                 state: path,
                 memory,
+                written,
             } => {
                 state.write(&mut *content)?;
+                // What can still fail for want of room comes first: neither is replaced then.
                 content.write(&path)?;
+                if let Some(written) = written {
+                    publish(written, &memory)?;
+                }
                 Ok(Finished {
                     file_bytes: bytes_of(&path)? + bytes_of(&memory)?,
                     path,
@@ -147,12 +157,9 @@ fn bytes_of(path: &Path) -> Result<u64, Error> {
     Ok(metadata.len())
 }
 
-/// Writes a plain image of `size` bytes with the pages of `source`, and holes where there are none.
-fn write_raw(path: &Path, size: u64, source: &mut dyn PageSource) -> Result<(), Error> {
-    let dir = match path.parent() {
-        Some(dir) if dir != Path::new("") => dir,
-        _ => Path::new("."),
-    };
+/// Writes a plain image of `size` bytes with the pages of `source`, and holes where there are none, beside `path`.
+fn write_raw(path: &Path, size: u64, source: &mut dyn PageSource) -> Result<NamedTempFile, Error> {
+    let dir = directory_of(path);
     let beside = NamedTempFile::new_in(dir).map_err(SnapshotError::io("create a file in it", dir))?;
     let file = beside.as_file();
     file.set_len(size).map_err(SnapshotError::io("size it", path))?;
@@ -162,8 +169,14 @@ fn write_raw(path: &Path, size: u64, source: &mut dyn PageSource) -> Result<(), 
         written.map_err(SnapshotError::io("write it", path))?;
     }
     file.sync_all().map_err(SnapshotError::io("sync it", path))?;
-    let renamed = beside.persist(path).map_err(|error| error.error);
+    Ok(beside)
+}
+
+/// Gives a written file its name, permanently.
+fn publish(written: NamedTempFile, path: &Path) -> Result<(), Error> {
+    let renamed = written.persist(path).map_err(|error| error.error);
     renamed.map_err(SnapshotError::io("rename the finished file to it", path))?;
+    let dir = directory_of(path);
     let synced = File::open(dir).and_then(|dir| dir.sync_all());
     Ok(synced.map_err(SnapshotError::io("sync it", dir))?)
 }

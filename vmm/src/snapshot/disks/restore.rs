@@ -30,6 +30,7 @@ use tempfile::{NamedTempFile, PersistError};
 use super::{PAGE_BYTES, SECTION, SavedDisk, SavedDisks, image_name, pages_of};
 use crate::Error;
 use crate::device_manager::DeviceManager;
+use crate::snapshot::directory_of;
 
 /// Most threads that fill one disk.
 const WORKERS_MAX: usize = 16;
@@ -440,12 +441,5 @@ fn disk_file(id: &str, path: &Path, action: &'static str) -> impl FnOnce(io::Err
         path: path.to_owned(),
         action,
         source,
-    }
-}
-
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
     }
 }
