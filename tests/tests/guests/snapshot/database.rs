@@ -5,8 +5,9 @@ use cutover_tests::{Api, Disk, Exit, Guest, Network, Shelf, Signal, Ssh, poll_un
 /// Two databases take writes one after the other, each of a number one higher, and what they acknowledge is noted.
 const WRITES: &str = r#"
 set -e
-redis-cli config set appendonly yes >/dev/null
-redis-cli config set appendfsync always >/dev/null
+sed -i 's/^appendonly no/appendonly yes/; s/^appendfsync everysec/appendfsync always/' /etc/redis/redis.conf
+systemctl restart redis-server
+while ! redis-cli ping >/dev/null 2>&1; do sleep 0.5; done
 sqlite3 /root/numbers 'pragma journal_mode=wal; create table numbers (n integer primary key)' >/dev/null
 cat >/root/writes <<'END'
 n=0
