@@ -122,7 +122,7 @@ pub const BENCHES: [Bench; 5] = [
     Bench {
         name: "snapshot",
         title: "snapshots of an idle guest with its memory in use; 1 vCPU",
-        many_interrupts: false,
+        many_interrupts: true,
         metrics: &[
             at_most("full_pause_128_ms", "pause, full, 128 MiB", "ms", SNAPSHOT_PAUSE_MS),
             at_most("full_pause_512_ms", "pause, full, 512 MiB", "ms", SNAPSHOT_PAUSE_MS),
