@@ -32,6 +32,11 @@ pub(crate) fn client_program(name: &str) -> PathBuf {
     environment.join("bin").join(name)
 }
 
+/// Where tests leave something for those on a later host, which is not on tmpfs.
+pub fn legacy() -> PathBuf {
+    variable("CUTOVER_LEGACY", "a directory that later hosts have too")
+}
+
 /// A new directory on tmpfs, removed when dropped.
 pub fn scratch() -> TempDir {
     let parent = variable("CUTOVER_SCRATCH", "a directory on tmpfs");

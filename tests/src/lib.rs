@@ -43,7 +43,7 @@ pub use api::{Answer, Api, Connection, Event, Events};
 pub use bridge::Bridge;
 pub use console::Console;
 pub use disk::Disk;
-pub use environment::{guest_file, monitor_binary, poll_until, scratch};
+pub use environment::{guest_file, legacy, monitor_binary, poll_until, scratch};
 pub use foreign::foreign_client;
 pub use guest::Guest;
 pub use huge_pages::HugePages;

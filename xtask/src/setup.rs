@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::{process, ui};
 
 /// Everything the tasks need beyond Rust itself.
-const PACKAGES: [&str; 20] = [
+const PACKAGES: [&str; 21] = [
     // building
     "gcc",
     "libc6-dev",

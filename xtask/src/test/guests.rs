@@ -18,6 +18,9 @@ pub const COMMAND: &str = "run-guest-tests";
 /// A file system in memory, where disks, sockets and shared memory of guests work at full speed.
 const MEMORY_FILE_SYSTEM: &str = "/dev/shm";
 
+/// What the names of tests contain that go on with what others left, on a host that was started after theirs.
+pub const LATER: &str = "on_a_later_host";
+
 /// What to run, and with what.
 #[derive(Args)]
 pub struct Arguments {
@@ -30,6 +33,12 @@ pub struct Arguments {
     /// The Python environment with foreign clients of the API
     #[arg(long)]
     clients: PathBuf,
+    /// A directory in which tests on one host leave something for those on a later one
+    #[arg(long)]
+    legacy: PathBuf,
+    /// Run the tests that go on with what others left, instead of all others
+    #[arg(long)]
+    later: bool,
     /// Run only the tests whose names contain this
     #[arg(long)]
     filter: Option<String>,
@@ -49,7 +58,8 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     let share = Share::from_environment()?;
     let mut total = Tally::default();
     for binary in &arguments.binaries {
-        let names = libtest::names(binary, arguments.filter.as_deref())?;
+        let mut names = libtest::names(binary, arguments.filter.as_deref())?;
+        names.retain(|name| name.contains(LATER) == arguments.later);
         let names = share.of(&names);
         if names.is_empty() {
             continue;
@@ -61,6 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
                 .env("CUTOVER_BIN", &arguments.monitor)
                 .env("CUTOVER_GUESTS", &guests)
                 .env("CUTOVER_CLIENTS", &arguments.clients)
+                .env("CUTOVER_LEGACY", &arguments.legacy)
                 .env("CUTOVER_SCRATCH", scratch.path()),
         )?;
         total.add(tally);

@@ -7,10 +7,12 @@ pub mod guests;
 mod libtest;
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 
 use crate::workspace::{Executable, Workspace, cargo};
 use crate::{clients, guest, host, setup, ui};
@@ -90,8 +92,11 @@ fn run_guest_tests(
     filter: Option<&str>,
 ) -> Result<i32> {
     let mut chosen = Vec::new();
+    let mut later = false;
     for binary in binaries {
-        if !libtest::names(&binary.path, filter)?.is_empty() {
+        let names = libtest::names(&binary.path, filter)?;
+        later |= names.iter().any(|name| name.contains(guests::LATER));
+        if !names.is_empty() {
             chosen.push(binary.path);
         }
     }
@@ -103,6 +108,10 @@ fn run_guest_tests(
     guest::micro::build(workspace)?;
     guest::debian::build(workspace)?;
     let clients = clients::build(workspace)?;
+    // The folder that nested hosts share with this machine.
+    let shared = workspace.target.join("host");
+    fs::create_dir_all(&shared)?;
+    let legacy = TempDir::with_prefix_in("legacy-", &shared)?;
     ui::say("tests with real guests");
     let mut command: Vec<OsString> = vec![std::env::current_exe()?.into(), guests::COMMAND.into()];
     command.extend([
@@ -112,12 +121,29 @@ fn run_guest_tests(
         workspace.guests().into(),
         "--clients".into(),
         clients.into(),
+        "--legacy".into(),
+        legacy.path().into(),
     ]);
     if let Some(filter) = filter {
         command.extend(["--filter".into(), filter.into()]);
     }
     command.extend(chosen.into_iter().map(OsString::from));
-    let code = host::run_where_guests_run(workspace, hosts, &command)?;
+    let code = run_to_the_end(workspace, hosts, &command)?;
+    if !later {
+        return Ok(code);
+    }
+    ui::say("tests on a later host");
+    command.push("--later".into());
+    let one = host::Options {
+        hosts: 1,
+        ..hosts.clone()
+    };
+    Ok(code.max(run_to_the_end(workspace, &one, &command)?))
+}
+
+/// Runs guest tests; returns 0 if all passed, 1 if not.
+fn run_to_the_end(workspace: &Workspace, hosts: &host::Options, command: &[OsString]) -> Result<i32> {
+    let code = host::run_where_guests_run(workspace, hosts, command)?;
     if code > 1 {
         bail!("the tests with guests ended with exit code {code}, before they were through");
     }

@@ -6,3 +6,4 @@ mod damage;
 mod database;
 mod files;
 mod kills;
+mod travel;
