@@ -230,8 +230,8 @@ impl PageSet {
 
     /// Removes the pages of `other`, which is of the same VM.
     pub fn subtract(&mut self, other: &PageSet) {
-        for (word, bits) in set_words(&other.words) {
-            self.words[word] &= !bits;
+        for (word, bits) in self.words.iter_mut().zip(&other.words) {
+            *word &= !bits;
         }
     }
 
@@ -267,16 +267,14 @@ impl PageSet {
 
     /// Adds the pages of `other`, which is of the same VM.
     pub fn union(&mut self, other: &PageSet) {
-        for (word, bits) in set_words(&other.words) {
-            self.insert(word, bits);
+        for (word, bits) in self.words.iter_mut().zip(&other.words) {
+            *word |= bits;
         }
     }
 
     /// How many pages.
     pub fn len(&self) -> u64 {
-        set_words(&self.words)
-            .map(|(_, bits)| u64::from(bits.count_ones()))
-            .sum()
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
     /// Whether there is none.

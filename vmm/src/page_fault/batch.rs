@@ -8,8 +8,10 @@ use crate::dirty::{PAGE_SIZE, PageRange};
 
 /// Copies of pages, up to a limit.
 pub struct Batch {
-    /// As long as the limit; pages of memory are only taken for what is used.
+    /// Has room for all, and grows to what is used: a batch is made while the guest stands still, and memory that is
+    /// not touched costs nothing then.
     bytes: Vec<u8>,
+    room: usize,
     used: usize,
     runs: Vec<Run>,
 }
@@ -26,7 +28,8 @@ impl Batch {
     /// An empty one, with room for `pages` pages.
     pub fn with_room_for(pages: u64) -> Self {
         Self {
-            bytes: vec![0; bytes_of(pages)],
+            bytes: Vec::with_capacity(bytes_of(pages)),
+            room: bytes_of(pages),
             used: 0,
             runs: Vec::new(),
         }
@@ -39,12 +42,12 @@ impl Batch {
 
     /// Whether there is no room left.
     pub fn is_full(&self) -> bool {
-        self.used == self.bytes.len()
+        self.used == self.room
     }
 
     /// Whether at most half of the room is left.
     pub fn is_half_full(&self) -> bool {
-        self.used >= self.bytes.len() / 2
+        self.used >= self.room / 2
     }
 
     /// Copies the pages of `range`, for which there is room, from `memory`; the first has number `first` in the image.
@@ -57,8 +60,12 @@ impl Batch {
             offset: self.used,
             bytes: bytes_of(range.pages),
         };
-        memory.read_slice(&mut self.bytes[run.offset..][..run.bytes], GuestAddress(range.start))?;
-        self.used += run.bytes;
+        let end = run.offset + run.bytes;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        memory.read_slice(&mut self.bytes[run.offset..end], GuestAddress(range.start))?;
+        self.used = end;
         match self.runs.last_mut() {
             Some(last) if last.first + last.bytes as u64 / PAGE_SIZE == first => last.bytes += run.bytes,
             _ => self.runs.push(run),

@@ -156,10 +156,18 @@ impl LazyMemory {
         }
     }
 
-    /// Waits until all is there.
-    pub fn wait(&self) {
-        let filling = |filling: &mut Filling| filling.stage == Stage::Filling;
-        drop(self.shared.ended.wait_while(self.shared.filling(), filling));
+    /// Waits until all is there, or is no longer `wanted`: after that changed, whoever waits has to be
+    /// [woken](Self::wake).
+    pub fn wait(&self, wanted: &dyn Fn() -> bool) {
+        let wait = |filling: &mut Filling| filling.stage == Stage::Filling && wanted();
+        drop(self.shared.ended.wait_while(self.shared.filling(), wait));
+    }
+
+    /// Has those who wait look again whether they want to.
+    pub fn wake(&self) {
+        // Whoever holds the lock has looked already, or not yet.
+        drop(self.shared.filling());
+        self.shared.ended.notify_all();
     }
 }
 
