@@ -3,6 +3,8 @@
 
 use std::io::Write;
 
+use std::error::Error as StdError;
+
 use cutover_devices::console::restore_terminal;
 
 /// What the process exits with: an error of the monitor.
@@ -27,4 +29,15 @@ impl Drop for EndOnPanic {
             end_process("the thread that fills the VM's memory has panicked");
         }
     }
+}
+
+/// An error with all that led to it.
+pub fn with_sources(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text = format!("{text}: {source}");
+        next = source.source();
+    }
+    text
 }

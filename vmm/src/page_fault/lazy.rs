@@ -9,7 +9,6 @@
 //! thread has a reader of its own, and reads without the lock: a fault does not wait for what is read ahead. A page that
 //! cannot be had ends the process: no guest runs on memory that is not what it was.
 
-use std::error::Error as StdError;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -20,7 +19,7 @@ use cutover_snapshot::image::{Image, Progress, Reader};
 use cutover_snapshot::size::ByteSize;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::end::{EndOnPanic, end_process};
+use super::end::{EndOnPanic, end_process, with_sources};
 use super::faults::{Faults, spawn};
 use super::space::Space;
 use super::uffd::Mode;
@@ -331,15 +330,4 @@ fn check_size(layout: &Layout, image: &Image) -> Result<(), Error> {
         image: ByteSize::from_bytes(image.pages() * u64::from(image.page_bytes())),
         memory: ByteSize::from_bytes(layout.pages() * PAGE_SIZE),
     })
-}
-
-/// An error with all that led to it.
-fn with_sources(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
 }

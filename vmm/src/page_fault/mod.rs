@@ -30,7 +30,7 @@ pub(crate) mod tests;
 use std::io;
 
 pub use self::copy_on_write::{CopyOnWrite, FrozenPages};
-pub use self::end::end_process;
+pub use self::end::{end_process, with_sources};
 pub use self::external::ExternalMemory;
 pub use self::lazy::{LazyMemory, fill};
 pub use self::untouched::untouched;

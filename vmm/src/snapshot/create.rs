@@ -19,14 +19,16 @@ use jiff::Timestamp;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::base::Base;
-use super::disks::{DiskFilling, HeldDisks};
+use super::disks::HeldDisks;
+use super::filling::Filling;
+use super::job::Status;
 use super::memory::{self, StillMemory};
 use super::output::Output;
 use super::request::{Disks, Kind, Method, SnapshotRequest};
 use crate::Error;
 use crate::dirty::{PAGE_SIZE, PageSet, Taken};
 use crate::machine::Machine;
-use crate::page_fault::{self, CopyOnWrite, LazyMemory, Unavailable};
+use crate::page_fault::{self, CopyOnWrite, Unavailable};
 use crate::state::MachineState;
 
 /// Most rounds of protecting, while the guest runs, what it wrote during the round before.
@@ -45,12 +47,8 @@ pub struct Inputs {
     pub memory: GuestMemory,
     /// What it is built on, or what the next one is.
     pub base: Arc<Base>,
-    /// What still fills the memory, if the VM was restored.
-    pub lazy: Option<Arc<LazyMemory>>,
-    /// Whether another process fills the memory.
-    pub filled_elsewhere: bool,
-    /// What still fills the disks.
-    pub filling_disks: Option<Arc<DiskFilling>>,
+    /// What still fills memory and disks, if the VM was restored.
+    pub filling: Filling,
     /// What the page-fault thread calls first.
     pub on_fault_thread: OnThread,
     /// What threads that copy call first.
@@ -97,15 +95,11 @@ impl Inputs {
     ///
     /// # Errors
     /// The snapshot cannot be written where it should, or KVM does not tell what changed.
-    pub fn prepare(self) -> Result<Prepared, Error> {
-        // What is not there yet cannot be told from what is zero.
-        if let Some(lazy) = &self.lazy {
-            lazy.wait();
-        }
-        // Nor can they be copied, or referred to, before they are complete and have their names.
-        if let Some(disks) = &self.filling_disks {
-            disks.wait();
-        }
+    pub fn prepare(self, status: &Status) -> Result<Prepared, Error> {
+        // Memory that is not there yet cannot be told from what is zero; disks cannot be copied, or referred to, before they
+        // are complete and have their names.
+        self.filling.wait(&|| status.check().is_ok());
+        status.check()?;
         let output = Output::begin(&self.request, self.draft()?)?;
         if self.request.kind == Kind::Full && self.request.disks == Disks::Copied {
             self.base.disks.settle();
@@ -116,7 +110,7 @@ impl Inputs {
         if self.request.kind == Kind::Full {
             pages.fill();
             // What another process has yet to fill is untouched, and not zero.
-            if !self.filled_elsewhere {
+            if self.filling.external.is_none() {
                 // After the take: what is touched from here on is in the next one.
                 pages.subtract(&page_fault::untouched(&self.memory)?);
             }

@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::disks::{DiskFilling, WhenFilled};
 use super::request::SnapshotProgress;
 use crate::events::{EventKind, EventLog};
-use crate::page_fault::{ExternalMemory, LazyMemory, end_process};
+use crate::page_fault::{ExternalMemory, LazyMemory, end_process, with_sources};
 
-/// See the module. What is dropped before it is complete is filled no further.
-#[derive(Default)]
+/// See the module. What is dropped, with all clones, before it is complete is filled no further.
+#[derive(Clone, Default)]
 pub struct Filling {
     /// Memory, if it is filled lazily.
     pub memory: Option<Arc<LazyMemory>>,
     /// Memory, if another process fills it: how far, it does not tell.
-    pub external: Option<ExternalMemory>,
+    pub external: Option<Arc<ExternalMemory>>,
     /// Disks, if there are any in the snapshot.
     pub disks: Option<Arc<DiskFilling>>,
 }
@@ -29,6 +29,27 @@ struct Shared {
 }
 
 impl Filling {
+    /// Waits until all is there that this process fills, or is no longer `wanted`: after that changed, whoever waits has
+    /// to be [woken](Self::wake).
+    pub fn wait(&self, wanted: &dyn Fn() -> bool) {
+        if let Some(memory) = &self.memory {
+            memory.wait(wanted);
+        }
+        if let Some(disks) = &self.disks {
+            disks.wait(wanted);
+        }
+    }
+
+    /// Has those who wait look again whether they want to.
+    pub fn wake(&self) {
+        if let Some(memory) = &self.memory {
+            memory.wake();
+        }
+        if let Some(disks) = &self.disks {
+            disks.wake();
+        }
+    }
+
     /// How far it has come.
     pub fn progress(&self) -> SnapshotProgress {
         let memory = self.memory.as_ref().map(|memory| memory.progress());
@@ -61,7 +82,7 @@ impl Countdown {
     pub fn when_filled(&self) -> WhenFilled {
         WhenFilled {
             done: Arc::new(self.one_more()),
-            failed: Arc::new(|error| end_process(&error.to_string())),
+            failed: Arc::new(|error| end_process(&with_sources(&error))),
         }
     }
 

@@ -65,6 +65,8 @@ pub struct Job {
     /// Where it goes.
     path: PathBuf,
     status: Arc<Status>,
+    /// What it may wait for.
+    filling: Filling,
     /// Where the answer goes; nowhere any more once it is over.
     reply: Option<Reply<SnapshotReport>>,
     /// How the thread gets what was frozen.
@@ -161,9 +163,7 @@ impl Snapshots {
             spec: context.spec.clone(),
             memory: context.machine.memory().clone(),
             base,
-            lazy: self.filling.memory.clone(),
-            filled_elsewhere: self.filling.external.is_some(),
-            filling_disks: self.filling.disks.clone(),
+            filling: self.filling.clone(),
             on_fault_thread: confined(context.options, ThreadKind::PageFault),
             on_copy_thread: confined(context.options, ThreadKind::Snapshot),
             started: Instant::now(),
@@ -210,7 +210,7 @@ impl Snapshots {
     /// There is none.
     pub fn cancel(&self) -> Result<(), Refusal> {
         let job = self.job.as_ref().ok_or(Refusal::NoSnapshotUnderWay)?;
-        job.status.cancel();
+        job.cancel();
         Ok(())
     }
 
@@ -222,7 +222,7 @@ impl Snapshots {
     /// Waits until disks that come from a snapshot are complete.
     pub fn wait_for_disks(&self) {
         if let Some(disks) = &self.filling.disks {
-            disks.wait();
+            disks.wait(&|| true);
         }
     }
 
@@ -233,6 +233,12 @@ impl Snapshots {
 }
 
 impl Job {
+    /// Has the thread give up, at the next page or in the middle of waiting.
+    fn cancel(&self) {
+        self.status.cancel();
+        self.filling.wake();
+    }
+
     /// What comes of it goes to `reply`.
     pub fn reply_to(&mut self, reply: Reply<SnapshotReport>) {
         self.reply = Some(reply);
@@ -240,6 +246,7 @@ impl Job {
 
     fn begin(inputs: Inputs, context: &Context<'_>) -> Result<Self, Error> {
         let path = inputs.request.target.path();
+        let filling = inputs.filling.clone();
         let mailbox = context.mailbox.clone();
         let on_thread = inputs.on_copy_thread.clone();
         let status = Arc::<Status>::default();
@@ -257,6 +264,7 @@ impl Job {
         Ok(Self {
             path,
             status,
+            filling,
             reply: None,
             go_on: Some(go_on),
             thread: Some(thread),
@@ -272,7 +280,7 @@ fn make(
     driver: &Mailbox,
     gone_on: &Receiver<Result<Frozen, Error>>,
 ) -> Result<SnapshotReport, Error> {
-    let prepared = inputs.prepare()?;
+    let prepared = inputs.prepare(status)?;
     driver.step(Step::Prepared(Box::new(prepared)));
     // Without an answer, there is no machine any more.
     let frozen = gone_on.recv().map_err(|_| Error::SnapshotCancelled)??;
@@ -285,7 +293,7 @@ fn make(
 
 impl Drop for Job {
     fn drop(&mut self) {
-        self.status.cancel();
+        self.cancel();
         self.go_on = None;
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()

@@ -147,7 +147,7 @@ impl Opened {
             MemorySource::Raw(file) => return memory::map_flat(&spec.memory, file),
             MemorySource::Served(socket) => {
                 let memory = memory::map(&spec.memory)?;
-                filling.external = Some(ExternalMemory::start(&memory, socket, on_thread)?);
+                filling.external = Some(Arc::new(ExternalMemory::start(&memory, socket, on_thread)?));
                 return Ok(memory);
             }
         };

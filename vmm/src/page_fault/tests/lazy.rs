@@ -130,7 +130,7 @@ fn threads_that_read_memory_while_it_is_filled_find_what_the_image_has() {
                     });
                 }
             });
-            lazy.wait();
+            lazy.wait(&|| true);
             assert!(content(&memory) == saved.content);
         }
     }
@@ -155,7 +155,7 @@ fn what_is_written_while_memory_is_filled_stays() {
     for number in (0..layout.pages()).rev() {
         memory.write_obj(!number, address_of(&layout, number)).unwrap();
     }
-    lazy.wait();
+    lazy.wait(&|| true);
     let mut expected = saved.content;
     for (number, page) in (0_u64..).zip(expected.chunks_mut(4096)) {
         page[..8].copy_from_slice(&(!number).to_le_bytes());
@@ -188,7 +188,7 @@ fn a_guest_runs_on_memory_that_comes_as_it_is_used() {
             "{address:#x}"
         );
     }
-    lazy.wait();
+    lazy.wait(&|| true);
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn when_all_is_there_it_is_told_and_page_faults_are_the_kernels_again() {
         let tell = move || told.send(()).unwrap();
         let lazy = LazyMemory::start(&memory, saved.image(), 2, confined(), tell).unwrap();
         complete.recv().unwrap();
-        lazy.wait();
+        lazy.wait(&|| true);
         let total = 4 << 20;
         assert_eq!(lazy.progress(), Progress { done: total, total });
         assert!(
@@ -222,7 +222,7 @@ fn memory_that_is_being_filled_cannot_be_frozen() {
     let lazy = LazyMemory::start(&memory, Saved::chain(&memory).image(), 1, on_thread, || {}).unwrap();
     assert!(matches!(CopyOnWrite::arm(&memory, confined()), Err(Unavailable::Busy)));
     begun.wait();
-    lazy.wait();
+    lazy.wait(&|| true);
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn a_damaged_chunk_ends_the_process_and_is_named() {
     let lazy = start(&memory, saved.image(), 1);
     // Whoever reads the page gets nothing.
     let page: u8 = memory.read_obj(GuestAddress(3 << 12)).unwrap();
-    lazy.wait();
+    lazy.wait(&|| true);
     unreachable!("a page of a damaged chunk is {page}");
 }
 
@@ -275,7 +275,7 @@ fn the_process_ends_when_memory_was_used_before_it_was_filled() {
     }
     let memory = two_slots();
     memory.write_obj(1_u8, GuestAddress(3 << 12)).unwrap();
-    start(&memory, Saved::chain(&memory).image(), 1).wait();
+    start(&memory, Saved::chain(&memory).image(), 1).wait(&|| true);
     unreachable!("memory was filled");
 }
 
@@ -288,6 +288,6 @@ fn the_process_ends_when_a_thread_that_fills_memory_panics() {
     let memory = two_slots();
     let on_thread = Arc::new(|| panic!("on purpose"));
     let lazy = LazyMemory::start(&memory, Saved::chain(&memory).image(), 1, on_thread, || {}).unwrap();
-    lazy.wait();
+    lazy.wait(&|| true);
     unreachable!("memory was filled");
 }

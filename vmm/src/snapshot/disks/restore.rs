@@ -384,11 +384,20 @@ impl DiskFilling {
         }
     }
 
-    /// Waits until all disks are there under their names. Whoever ends the VM, or builds its machine anew, waits first.
-    pub fn wait(&self) {
+    /// Waits until all disks are there under their names, or that is no longer `wanted`: after that changed, whoever
+    /// waits has to be [woken](Self::wake). Whoever ends the VM, or builds its machine anew, waits first.
+    pub fn wait(&self, wanted: &dyn Fn() -> bool) {
         let unfinished = self.state.unfinished();
-        let finished = self.state.finished.wait_while(unfinished, |unfinished| *unfinished > 0);
+        let wait = |unfinished: &mut usize| *unfinished > 0 && wanted();
+        let finished = self.state.finished.wait_while(unfinished, wait);
         drop(finished.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Has those who wait look again whether they want to.
+    pub fn wake(&self) {
+        // Whoever holds the lock has looked already, or not yet.
+        drop(self.state.unfinished());
+        self.state.finished.notify_all();
     }
 }
 

@@ -187,7 +187,7 @@ fn restore(snapshot: &Path, paths: &[PathBuf], workers: usize) -> Vec<Vec<u8>> {
     let blocks = open(&new.spec(&spec_of(paths)));
     let (then, outcomes) = outcomes();
     let filling = new.fill_all(guards(&blocks), &unconfined(), then).unwrap();
-    filling.wait();
+    filling.wait(&|| true);
     // Nobody copies them any more: they may be saved, whole or not.
     drop(
         DiskTracks::of(guards(&blocks), Baseline::Now)

@@ -180,7 +180,7 @@ fn a_file_in_the_way_stays_unless_it_may_be_replaced_and_then_until_that_is_comp
     assert_eq!(fs::read(&paths[0]).unwrap(), b"precious");
     let (then, _outcomes) = outcomes();
     let filling = new.fill_all(guards(&blocks), &unconfined(), then).unwrap();
-    filling.wait();
+    filling.wait(&|| true);
     assert_eq!(fs::read(&paths[0]).unwrap(), vm.contents()[0]);
     assert_eq!(names(&directory), ["restored-0.raw"]);
 }

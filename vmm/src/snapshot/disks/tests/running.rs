@@ -100,7 +100,7 @@ fn a_disk_that_is_being_filled_is_to_its_driver_as_it_was_saved() {
             }
             write_some(&mut driver, &mut expected, round);
         }
-        filling.wait();
+        filling.wait(&|| true);
         assert!(matches!(outcomes.recv().unwrap(), Ok(())));
         driver.transport.pause();
         assert!(fs::read(&paths[0]).unwrap() == expected);
