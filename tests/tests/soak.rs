@@ -15,7 +15,7 @@ const SNAPSHOTS: u32 = 50;
 /// Incremental snapshots built on each other.
 const CHAIN: u32 = 10;
 /// Guests of one snapshot at the same time.
-const CLONES: u32 = 12;
+const CLONES: u32 = 20;
 /// Monitors killed while they make a snapshot.
 const KILLS: u64 = 30;
 
