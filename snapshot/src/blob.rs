@@ -115,10 +115,7 @@ impl Blob for Part {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
-        let end = offset.checked_add(buffer.len() as u64);
-        if end.is_none_or(|end| end > self.bytes) {
-            return Err(ends_early(&self.path, offset));
-        }
+        check_within(self, buffer.len(), offset)?;
         self.whole.read_at(buffer, self.start + offset)
     }
 
@@ -128,6 +125,14 @@ impl Blob for Part {
 
     fn useful_readers(&self) -> usize {
         self.whole.useful_readers()
+    }
+}
+
+/// Refuses to read `length` bytes from `offset` on that `blob` does not have.
+pub(crate) fn check_within(blob: &dyn Blob, length: usize, offset: u64) -> Result<(), Error> {
+    match offset.checked_add(length as u64) {
+        Some(end) if end <= blob.bytes() => Ok(()),
+        _ => Err(ends_early(blob.path(), offset)),
     }
 }
 

@@ -12,7 +12,7 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path as Key;
 
 use super::cluster::Cluster;
-use crate::blob::{Blob, ends_early};
+use crate::blob::{Blob, check_within, ends_early};
 use crate::error::Error;
 
 /// Bytes of a block: the most that one request asks for.
@@ -86,10 +86,7 @@ impl Blob for Object {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
-        let end = offset.checked_add(buffer.len() as u64);
-        if end.is_none_or(|end| end > self.bytes) {
-            return Err(ends_early(&self.path, offset));
-        }
+        check_within(self, buffer.len(), offset)?;
         let (mut at, mut rest) = (offset, buffer);
         while !rest.is_empty() {
             let block = self.block(at / BLOCK_BYTES)?;
