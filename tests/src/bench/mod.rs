@@ -34,8 +34,10 @@ pub enum Bench {
     Block,
     /// Throughput of a network interface.
     Net,
-    /// The pause of snapshots, and the time to a restored guest's first answer.
+    /// The pause of snapshots.
     Snapshot,
+    /// Time to a restored guest's first sign of life.
+    Restore,
 }
 
 /// How to measure.
@@ -84,7 +86,11 @@ pub fn run(bench: Bench, options: &Options, out: &mut impl Write) -> Result<()> 
         Bench::Net => take_turns(&net::contestants(), options.runs, out),
         Bench::Snapshot => {
             let stage = Stage::new(options.firecracker.as_deref())?;
-            take_turns(&snapshot::contestants(&stage), options.runs, out)
+            take_turns(&snapshot::makers(&stage), options.runs, out)
+        }
+        Bench::Restore => {
+            let stage = Stage::new(options.firecracker.as_deref())?;
+            take_turns(&snapshot::restorers(&stage), options.runs, out)
         }
     }
 }

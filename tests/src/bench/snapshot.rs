@@ -1,5 +1,5 @@
 //! What a snapshot costs its guest, by the size of its memory and by what it wrote since the last one; and how soon a VM
-//! made of one answers.
+//! made of one gives a sign of life.
 //!
 //! Every guest has nearly all of its memory in use, with content that is not zero. Everybody's files are in the host's
 //! memory.
@@ -84,67 +84,105 @@ trait Subject {
     fn boot(&mut self, memory_mib: u32) -> Result<Vm>;
     /// Makes a snapshot of it: the first one, or what has changed since.
     fn snapshot(&mut self, full: bool) -> Result<Made>;
+}
+
+/// One that makes VMs of them.
+trait Restorer: Subject {
     /// Starts a VM of the last full snapshot.
     fn restore(&mut self) -> Result<Monitor>;
 }
 
-/// Cutover, QEMU, and Firecracker if it was given.
-pub fn contestants(stage: &Stage) -> Vec<Contestant<'_>> {
+/// Snapshots: Cutover, QEMU, and Firecracker if it was given.
+pub fn makers(stage: &Stage) -> Vec<Contestant<'_>> {
     let mut contestants = vec![
         Contestant {
             name: "Cutover",
-            measure: Box::new(|| measure(|| Cutover::new(stage), &[true, false])),
+            measure: Box::new(|| make(|| Cutover::new(stage, &[]), &[true, false])),
         },
         Contestant {
             name: "QEMU microvm",
-            measure: Box::new(|| measure(|| Qemu::new(stage), &[true])),
+            measure: Box::new(|| make(|| Qemu::new(stage), &[true])),
         },
     ];
     if let Some(program) = &stage.firecracker {
         contestants.push(Contestant {
             name: "Firecracker",
-            measure: Box::new(move || measure(|| Firecracker::new(stage, program), &[true, false])),
+            measure: Box::new(move || make(|| Firecracker::new(stage, program), &[true, false])),
         });
     }
     contestants
 }
 
+/// Restores: Cutover as it is and with the snapshot trusted, and Firecracker, which always trusts, if it was given.
+pub fn restorers(stage: &Stage) -> Vec<Contestant<'_>> {
+    let mut contestants = vec![
+        Contestant {
+            name: "Cutover",
+            measure: Box::new(|| restore(|| Cutover::new(stage, &[]))),
+        },
+        Contestant {
+            name: "Cutover --trusted",
+            measure: Box::new(|| restore(|| Cutover::new(stage, &["--trusted"]))),
+        },
+    ];
+    if let Some(program) = &stage.firecracker {
+        contestants.push(Contestant {
+            name: "Firecracker",
+            measure: Box::new(move || restore(|| Firecracker::new(stage, program))),
+        });
+    }
+    contestants
+}
+
+/// Starts a guest of this size with its memory in use.
+fn fill(subject: &mut impl Subject, size: &Size) -> Result<Vm> {
+    let vm = subject.boot(size.memory_mib)?;
+    // The writer holds memory, and the guest is idle.
+    vm.check(&format!("page-writer start {} 64", size.filled_mib));
+    vm.check("page-writer verdict && killall -STOP page-writer");
+    Ok(vm)
+}
+
 /// Measures full snapshots, and incremental ones if there are such.
-fn measure<S: Subject>(new: impl Fn() -> Result<S>, kinds: &[bool]) -> Result<Values> {
+fn make<S: Subject>(new: impl Fn() -> Result<S>, kinds: &[bool]) -> Result<Values> {
     let mut values = Values::new();
     for (number, size) in SIZES.iter().enumerate() {
         let mut subject = new()?;
-        let vm = subject.boot(size.memory_mib)?;
-        // One page a second: the writer holds memory, and the guest is idle.
-        vm.check(&format!("page-writer start {} 64", size.filled_mib));
-        vm.check("page-writer verdict && killall -STOP page-writer");
+        let vm = fill(&mut subject, size)?;
         let full = subject.snapshot(true)?;
         values.extend([
             (size.pause, full.pause_ms),
             (size.total, full.total_ms),
             (size.bytes, mib(full.bytes)),
         ]);
-        if kinds.contains(&false) {
-            // What making the first one has changed is no matter of the second.
-            subject.snapshot(false)?;
-            for (written_mib, names) in WRITTEN {
-                if names[number].is_empty() {
-                    continue;
-                }
+        if !kinds.contains(&false) {
+            continue;
+        }
+        // What making the first one has changed is no matter of the second.
+        subject.snapshot(false)?;
+        for (written_mib, names) in WRITTEN {
+            if !names[number].is_empty() {
                 vm.check(&format!("head -c {written_mib}m /dev/urandom > /tmp/written"));
                 values.push((names[number], subject.snapshot(false)?.pause_ms));
             }
         }
-        // From here on the guest says something every 10 ms.
+    }
+    Ok(values)
+}
+
+/// Measures restores of guests that say something every 10 ms, up to the first that is heard.
+fn restore<S: Restorer>(new: impl Fn() -> Result<S>) -> Result<Values> {
+    let mut values = Values::new();
+    for size in &SIZES {
+        let mut subject = new()?;
+        let vm = fill(&mut subject, size)?;
         vm.check("ticker > /dev/console &");
         subject.snapshot(true)?;
         drop(vm);
         let start = Instant::now();
         let restored = subject.restore()?;
-        read_until(
-            &mut restored.take_pipes().context("a monitor is started with pipes")?.0,
-            ".",
-        )?;
+        let (mut console, _input) = restored.take_pipes().context("a monitor is started with pipes")?;
+        read_until(&mut console, ".")?;
         values.push((size.restore, milliseconds(start)));
     }
     Ok(values)
@@ -174,16 +212,19 @@ fn boot_by_api(stage: &Stage, command: Command, api: &Api, memory_mib: u32) -> V
 /// Cutover, live.
 struct Cutover<'a> {
     stage: &'a Stage,
+    /// Further arguments of a restore.
+    arguments: &'a [&'a str],
     directory: TempDir,
     api: Api,
     snapshots: u32,
 }
 
 impl<'a> Cutover<'a> {
-    fn new(stage: &'a Stage) -> Result<Self> {
+    fn new(stage: &'a Stage, arguments: &'a [&'a str]) -> Result<Self> {
         let directory = scratch();
         Ok(Self {
             stage,
+            arguments,
             api: Api::new(&directory.path().join("api")),
             directory,
             snapshots: 0,
@@ -212,11 +253,13 @@ impl Subject for Cutover<'_> {
             bytes: number("file_bytes")?,
         })
     }
+}
 
+impl Restorer for Cutover<'_> {
     fn restore(&mut self) -> Result<Monitor> {
         let mut command = self.stage.command(&self.stage.cutover)?;
         let last = self.directory.path().join(format!("s{}", self.snapshots - 1));
-        command.args(["snapshot", "restore"]).arg(last);
+        command.args(["snapshot", "restore"]).arg(last).args(self.arguments);
         Ok(Monitor::start(command))
     }
 }
@@ -275,7 +318,9 @@ impl Subject for Firecracker<'_> {
             bytes: state.metadata()?.len() + memory.metadata()?.len(),
         })
     }
+}
 
+impl Restorer for Firecracker<'_> {
     fn restore(&mut self) -> Result<Monitor> {
         std::fs::remove_file(self.api.socket())?;
         let monitor = Monitor::start(self.start()?);
@@ -363,12 +408,6 @@ impl Subject for Qemu<'_> {
             total_ms: time,
             bytes: self.disk().metadata()?.len() - before,
         })
-    }
-
-    fn restore(&mut self) -> Result<Monitor> {
-        let mut command = self.command();
-        command.args(["-loadvm", "s"]);
-        Ok(Monitor::start(command))
     }
 }
 
