@@ -8,16 +8,16 @@ set -e
 sed -i 's/^appendonly no/appendonly yes/; s/^appendfsync everysec/appendfsync always/' /etc/redis/redis.conf
 systemctl restart redis-server
 while ! redis-cli ping >/dev/null 2>&1; do sleep 0.5; done
-sqlite3 /root/numbers 'pragma journal_mode=wal; create table numbers (n integer primary key)' >/dev/null
-cat >/root/writes <<'END'
+sqlite3 /srv/numbers 'pragma journal_mode=wal; create table numbers (n integer primary key)' >/dev/null
+cat >/srv/writes <<'END'
 n=0
 while :; do
     n=$((n+1))
     redis-cli rpush numbers $n >/dev/null && echo $n >/run/redis-acknowledged
-    sqlite3 /root/numbers "pragma synchronous=full; insert into numbers values ($n)" && echo $n >/run/sqlite-acknowledged
+    sqlite3 /srv/numbers "pragma synchronous=full; insert into numbers values ($n)" && echo $n >/run/sqlite-acknowledged
 done
 END
-systemd-run --quiet --unit writes sh /root/writes
+systemd-run --quiet --unit writes sh /srv/writes
 "#;
 
 /// No number is missing, none is there twice, and those acknowledged are there; also for who reads the files anew.
@@ -30,8 +30,8 @@ check() {
     [ "$2" = "$3" ] || { echo "$1: $2 numbers up to $3"; exit 1; }
 }
 check redis "$(redis-cli llen numbers)" "$(redis-cli lindex numbers -1)"
-check sqlite "$(sqlite3 /root/numbers 'select count(*) from numbers')" "$(sqlite3 /root/numbers 'select max(n) from numbers')"
-[ "$(sqlite3 /root/numbers 'pragma integrity_check')" = ok ]
+check sqlite "$(sqlite3 /srv/numbers 'select count(*) from numbers')" "$(sqlite3 /srv/numbers 'select max(n) from numbers')"
+[ "$(sqlite3 /srv/numbers 'pragma integrity_check')" = ok ]
 kill -9 "$(systemctl show --property MainPID --value redis-server)"
 while ! redis-cli ping >/dev/null 2>&1 || redis-cli ping | grep -q LOADING; do sleep 0.5; done
 check redis "$(redis-cli llen numbers)" "$(redis-cli lindex numbers -1)"
