@@ -182,7 +182,7 @@ fn restore<S: Restorer>(new: impl Fn() -> Result<S>) -> Result<Values> {
         drop(vm);
         let start = Instant::now();
         let restored = subject.restore()?;
-        wait_for_a_tick(&restored);
+        wait_for_a_tick(&restored)?;
         values.push((size.restore, milliseconds(start)));
     }
     Ok(values)
@@ -190,11 +190,15 @@ fn restore<S: Restorer>(new: impl Fn() -> Result<S>) -> Result<Values> {
 
 /// Waits until the guest has said something. Looks again and again: an emulated host that has nothing to do loses timers
 /// at times, and with them seconds.
-fn wait_for_a_tick(vm: &Vm) {
+fn wait_for_a_tick(vm: &Vm) -> Result<()> {
     const PAUSE: Duration = Duration::from_micros(100);
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let start = Instant::now();
     while !vm.console().text().contains('.') {
+        ensure!(start.elapsed() < PATIENCE, "the restored guest gives no sign of life");
         sleep(PAUSE);
     }
+    Ok(())
 }
 
 fn milliseconds(since: Instant) -> f64 {
