@@ -9,11 +9,18 @@ use crate::workspace::{Package, Workspace, cargo};
 use crate::{process, ui};
 
 /// Which crates of the workspace each crate may use. One direction, no cycles.
-const EDGES: [(&str, &[&str]); 7] = [
+const EDGES: [(&str, &[&str]); 8] = [
     ("cutover-snapshot", &[]),
     ("cutover-devices", &["cutover-snapshot"]),
-    ("cutover-vmm", &["cutover-snapshot", "cutover-devices"]),
-    ("cutover-api", &["cutover-snapshot", "cutover-devices", "cutover-vmm"]),
+    ("cutover-migration", &["cutover-snapshot"]),
+    (
+        "cutover-vmm",
+        &["cutover-snapshot", "cutover-devices", "cutover-migration"],
+    ),
+    (
+        "cutover-api",
+        &["cutover-snapshot", "cutover-devices", "cutover-migration", "cutover-vmm"],
+    ),
     ("cutover-guest", &[]),
     ("cutover-tests", &["cutover-guest"]),
     ("xtask", &[]),
