@@ -2,3 +2,5 @@
 //!
 //! Knows neither KVM nor devices: both ends are traits that the `vmm` crate implements.
 #![forbid(unsafe_code)]
+
+pub mod pages;
