@@ -13,10 +13,10 @@ use cutover_devices::guest_event::GuestEventSink;
 use cutover_devices::i8042::I8042;
 use cutover_devices::power::PowerControl;
 use cutover_devices::pvpanic::Pvpanic;
-use cutover_devices::serial::{SerialPort, SerialState};
+use cutover_devices::serial::SerialPort;
 use cutover_devices::stats::{DiskCounters, DiskStats, NetCounters, NetStats, RngCounters, RngStats, SerialStats};
 use cutover_devices::virtio::block::Block;
-use cutover_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET, TransportState};
+use cutover_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET};
 use cutover_devices::virtio::net::Net;
 use cutover_devices::virtio::rng::Rng;
 use cutover_devices::virtio::{DeviceError, VirtioDevice};
@@ -88,8 +88,8 @@ pub struct DeviceStats {
 }
 
 impl DeviceManager {
-    /// Makes the devices of `spec`, puts them on `buses` and connects them to `vm`. They are new, or paused in the state
-    /// that was `saved`. Disk workers call `on_disk_thread` first.
+    /// Makes the devices of `spec`, puts them on `buses` and connects them to `vm`. They are new; the serial port has no
+    /// [console](Self::open_console) yet. Disk workers call `on_disk_thread` first.
     ///
     /// # Errors
     /// A file, tap or console of a device cannot be had, or KVM refused a connection.
@@ -100,16 +100,13 @@ impl DeviceManager {
         event_loop: &EventLoopHandle,
         events: &GuestEventSink,
         on_disk_thread: &OnThread,
-        saved: Option<&DevicesState>,
     ) -> Result<Self, Error> {
         let (power_button, new_generation) = (new_interrupt()?, new_interrupt()?);
         vm.connect_interrupt(&power_button, POWER_BUTTON_GSI)?;
         vm.connect_interrupt(&new_generation, NEW_GENERATION_GSI)?;
         add_platform_devices(buses, events)?;
-        let serial_state = saved.map(|saved| &saved.serial);
-        let serial = add_serial_port(&spec.serial, vm, buses, event_loop, events, serial_state)?;
+        let serial = add_serial_port(&spec.serial, vm, buses, events)?;
         let mut builder = VirtioBuilder::new(vm, buses, event_loop, events)?;
-        builder.saved = saved.map(|saved| saved.virtio.iter());
         let mut disks = Vec::new();
         for (index, disk) in spec.disks.iter().enumerate() {
             let block = Block::open(disk, on_disk_thread)?;
@@ -152,6 +149,33 @@ impl DeviceManager {
             power_button,
             new_generation,
         })
+    }
+
+    /// Puts the devices, which are new, into the state that was [saved](Self::save), paused.
+    ///
+    /// # Errors
+    /// It cannot be the state of these devices.
+    pub fn load(&self, saved: &DevicesState) -> Result<(), Error> {
+        let (found, expected) = (saved.virtio.len(), self.virtio.len());
+        if found != expected {
+            return Err(Error::SavedState(format!(
+                "it has {found} devices, the VM has {expected}"
+            )));
+        }
+        lock(&self.serial).restore(&saved.serial)?;
+        for (mut device, (_, state)) in self.transports().zip(&saved.virtio) {
+            device.restore(state)?;
+        }
+        Ok(())
+    }
+
+    /// Has the serial port take what is typed. Until then it is as its guest has left it.
+    ///
+    /// # Errors
+    /// The event loop refused.
+    pub fn open_console(&self) -> Result<(), Error> {
+        self.event_loop.add(self.serial.clone())?;
+        Ok(())
     }
 
     /// What the ACPI tables say of the virtio devices.
@@ -307,18 +331,12 @@ fn add_serial_port(
     spec: &SerialSpec,
     vm: &KvmVm,
     buses: &mut Buses,
-    event_loop: &EventLoopHandle,
     events: &GuestEventSink,
-    saved: Option<&SerialState>,
 ) -> Result<Arc<Mutex<SerialPort>>, Error> {
     let interrupt = new_interrupt()?;
     vm.connect_interrupt(&interrupt, COM1_GSI)?;
-    let mut port = SerialPort::new(interrupt, Console::open(spec)?, events.clone());
-    if let Some(saved) = saved {
-        port.restore(saved)?;
-    }
+    let port = SerialPort::new(interrupt, Console::open(spec)?, events.clone());
     let port = Arc::new(Mutex::new(port));
-    event_loop.add(port.clone())?;
     buses.ports.insert(COM1_PORT.into(), COM1_PORTS.into(), port.clone())?;
     Ok(port)
 }
@@ -338,8 +356,6 @@ struct VirtioBuilder<'a> {
     events: &'a GuestEventSink,
     windows: AddressAllocator,
     lines: IdAllocator,
-    /// The state of those that are not new, in order.
-    saved: Option<std::slice::Iter<'a, (String, TransportState)>>,
     virtio: Vec<Arc<Mutex<MmioTransport>>>,
     nodes: Vec<VirtioNode>,
 }
@@ -361,7 +377,6 @@ impl<'a> VirtioBuilder<'a> {
             events,
             windows,
             lines,
-            saved: None,
             virtio: Vec::new(),
             nodes: Vec::new(),
         })
@@ -377,19 +392,13 @@ impl<'a> VirtioBuilder<'a> {
         let gsi = self.lines.allocate_id().map_err(|_| out_of("interrupt line", &name))?;
         let address = u32::try_from(window.start()).map_err(|_| out_of("MMIO address below 4 GiB", &name))?;
         let device = Arc::new(Mutex::new(device));
-        let mut transport = MmioTransport::new(
+        let transport = MmioTransport::new(
             name,
             device.clone(),
             self.vm.memory_slots.memory.clone(),
             self.event_loop.clone(),
             self.events.clone(),
         )?;
-        if let Some(saved) = &mut self.saved {
-            let (_, state) = saved
-                .next()
-                .ok_or_else(|| Error::SavedState("it has fewer devices".to_owned()))?;
-            transport.restore(state)?;
-        }
         self.vm.connect_interrupt(transport.interrupt(), gsi)?;
         for (queue, doorbell) in (0..).zip(transport.doorbells()) {
             self.vm

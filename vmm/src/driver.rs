@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use cutover_devices::virtio::net::random_mac;
 use cutover_snapshot::spec::VmSpec;
 
-use crate::control::{Command, Controller, Ending, Mailbox, Message, Reply};
+use crate::control::{Command, Controller, Ending, JobStep, Mailbox, Message, Reply};
 use crate::device_manager::{DiskUpdate, NetUpdate};
 use crate::dirty::{DirtyRate, RateMeter};
 use crate::events::{EventKind, EventLog};
@@ -246,7 +246,7 @@ impl Driver {
                     self.carry_out(machine, self.state.after_guest_end(end))
                 }
                 Message::DeadlinePassed => self.pass_deadline(machine, Instant::now()),
-                Message::Snapshot(step) => {
+                Message::Job(JobStep::Snapshot(step)) => {
                     self.advance_snapshot(machine, step);
                     None
                 }

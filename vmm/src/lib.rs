@@ -19,6 +19,7 @@ mod error;
 pub mod events;
 mod generation;
 pub mod host;
+mod job;
 mod kvm;
 mod layout;
 pub mod lifecycle;

@@ -13,6 +13,15 @@
 //!        Running, Paused)
 //! ```
 //! One operation at a time: while the guest shuts down, only force is accepted, and another press of the power button.
+//!
+//! ```text
+//!                     Begin                    Commit                 Arrived
+//!  Running, Paused ─────────► HandingOver ─────────────► HandedOver ─────────► Ended
+//!        ▲                         │                         │
+//!        └──────── GiveUp ─────────┘    Paused ◄── Reclaim ──┘  only if somebody says that it runs nowhere else
+//! ```
+//! A VM migrates while it runs or is paused; its state changes for the last moment only, when it stands still to be
+//! handed over. Once that is done, another monitor may run it: whatever happens, this one does so no more by itself.
 //! A VM that is rebooted or cycled is built anew, runs as soon as it is [`Built`](State::Built), and is the same
 //! VM to everyone outside.
 
@@ -40,8 +49,28 @@ pub enum State {
         /// What comes of it.
         then: Then,
     },
+    /// Stands still, and is about to be another monitor's.
+    HandingOver {
+        /// Whether it ran before.
+        ran: bool,
+    },
+    /// Another monitor's: it may run there.
+    HandedOver,
     /// Over; nothing brings it back.
     Ended,
+}
+
+/// How a VM becomes another monitor's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handover {
+    /// Its last changes are to be sent: it stands still from here on.
+    Begin,
+    /// Nothing comes of it: the VM goes on here as before.
+    GiveUp,
+    /// The other monitor is about to be told to run it.
+    Commit,
+    /// The other monitor has said that it runs there.
+    Arrived,
 }
 
 /// What follows the end of a guest that was asked to power down.
@@ -80,6 +109,10 @@ pub enum Request {
     UpdateDevice,
     /// Make a snapshot.
     Snapshot,
+    /// Have another monitor go on with it.
+    Migrate,
+    /// Have a VM back that was handed over, on the word of whoever asks that it runs nowhere else.
+    Reclaim,
 }
 
 /// How the guest came to its end.
@@ -107,6 +140,8 @@ pub enum Exit {
     Panic,
     /// Somebody ended it by force.
     Ended,
+    /// It goes on under another monitor.
+    Migrated,
 }
 
 /// What has to be done to enter a state.
@@ -159,6 +194,24 @@ pub enum Refusal {
     /// There is no snapshot to cancel.
     #[error("no snapshot is being made")]
     NoSnapshotUnderWay,
+    /// There is one migration at a time.
+    #[error("the VM is being migrated: wait for that, or cancel it")]
+    MigrationUnderWay,
+    /// There is no migration to cancel.
+    #[error("the VM is not being migrated")]
+    NoMigrationUnderWay,
+    /// The migration has passed the point from which there is no way back.
+    #[error("the VM has been handed over to another monitor: that can no longer be cancelled")]
+    MigrationCommitted,
+    /// Another monitor may run it.
+    #[error(
+        "the VM has been handed over to another monitor, and may run there: destroy it here, or reclaim it if it is \
+         certain that it does not run there"
+    )]
+    HandedOver,
+    /// It never left.
+    #[error("the VM has not been handed over to another monitor")]
+    NotHandedOver,
     /// The VM runs without the means for it.
     #[error("this VM was started without an API, and is confined to what it needs for that")]
     Confined,
@@ -181,12 +234,36 @@ impl State {
             (Self::Running, Request::Reboot { timeout }) => shut_down(now, timeout, Then::BuildAnew),
             (Self::Running | Self::Paused, Request::Cycle) => (Action::BuildAnew, Self::Built),
             (Self::Running | Self::Paused | Self::ShuttingDown { .. }, Request::UpdateDevice)
-            | (Self::Running | Self::Paused, Request::Snapshot) => (Action::Nothing, self),
-            (Self::ShuttingDown { .. }, _) => return Err(Refusal::Busy(self)),
+            | (Self::Running | Self::Paused, Request::Snapshot | Request::Migrate) => (Action::Nothing, self),
+            (Self::HandedOver, Request::Reclaim) => (Action::Nothing, Self::Paused),
+            (Self::HandedOver, _) => return Err(Refusal::HandedOver),
+            (_, Request::Reclaim) => return Err(Refusal::NotHandedOver),
+            (Self::ShuttingDown { .. } | Self::HandingOver { .. }, _) => return Err(Refusal::Busy(self)),
             (Self::Built, _)
             | (Self::Paused, Request::PressPowerButton | Request::Shutdown { .. } | Request::Reboot { .. }) => {
                 return Err(Refusal::NotRunning);
             }
+        };
+        Ok(Step { action, next })
+    }
+
+    /// What to do about the next step of a migration, or why it is refused. Changes nothing itself.
+    ///
+    /// # Errors
+    /// The VM has come into a state meanwhile in which it cannot be handed over; it stays in that.
+    pub fn after_handover(self, handover: Handover) -> Result<Step, Refusal> {
+        let (action, next) = match (self, handover) {
+            (Self::Running, Handover::Begin) => (Action::Stop, Self::HandingOver { ran: true }),
+            (Self::Paused, Handover::Begin) => (Action::Nothing, Self::HandingOver { ran: false }),
+            (Self::HandingOver { ran: true }, Handover::GiveUp) => (Action::Run, Self::Running),
+            (Self::HandingOver { ran: false }, Handover::GiveUp) => (Action::Nothing, Self::Paused),
+            (Self::HandingOver { .. }, Handover::Commit) => (Action::Nothing, Self::HandedOver),
+            (Self::HandedOver, Handover::Arrived) => (Action::End(Exit::Migrated), Self::Ended),
+            (Self::Ended, _) => return Err(Refusal::Ended),
+            (Self::HandedOver, _) => return Err(Refusal::HandedOver),
+            (Self::ShuttingDown { .. }, Handover::Begin) => return Err(Refusal::Busy(self)),
+            (_, Handover::Begin) => return Err(Refusal::NotRunning),
+            _ => return Err(Refusal::NoMigrationUnderWay),
         };
         Ok(Step { action, next })
     }
@@ -213,7 +290,9 @@ impl State {
     pub fn deadline(self) -> Option<Instant> {
         match self {
             Self::ShuttingDown { deadline, .. } => Some(deadline),
-            Self::Built | Self::Running | Self::Paused | Self::Ended => None,
+            Self::Built | Self::Running | Self::Paused | Self::HandingOver { .. } | Self::HandedOver | Self::Ended => {
+                None
+            }
         }
     }
 
@@ -238,6 +317,8 @@ impl State {
             Self::ShuttingDown {
                 then: Then::BuildAnew, ..
             } => "rebooting",
+            Self::HandingOver { .. } => "handing_over",
+            Self::HandedOver => "handed_over",
             Self::Ended => "ended",
         }
     }
@@ -277,6 +358,8 @@ impl Request {
             Self::Destroy => "destroy",
             Self::UpdateDevice => "update_device",
             Self::Snapshot => "snapshot",
+            Self::Migrate => "migrate",
+            Self::Reclaim => "reclaim",
         }
     }
 
@@ -292,7 +375,7 @@ impl Request {
     pub fn opens_files(self) -> bool {
         matches!(
             self,
-            Self::Reboot { .. } | Self::Cycle | Self::UpdateDevice | Self::Snapshot
+            Self::Reboot { .. } | Self::Cycle | Self::UpdateDevice | Self::Snapshot | Self::Migrate
         )
     }
 }
@@ -404,9 +487,43 @@ mod tests {
         assert_eq!(step.next.deadline(), Some(now + POWER_TIMEOUT_MAX));
     }
 
+    #[test]
+    fn a_vm_that_was_handed_over_does_not_run_again_by_itself() {
+        let handed_over = [Handover::Begin, Handover::Commit]
+            .into_iter()
+            .try_fold(State::Running, |state, handover| {
+                state.after_handover(handover).map(|step| step.next)
+            })
+            .expect("a running VM can be handed over");
+        for request in [Request::Resume, Request::Cycle, Request::Snapshot, Request::Migrate] {
+            assert_eq!(handed_over.after(request, Instant::now()), Err(Refusal::HandedOver));
+        }
+        for handover in [Handover::Begin, Handover::GiveUp, Handover::Commit] {
+            assert_eq!(handed_over.after_handover(handover), Err(Refusal::HandedOver));
+        }
+        let reclaimed = handed_over.after(Request::Reclaim, Instant::now()).expect("by force");
+        assert_eq!((reclaimed.action, reclaimed.next), (Action::Nothing, State::Paused));
+    }
+
+    #[test]
+    fn a_migration_that_is_given_up_leaves_the_vm_as_it_was() {
+        for state in [State::Running, State::Paused] {
+            let handing_over = state.after_handover(Handover::Begin).expect("accepted").next;
+            let back = handing_over.after_handover(Handover::GiveUp).expect("accepted");
+            assert_eq!(back.next, state);
+        }
+    }
+
+    #[test]
+    fn a_guest_that_shuts_down_is_not_handed_over() {
+        let state = shutting_down(Instant::now(), Then::End);
+        assert_eq!(state.after_handover(Handover::Begin), Err(Refusal::Busy(state)));
+    }
+
     #[derive(Clone, Copy, Debug)]
     enum Input {
         Request(Request),
+        Handover(Handover),
         GuestEnd(GuestEnd),
         Wait(Duration),
     }
@@ -423,6 +540,12 @@ mod tests {
             Just(Input::Request(Request::Destroy)),
             Just(Input::Request(Request::UpdateDevice)),
             Just(Input::Request(Request::Snapshot)),
+            Just(Input::Request(Request::Migrate)),
+            Just(Input::Request(Request::Reclaim)),
+            Just(Input::Handover(Handover::Begin)),
+            Just(Input::Handover(Handover::GiveUp)),
+            Just(Input::Handover(Handover::Commit)),
+            Just(Input::Handover(Handover::Arrived)),
             Just(Input::GuestEnd(GuestEnd::Shutdown)),
             Just(Input::GuestEnd(GuestEnd::Reset)),
             Just(Input::GuestEnd(GuestEnd::Panic)),
@@ -467,6 +590,7 @@ mod tests {
                             None
                         }
                     },
+                    Input::Handover(handover) => state.after_handover(handover).ok(),
                     // A guest that stands still does not end itself.
                     Input::GuestEnd(end) => (model.vcpus_run && !model.ended).then(|| state.after_guest_end(end)),
                     Input::Wait(time) => {

@@ -8,7 +8,7 @@ use cutover_devices::{GuestMemory, OnThread};
 use cutover_snapshot::spec::VmSpec;
 
 use crate::control::{Ending, Mailbox};
-use crate::cpu::{self, Buses, Vcpu, VcpuHandle};
+use crate::cpu::{self, BareVcpu, Buses, Vcpu, VcpuHandle};
 use crate::device_manager::DeviceManager;
 use crate::dirty::Tracker;
 use crate::driver::Options;
@@ -16,8 +16,7 @@ use crate::events::{EventKind, EventLog};
 use crate::kvm::KvmVm;
 use crate::lifecycle::GuestEnd;
 use crate::seccomp::{self, ThreadKind};
-use crate::snapshot::ClockPolicy;
-use crate::state::{DevicesState, MachineState, VmState};
+use crate::state::{MachineState, VmState};
 use crate::stats::{MemoryStats, VcpuStats};
 use crate::{Error, acpi, boot, generation, memory};
 
@@ -41,46 +40,18 @@ impl Machine {
     /// The spec is wrong, a file is missing or of the wrong kind, or the host lacks something. Nothing is left behind.
     pub fn build(spec: &VmSpec, options: &Options, driver: &Arc<Mailbox>) -> Result<Self, Error> {
         spec.check()?;
-        let frame = Frame::create(spec, memory::map(&spec.memory)?, options, driver, None)?;
-        let entry = boot::load(&spec.boot, &frame.memory)?;
-        acpi::write_tables(&frame.memory, spec.cpus, frame.devices.virtio_nodes())?;
-        generation::renew(&frame.memory)?;
-        let vcpus = (0..spec.cpus)
-            .map(|cpu| Vcpu::create(&frame.vm, cpu, spec.cpus))
-            .collect::<Result<Vec<_>, _>>()?;
-        vcpus[0].set_boot_state(&frame.memory, entry)?;
-        frame.complete(vcpus, options, driver)
+        Reserved::create(spec, memory::map(&spec.memory)?, options, driver)?.boot(spec)
     }
 
-    /// Builds the VM of `spec` in the state that it was in when `state` was [saved](Self::save), with the `memory` that
-    /// it had then, stopped. The guest's clocks go on as `clock` says.
-    ///
-    /// KVM reads and writes some pages of `memory` here, such as that of the guest's kvmclock: memory that is filled
-    /// page by page has to be so already.
+    /// Has the guest know that it is no longer the only one of its past: another may have been restored from the same
+    /// state.
     ///
     /// # Errors
-    /// As [`build`](Self::build); or this host's CPU lacks what the guest uses, or `state` is not one that a VM of
-    /// `spec` can be in.
-    pub fn restore(
-        spec: &VmSpec,
-        memory: GuestMemory,
-        state: &MachineState,
-        clock: ClockPolicy,
-        options: &Options,
-        driver: &Arc<Mailbox>,
-    ) -> Result<Self, Error> {
-        spec.check()?;
-        let frame = Frame::create(spec, memory, options, driver, Some(&state.devices))?;
-        state.check(spec.cpus, &frame.vm)?;
-        let passed_ns = state.vm.passed_ns(clock);
-        let vcpus = (0..spec.cpus)
-            .zip(&state.vcpus)
-            .map(|(cpu, state)| Vcpu::restore(&frame.vm, cpu, state, passed_ns))
-            .collect::<Result<Vec<_>, _>>()?;
-        state.vm.restore(&frame.vm.fd, passed_ns)?;
-        generation::renew(&frame.memory)?;
-        frame.devices.announce_generation();
-        frame.complete(vcpus, options, driver)
+    /// There is no randomness to be had.
+    pub fn renew_generation(&self) -> Result<(), Error> {
+        generation::renew(&self.memory)?;
+        self.devices.announce_generation();
+        Ok(())
     }
 
     /// The state of the machine, which is [stopped](Self::stop), without the contents of memory and disks. Changes
@@ -143,25 +114,27 @@ impl Machine {
     }
 }
 
-/// A machine without vCPUs.
-struct Frame {
+/// A machine that is complete but for the state of vCPUs and devices: memory, threads and all that takes time is there.
+/// Dropping it gives everything back.
+pub struct Reserved {
+    // In the order they are to be dropped, as those of the machine.
+    threads: Vec<VcpuHandle>,
+    vcpus: Vec<BareVcpu>,
     devices: DeviceManager,
     event_loop: EventLoop,
-    buses: Buses,
     vm: KvmVm,
     tracker: Tracker,
     memory: GuestMemory,
 }
 
-impl Frame {
-    /// Makes all that comes before the vCPUs, devices new or as they were `saved`.
-    fn create(
-        spec: &VmSpec,
-        memory: GuestMemory,
-        options: &Options,
-        driver: &Arc<Mailbox>,
-        saved: Option<&DevicesState>,
-    ) -> Result<Self, Error> {
+impl Reserved {
+    /// Makes all there is to the VM of `spec` before it has a state, with this `memory`. The guest's end will be reported
+    /// to `driver`.
+    ///
+    /// # Errors
+    /// As [`Machine::build`], but for those of boot files.
+    pub fn create(spec: &VmSpec, memory: GuestMemory, options: &Options, driver: &Arc<Mailbox>) -> Result<Self, Error> {
+        spec.check()?;
         let vm = KvmVm::create(&memory)?;
         if usize::from(spec.cpus) > vm.cpus_max {
             return Err(Error::TooManyCpus {
@@ -180,27 +153,68 @@ impl Frame {
             &event_loop.handle(),
             &guest_events(driver.clone(), options.events.clone()),
             &confined(options, ThreadKind::Disk),
-            saved,
         )?;
+        cpu::install_kick_handler()?;
+        let vcpus = (0..spec.cpus)
+            .map(|cpu| BareVcpu::create(&vm, cpu))
+            .collect::<Result<Vec<_>, _>>()?;
+        let on_vcpu_thread = confined(options, ThreadKind::Vcpu);
+        let threads = vcpus
+            .iter()
+            .map(|vcpu| vcpu.spawn_thread(&vm, buses.clone(), driver.clone(), on_vcpu_thread.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
+            threads,
+            vcpus,
             devices,
             event_loop,
-            buses,
             vm,
             tracker,
             memory,
         })
     }
 
-    /// Adds the vCPUs and gives each a thread, on which it is paused.
-    fn complete(self, vcpus: Vec<Vcpu>, options: &Options, driver: &Arc<Mailbox>) -> Result<Machine, Error> {
-        cpu::install_kick_handler()?;
-        let vcpus = vcpus
+    /// Makes it a machine that boots what `spec` says.
+    fn boot(mut self, spec: &VmSpec) -> Result<Machine, Error> {
+        let entry = boot::load(&spec.boot, &self.memory)?;
+        acpi::write_tables(&self.memory, spec.cpus, self.devices.virtio_nodes())?;
+        generation::renew(&self.memory)?;
+        let vcpus = std::mem::take(&mut self.vcpus)
             .into_iter()
-            .map(|vcpu| vcpu.spawn(self.buses.clone(), driver.clone(), confined(options, ThreadKind::Vcpu)))
+            .map(|vcpu| vcpu.reset(&self.vm, spec.cpus))
             .collect::<Result<Vec<_>, _>>()?;
+        vcpus[0].set_boot_state(&self.memory, entry)?;
+        self.complete(vcpus)
+    }
+
+    /// Makes it a machine in the state in which `state` was [saved](Machine::save), with the memory as it was then. The
+    /// guest's clocks go on as if so much time had [passed](VmState::passed_ns).
+    ///
+    /// KVM reads and writes some pages of memory here, such as that of the guest's kvmclock: memory that is filled page
+    /// by page has to be so already.
+    ///
+    /// # Errors
+    /// This host's CPU lacks what the guest uses, or `state` is not one that this VM can be in.
+    pub fn load(mut self, state: &MachineState, passed_ns: u64) -> Result<Machine, Error> {
+        state.check(self.vcpus.len(), &self.vm)?;
+        self.devices.load(&state.devices)?;
+        let vcpus = std::mem::take(&mut self.vcpus)
+            .into_iter()
+            .zip(&state.vcpus)
+            .map(|(vcpu, state)| vcpu.load(&self.vm, state, passed_ns))
+            .collect::<Result<Vec<_>, _>>()?;
+        state.vm.restore(&self.vm.fd, passed_ns)?;
+        self.complete(vcpus)
+    }
+
+    /// Gives each thread its vCPU, paused, and the serial port its console.
+    fn complete(self, vcpus: Vec<Vcpu>) -> Result<Machine, Error> {
+        for (thread, vcpu) in self.threads.iter().zip(vcpus) {
+            thread.install(vcpu);
+        }
+        self.devices.open_console()?;
         Ok(Machine {
-            vcpus,
+            vcpus: self.threads,
             devices: self.devices,
             _event_loop: self.event_loop,
             vm: self.vm,

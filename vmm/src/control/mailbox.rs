@@ -1,7 +1,8 @@
 //! What waits for the state driver: commands of those outside, and the end of the guest.
 //!
 //! The end has a place of its own, in which only the first one counts: a guest cannot fill anything by ending itself
-//! over and over, and neither does it wait behind commands. So has the one snapshot that may be under way. Commands are bounded by [`COMMANDS_MAX`].
+//! over and over, and neither does it wait behind commands. Nor do the steps of operations that are under way, of which
+//! there are few. Commands are bounded by [`COMMANDS_MAX`].
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::Command;
 use crate::lifecycle::{GuestEnd, Refusal};
-use crate::snapshot::Step;
+use crate::snapshot;
 
 /// Most commands that wait for the state driver.
 pub const COMMANDS_MAX: usize = 64;
@@ -18,12 +19,19 @@ pub const COMMANDS_MAX: usize = 64;
 pub enum Message {
     /// The guest can go no further.
     Ended(Ending),
-    /// The snapshot that is being made wants something, or is over.
-    Snapshot(Step),
+    /// An operation that is under way wants something, or is over.
+    Job(JobStep),
     /// Somebody outside wants something.
     Command(Command),
     /// Nothing came until the deadline.
     DeadlinePassed,
+}
+
+/// How far an operation has come that is under way. There is one of each kind at a time, which waits for an answer after
+/// each step but the last.
+pub enum JobStep {
+    /// The snapshot that is being made.
+    Snapshot(snapshot::Step),
 }
 
 /// Why the guest can go no further.
@@ -50,8 +58,7 @@ pub struct Mailbox {
 #[derive(Default)]
 struct Content {
     ending: Option<Ending>,
-    /// There is one snapshot at a time, which waits for an answer after each step but the last.
-    step: Option<Step>,
+    steps: VecDeque<JobStep>,
     commands: VecDeque<Command>,
     closed: bool,
 }
@@ -83,15 +90,20 @@ impl Mailbox {
         }
     }
 
-    /// Reports how far the snapshot has come that is being made. Never waits.
-    pub fn step(&self, step: Step) {
-        self.lock().step = Some(step);
+    /// Reports how far an operation has come that is under way. Never waits.
+    pub fn step(&self, step: JobStep) {
+        self.lock().steps.push_back(step);
         self.filled.notify_one();
     }
 
-    /// Forgets what a snapshot has reported of which there is nothing any more.
-    pub fn forget_step(&self) {
-        self.lock().step = None;
+    /// Forgets what an operation has reported of which there is nothing any more: the steps that `are_its`.
+    pub fn forget_step(&self, are_its: fn(&JobStep) -> bool) {
+        self.lock().steps.retain(|step| !are_its(step));
+    }
+
+    /// Whether the guest can go no further, which the state driver has yet to learn.
+    pub fn has_ending(&self) -> bool {
+        self.lock().ending.is_some()
     }
 
     /// Forgets the end of a guest that has been torn down, of which nobody can report any more.
@@ -106,8 +118,8 @@ impl Mailbox {
             if let Some(ending) = content.ending.take() {
                 return Message::Ended(ending);
             }
-            if let Some(step) = content.step.take() {
-                return Message::Snapshot(step);
+            if let Some(step) = content.steps.pop_front() {
+                return Message::Job(step);
             }
             // Commands that keep coming do not put the deadline off.
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));

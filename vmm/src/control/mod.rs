@@ -20,7 +20,7 @@ use crate::snapshot::{SnapshotProgress, SnapshotReport, SnapshotRequest};
 use crate::stats::VmStats;
 
 pub use mailbox::COMMANDS_MAX;
-pub(crate) use mailbox::{Ending, Mailbox, Message};
+pub(crate) use mailbox::{Ending, JobStep, Mailbox, Message};
 
 /// What can be asked of the state driver.
 pub enum Command {

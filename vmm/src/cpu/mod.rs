@@ -1,12 +1,14 @@
 //! vCPUs: what one is made of, and the thread that runs it.
 //!
 //! ```text
-//!              Run                     guest ended itself, KVM failed
-//!  Paused ──────────► Running ──────────────────────────► Parked
-//!    ▲    Pause(ack)     │                                  │
-//!    └───────────────────┘           End: the thread ends from every state
+//!            Install              Run                     guest ended itself, KVM failed
+//!  Reserved ─────────► Paused ──────────► Running ──────────────────────────► Parked
+//!                        ▲    Pause(ack)     │                                  │
+//!                        └───────────────────┘           End: the thread ends from every state
 //! ```
-//! Its state is saved on its thread while it is paused, and set before it has one.
+//! Making a thread and confining it takes longer than anything else, so that is done before the vCPU has a state: whoever
+//! waits for one that comes from elsewhere has the threads ready. A state is set before the vCPU is
+//! [installed](VcpuHandle::install) on its thread, and saved there while it is paused.
 //! Commands come over a channel; a running vCPU is kicked so that it looks there.
 
 mod counters;
@@ -51,6 +53,8 @@ pub struct Buses {
 
 /// What the state driver tells a vCPU thread.
 enum Command {
+    /// Of a thread that has no vCPU yet.
+    Install(Box<Vcpu>),
     Run,
     Pause(Sender<()>),
     /// Of a vCPU that is paused.
@@ -68,89 +72,64 @@ pub struct VcpuHandle {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A vCPU, owned by its thread once that runs.
+/// A vCPU that KVM has just made: it has neither a CPUID nor a state.
+pub struct BareVcpu {
+    cpu: u8,
+    fd: VcpuFd,
+}
+
+/// A vCPU, owned by its thread once it is installed there.
 pub struct Vcpu {
     cpu: u8,
     fd: VcpuFd,
     /// What it was shown.
     cpuid: CpuId,
     inventory: Arc<Inventory>,
-    immediate_exit: Arc<ImmediateExit>,
 }
 
-impl Vcpu {
-    /// Makes vCPU number `cpu` of `cpus`.
+impl BareVcpu {
+    /// Makes vCPU number `cpu`.
     ///
     /// # Errors
     /// KVM refused it.
-    pub fn create(vm: &KvmVm, cpu: u8, cpus: u8) -> Result<Self, Error> {
-        let fd = new_vcpu(vm, cpu)?;
-        let tsc_khz = fd.get_tsc_khz().map_err(Error::kvm("tell a vCPU's TSC frequency"))?;
-        let topology = Topology {
-            cpu,
-            cpus,
-            tsc_khz,
-            tsc_deadline: vm.tsc_deadline,
-        };
-        let cpuid = cpuid::for_vcpu(&vm.supported_cpuid, topology)?;
-        let vcpu = Self::with_cpuid(vm, cpu, fd, cpuid)?;
-        registers::set_msrs(&vcpu.fd)?;
-        set_lapic_lines(&vcpu.fd)?;
-        Ok(vcpu)
+    pub fn create(vm: &KvmVm, cpu: u8) -> Result<Self, Error> {
+        let fd = vm.fd.create_vcpu(u64::from(cpu)).map_err(Error::kvm("create a vCPU"))?;
+        Ok(Self { cpu, fd })
     }
 
-    /// Makes vCPU number `cpu` as it was in `state`, after `passed_ns` of the guest's time.
-    ///
-    /// # Errors
-    /// KVM refused it or its state.
-    pub fn restore(vm: &KvmVm, cpu: u8, state: &VcpuState, passed_ns: u64) -> Result<Self, Error> {
-        let vcpu = Self::with_cpuid(vm, cpu, new_vcpu(vm, cpu)?, state.cpuid()?)?;
-        state.restore(&vcpu.fd, &vm.inventory, passed_ns)?;
-        Ok(vcpu)
-    }
-
-    fn with_cpuid(vm: &KvmVm, cpu: u8, fd: VcpuFd, cpuid: CpuId) -> Result<Self, Error> {
-        fd.set_cpuid2(&cpuid).map_err(Error::kvm("set a vCPU's CPUID"))?;
-        let immediate_exit = Arc::new(ImmediateExit::map(&fd, vm.fd.run_size())?);
-        Ok(Self {
-            cpu,
-            fd,
-            cpuid,
-            inventory: vm.inventory.clone(),
-            immediate_exit,
-        })
-    }
-
-    /// Makes this the vCPU that boots.
-    ///
-    /// # Errors
-    /// KVM refused, or the boot structures do not fit in `memory`.
-    pub fn set_boot_state(&self, memory: &GuestMemory, entry: Entry) -> Result<(), Error> {
-        registers::set_boot_state(&self.fd, memory, entry)
-    }
-
-    /// Moves the vCPU to a thread of its own, which calls `on_thread` first and is paused.
+    /// Makes a thread for the vCPU, which calls `on_thread` first and waits for it.
     ///
     /// # Errors
     /// The thread could not be created.
-    pub fn spawn(self, buses: Buses, driver: Arc<Mailbox>, on_thread: OnThread) -> Result<VcpuHandle, Error> {
+    pub fn spawn_thread(
+        &self,
+        vm: &KvmVm,
+        buses: Buses,
+        driver: Arc<Mailbox>,
+        on_thread: OnThread,
+    ) -> Result<VcpuHandle, Error> {
         let (commands, received) = channel();
-        let (cpu, immediate_exit) = (self.cpu, self.immediate_exit.clone());
+        let cpu = self.cpu;
+        let immediate_exit = Arc::new(ImmediateExit::map(&self.fd, vm.fd.run_size())?);
         let exits = Arc::<ExitCounters>::default();
-        let counters = exits.clone();
+        let (counters, flag) = (exits.clone(), immediate_exit.clone());
         let thread = std::thread::Builder::new()
             .name(format!("vcpu-{cpu}"))
             .stack_size(THREAD_STACK_SIZE)
             .spawn(move || {
                 on_thread();
-                VcpuThread {
-                    vcpu: self,
-                    buses,
-                    driver,
-                    exits: counters,
-                    commands: received,
+                // Without a vCPU there is nothing but the end.
+                if let Ok(Command::Install(vcpu)) = received.recv() {
+                    VcpuThread {
+                        vcpu: *vcpu,
+                        buses,
+                        driver,
+                        immediate_exit: flag,
+                        exits: counters,
+                        commands: received,
+                    }
+                    .serve();
                 }
-                .serve();
             })
             .map_err(Error::os("create a vCPU thread"))?;
         Ok(VcpuHandle {
@@ -161,10 +140,58 @@ impl Vcpu {
             thread: Some(thread),
         })
     }
+
+    /// Makes this one of `cpus` vCPUs as they are after a reset.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn reset(self, vm: &KvmVm, cpus: u8) -> Result<Vcpu, Error> {
+        let tsc_khz = self
+            .fd
+            .get_tsc_khz()
+            .map_err(Error::kvm("tell a vCPU's TSC frequency"))?;
+        let topology = Topology {
+            cpu: self.cpu,
+            cpus,
+            tsc_khz,
+            tsc_deadline: vm.tsc_deadline,
+        };
+        let cpuid = cpuid::for_vcpu(&vm.supported_cpuid, topology)?;
+        let vcpu = self.with_cpuid(vm, cpuid)?;
+        registers::set_msrs(&vcpu.fd)?;
+        set_lapic_lines(&vcpu.fd)?;
+        Ok(vcpu)
+    }
+
+    /// Makes this the vCPU that was in `state`, after `passed_ns` of the guest's time.
+    ///
+    /// # Errors
+    /// KVM refused its state.
+    pub fn load(self, vm: &KvmVm, state: &VcpuState, passed_ns: u64) -> Result<Vcpu, Error> {
+        let vcpu = self.with_cpuid(vm, state.cpuid()?)?;
+        state.restore(&vcpu.fd, &vm.inventory, passed_ns)?;
+        Ok(vcpu)
+    }
+
+    fn with_cpuid(self, vm: &KvmVm, cpuid: CpuId) -> Result<Vcpu, Error> {
+        self.fd.set_cpuid2(&cpuid).map_err(Error::kvm("set a vCPU's CPUID"))?;
+        Ok(Vcpu {
+            cpu: self.cpu,
+            fd: self.fd,
+            cpuid,
+            inventory: vm.inventory.clone(),
+        })
+    }
 }
 
-fn new_vcpu(vm: &KvmVm, cpu: u8) -> Result<VcpuFd, Error> {
-    vm.fd.create_vcpu(u64::from(cpu)).map_err(Error::kvm("create a vCPU"))
+impl Vcpu {
+    /// Makes this the vCPU that boots.
+    ///
+    /// # Errors
+    /// KVM refused, or the boot structures do not fit in `memory`.
+    pub fn set_boot_state(&self, memory: &GuestMemory, entry: Entry) -> Result<(), Error> {
+        registers::set_boot_state(&self.fd, memory, entry)
+    }
 }
 
 /// Connects the 8259 and NMI lines to the local APIC as firmware leaves them (Intel MultiProcessor Specification 3.6.2).
@@ -183,6 +210,12 @@ fn set_lapic_lines(fd: &VcpuFd) -> Result<(), Error> {
 }
 
 impl VcpuHandle {
+    /// Gives the thread its vCPU, paused. Comes before everything else.
+    pub fn install(&self, vcpu: Vcpu) {
+        // A thread that is gone has panicked, which whoever joins it reports.
+        let _ = self.commands.send(Command::Install(Box::new(vcpu)));
+    }
+
     /// Lets the vCPU run.
     pub fn run(&self) {
         // A thread that is gone has said why through the event channel.
@@ -264,6 +297,7 @@ struct VcpuThread {
     vcpu: Vcpu,
     buses: Buses,
     driver: Arc<Mailbox>,
+    immediate_exit: Arc<ImmediateExit>,
     exits: Arc<ExitCounters>,
     commands: Receiver<Command>,
 }
@@ -292,6 +326,8 @@ impl VcpuThread {
                     let vcpu = &self.vcpu;
                     let _ = saved.send(VcpuState::save(&vcpu.fd, &vcpu.inventory, &vcpu.cpuid));
                 }
+                // It has one already.
+                Some(Command::Install(_)) => {}
                 Some(Command::End) => return,
                 None if running => running = matches!(self.run_guest(), Stopped::Kicked),
                 None => return,
@@ -362,15 +398,15 @@ impl VcpuThread {
 
     fn kicked(&self) -> Stopped {
         self.exits.count(ExitKind::Interrupted);
-        self.vcpu.immediate_exit.clear();
+        self.immediate_exit.clear();
         Stopped::Kicked
     }
 
     /// KVM finishes an access whose answer we gave only at the next `KVM_RUN`; state read before that is half done.
     fn complete_pending_io(&mut self) {
-        self.vcpu.immediate_exit.set();
+        self.immediate_exit.set();
         let outcome = self.vcpu.fd.run().map(|exit| format!("{exit:?}"));
-        self.vcpu.immediate_exit.clear();
+        self.immediate_exit.clear();
         match outcome {
             Err(error) if error.errno() == libc::EINTR => {}
             other => tracing::warn!(cpu = self.vcpu.cpu, ?other, "vCPU did not stop at once"),

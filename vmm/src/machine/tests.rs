@@ -12,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use super::*;
 use crate::control::Message;
 use crate::layout::VM_GENERATION_ID;
+use crate::snapshot::ClockPolicy;
 use crate::state::check_cpu;
 use crate::testing::{has_kvm, kernel, tiny_spec};
 
@@ -90,6 +91,17 @@ fn saved(spec: &VmSpec) -> (Machine, MachineState, u64) {
     (machine, state, counted)
 }
 
+fn restore(
+    spec: &VmSpec,
+    memory: GuestMemory,
+    state: &MachineState,
+    clock: ClockPolicy,
+    driver: &Arc<Mailbox>,
+) -> Result<Machine, Error> {
+    let reserved = Reserved::create(spec, memory, &Options::default(), driver)?;
+    reserved.load(state, state.vm.passed_ns(clock))
+}
+
 #[test]
 fn a_machine_goes_on_where_it_was_saved_and_so_does_the_one_it_was_saved_from() {
     if !has_kvm() {
@@ -104,15 +116,8 @@ fn a_machine_goes_on_where_it_was_saved_and_so_does_the_one_it_was_saved_from() 
     let first_generation = generation(&memory);
     let state = through_a_file(&state, &spec).unwrap();
     let driver = Arc::<Mailbox>::default();
-    let restored = Machine::restore(
-        &spec,
-        memory,
-        &state,
-        ClockPolicy::Corrected,
-        &Options::default(),
-        &driver,
-    )
-    .unwrap();
+    let restored = restore(&spec, memory, &state, ClockPolicy::Corrected, &driver).unwrap();
+    restored.renew_generation().unwrap();
     assert_eq!(count(restored.memory()), counted, "it does not run by itself");
     assert_ne!(generation(restored.memory()), first_generation);
     assert_eq!(generation(machine.memory()), first_generation);
@@ -141,14 +146,14 @@ fn a_machine_can_be_saved_before_it_has_run_and_again_after_it_was_restored() {
     let state = machine.save().unwrap();
     let mut memory = copy_of(machine.memory(), &spec);
     for _ in 0..2 {
-        let machine = Machine::restore(&spec, memory, &state, ClockPolicy::Stopped, &options, &driver).unwrap();
+        let machine = restore(&spec, memory, &state, ClockPolicy::Stopped, &driver).unwrap();
         machine.stop();
         let state = machine.save().unwrap();
         memory = copy_of(machine.memory(), &spec);
         assert_eq!(count(&memory), 0);
         drop(through_a_file(&state, &spec).unwrap());
     }
-    let machine = Machine::restore(&spec, memory, &state, ClockPolicy::Stopped, &options, &driver).unwrap();
+    let machine = restore(&spec, memory, &state, ClockPolicy::Stopped, &driver).unwrap();
     assert!(run_a_while(&machine) > 0);
 }
 
@@ -185,8 +190,7 @@ fn each_device_has_a_section_under_its_name() {
     drop(machine);
     let read = through_a_file(&state, &spec).unwrap();
     assert_eq!(read.devices, state.devices);
-    let options = Options::default();
-    Machine::restore(&spec, memory, &read, ClockPolicy::Corrected, &options, &Arc::default()).unwrap();
+    restore(&spec, memory, &read, ClockPolicy::Corrected, &Arc::default()).unwrap();
 }
 
 #[test]
@@ -204,15 +208,7 @@ fn state_of_another_vm_is_refused() {
     let refused = through_a_file(&state, &more_cpus).unwrap_err().to_string();
     assert!(refused.contains("vcpu/2"), "{refused}");
     let memory = memory::map(&spec.memory).unwrap();
-    let options = Options::default();
-    let restored = Machine::restore(
-        &more_cpus,
-        memory,
-        &state,
-        ClockPolicy::Stopped,
-        &options,
-        &Arc::default(),
-    );
+    let restored = restore(&more_cpus, memory, &state, ClockPolicy::Stopped, &Arc::default());
     assert!(matches!(restored, Err(Error::SavedState(reason)) if reason == "it has 2 vCPUs, the VM has 3"));
     let mut more_devices = spec.clone();
     more_devices.rng = Some(RngSpec::default());

@@ -5,17 +5,14 @@
 //!                                                     ▼              │              │
 //!  state driver                                    freeze ── Frozen ─┘              └─► answers, keeps the base
 //! ```
-//! There is one at a time. It ends with the machine it is of: that waits for the thread, which gives up at the next
-//! page.
+//! There is one at a time. Told to give up, the thread does so at the next page. See [`Job`] for the rest.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use cutover_devices::THREAD_STACK_SIZE;
 use cutover_snapshot::spec::VmSpec;
 
 use super::base::{Base, Bases};
@@ -23,13 +20,21 @@ use super::create::{Frozen, Inputs, Prepared};
 use super::filling::Filling;
 use super::request::{Disks, Kind, SnapshotProgress, SnapshotReport, SnapshotRequest, Source, Target};
 use crate::Error;
-use crate::control::{Mailbox, Reply};
+use crate::control::{JobStep, Mailbox};
 use crate::dirty::Baseline;
 use crate::driver::Options;
 use crate::events::EventKind;
+use crate::job::{Job, JobKind};
 use crate::lifecycle::Refusal;
 use crate::machine::{Machine, confined};
 use crate::seccomp::ThreadKind;
+
+/// What is the same for all snapshots.
+const JOB: JobKind = JobKind {
+    name: "snapshot",
+    cancelled: || Error::SnapshotCancelled,
+    is_step: |step| matches!(step, JobStep::Snapshot(_)),
+};
 
 /// What the thread reports to the state driver.
 pub enum Step {
@@ -45,7 +50,7 @@ pub struct Snapshots {
     bases: Bases,
     /// What still fills memory and disks, if the machine was restored.
     filling: Filling,
-    job: Option<Job>,
+    under_way: Option<UnderWay>,
 }
 
 /// What a snapshot is of.
@@ -60,19 +65,15 @@ pub struct Context<'a> {
     pub mailbox: &'a Arc<Mailbox>,
 }
 
-/// The snapshot that is being made. Dropping it has its thread give up, and waits for that.
-pub struct Job {
+/// The snapshot that is being made.
+pub struct UnderWay {
+    // In the order they are to be dropped: a thread that waits for an answer has to learn that there is none.
+    /// How the thread gets what was frozen.
+    go_on: Option<Sender<Result<Frozen, Error>>>,
+    job: Job<SnapshotReport>,
     /// Where it goes.
     path: PathBuf,
     status: Arc<Status>,
-    /// What it may wait for.
-    filling: Filling,
-    /// Where the answer goes; nowhere any more once it is over.
-    reply: Option<Reply<SnapshotReport>>,
-    /// How the thread gets what was frozen.
-    go_on: Option<Sender<Result<Frozen, Error>>>,
-    thread: Option<JoinHandle<()>>,
-    mailbox: Arc<Mailbox>,
 }
 
 /// How far it has come, and whether anybody still wants it.
@@ -126,7 +127,7 @@ impl Snapshots {
         Self {
             bases,
             filling,
-            job: None,
+            under_way: None,
         }
     }
 
@@ -134,15 +135,19 @@ impl Snapshots {
     ///
     /// # Errors
     /// There is another, nothing to build it on, or no thread.
-    pub fn begin(&mut self, context: &Context<'_>, request: SnapshotRequest) -> Result<&mut Job, Error> {
+    pub fn begin(
+        &mut self,
+        context: &Context<'_>,
+        request: SnapshotRequest,
+    ) -> Result<&mut Job<SnapshotReport>, Error> {
         let inputs = self.inputs(context, request)?;
-        let job = Job::begin(inputs, context)?;
-        Ok(self.job.insert(job))
+        let under_way = UnderWay::begin(inputs, context)?;
+        Ok(&mut self.under_way.insert(under_way).job)
     }
 
     /// What a snapshot begins with.
     fn inputs(&mut self, context: &Context<'_>, request: SnapshotRequest) -> Result<Inputs, Error> {
-        if self.job.is_some() {
+        if self.under_way.is_some() {
             return Err(Refusal::SnapshotUnderWay.into());
         }
         if matches!(request.target, Target::Files { .. }) && request.disks == Disks::Copied {
@@ -172,28 +177,26 @@ impl Snapshots {
 
     /// Goes on with the snapshot of `machine`, whose guest `runs` or does not. Returns what there is to tell, once it is over.
     pub fn advance(&mut self, step: Step, machine: &Machine, runs: bool) -> Option<EventKind> {
-        let job = self.job.as_mut()?;
         match step {
             Step::Prepared(prepared) => {
-                let frozen = job.status.check().and_then(|()| prepared.freeze(machine, runs));
-                if let Some(go_on) = job.go_on.take() {
+                let under_way = self.under_way.as_mut()?;
+                let frozen = under_way.status.check().and_then(|()| prepared.freeze(machine, runs));
+                if let Some(go_on) = under_way.go_on.take() {
                     // A thread that is gone has reported why.
                     let _ = go_on.send(frozen);
                 }
                 None
             }
             Step::Done(outcome) => {
+                let under_way = self.under_way.take()?;
                 let event = match &outcome {
                     Ok(report) => EventKind::SnapshotFinished { report: report.clone() },
                     Err(error) => EventKind::SnapshotFailed {
-                        path: job.path.clone(),
+                        path: under_way.path,
                         reason: error.to_string(),
                     },
                 };
-                if let Some(reply) = job.reply.take() {
-                    reply.send(outcome);
-                }
-                self.job = None;
+                under_way.job.finish(outcome);
                 Some(event)
             }
         }
@@ -201,7 +204,7 @@ impl Snapshots {
 
     /// How far the snapshot has come that is being made.
     pub fn progress(&self) -> Option<SnapshotProgress> {
-        self.job.as_ref().map(|job| job.status.progress())
+        self.under_way.as_ref().map(|under_way| under_way.status.progress())
     }
 
     /// Has the snapshot that is being made be given up; whoever asked for it is told when it is.
@@ -209,14 +212,14 @@ impl Snapshots {
     /// # Errors
     /// There is none.
     pub fn cancel(&self) -> Result<(), Refusal> {
-        let job = self.job.as_ref().ok_or(Refusal::NoSnapshotUnderWay)?;
-        job.cancel();
+        let under_way = self.under_way.as_ref().ok_or(Refusal::NoSnapshotUnderWay)?;
+        under_way.job.cancel();
         Ok(())
     }
 
     /// Gives the snapshot up that is being made, if there is one; on return there is nothing of it any more.
     pub fn abandon(&mut self) {
-        self.job = None;
+        self.under_way = None;
     }
 
     /// Waits until disks that come from a snapshot are complete.
@@ -232,43 +235,28 @@ impl Snapshots {
     }
 }
 
-impl Job {
-    /// Has the thread give up, at the next page or in the middle of waiting.
-    fn cancel(&self) {
-        self.status.cancel();
-        self.filling.wake();
-    }
-
-    /// What comes of it goes to `reply`.
-    pub fn reply_to(&mut self, reply: Reply<SnapshotReport>) {
-        self.reply = Some(reply);
-    }
-
+impl UnderWay {
     fn begin(inputs: Inputs, context: &Context<'_>) -> Result<Self, Error> {
         let path = inputs.request.target.path();
-        let filling = inputs.filling.clone();
-        let mailbox = context.mailbox.clone();
         let on_thread = inputs.on_copy_thread.clone();
         let status = Arc::<Status>::default();
         let (go_on, gone_on) = channel();
-        let (shared, steps) = (status.clone(), mailbox.clone());
-        let thread = thread::Builder::new()
-            .name("snapshot".to_owned())
-            .stack_size(THREAD_STACK_SIZE)
-            .spawn(move || {
-                on_thread();
-                let outcome = make(inputs, &shared, &steps, &gone_on);
-                steps.step(Step::Done(outcome));
-            })
-            .map_err(Error::os("create the snapshot thread"))?;
+        let (cancelled, filling) = (status.clone(), inputs.filling.clone());
+        let cancel = move || {
+            cancelled.cancel();
+            // It may wait for that.
+            filling.wake();
+        };
+        let shared = status.clone();
+        let job = Job::begin(&JOB, context.mailbox, on_thread, cancel, move |driver| {
+            let outcome = make(inputs, &shared, driver, &gone_on);
+            driver.step(JobStep::Snapshot(Step::Done(outcome)));
+        })?;
         Ok(Self {
+            go_on: Some(go_on),
+            job,
             path,
             status,
-            filling,
-            reply: None,
-            go_on: Some(go_on),
-            thread: Some(thread),
-            mailbox,
         })
     }
 }
@@ -281,7 +269,7 @@ fn make(
     gone_on: &Receiver<Result<Frozen, Error>>,
 ) -> Result<SnapshotReport, Error> {
     let prepared = inputs.prepare(status)?;
-    driver.step(Step::Prepared(Box::new(prepared)));
+    driver.step(JobStep::Snapshot(Step::Prepared(Box::new(prepared))));
     // Without an answer, there is no machine any more.
     let frozen = gone_on.recv().map_err(|_| Error::SnapshotCancelled)??;
     frozen.copy(status).map_err(|error| match status.check() {
@@ -289,20 +277,4 @@ fn make(
         // Whatever it stumbled over, it was told to.
         Err(cancelled) => cancelled,
     })
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        self.cancel();
-        self.go_on = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the snapshot thread panicked");
-        }
-        self.mailbox.forget_step();
-        if let Some(reply) = self.reply.take() {
-            reply.send(Err(Error::SnapshotCancelled));
-        }
-    }
 }

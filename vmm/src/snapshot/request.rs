@@ -129,6 +129,8 @@ impl From<Progress> for SnapshotProgress {
 pub struct RestoreRequest {
     /// The snapshot.
     pub source: Source,
+    /// If it is in a bucket: URLs of servers that all have it, instead of those that the environment names.
+    pub endpoints: Vec<String>,
     /// How far its files are trusted.
     pub trust: Trust,
     /// What has become of the time for the guest.

@@ -17,6 +17,7 @@ use cutover_devices::GuestMemory;
 use cutover_snapshot::chain::Chain;
 use cutover_snapshot::error::Error as SnapshotError;
 use cutover_snapshot::manifest::{MEMORY_IMAGE, Manifest, Parent};
+use cutover_snapshot::remote::Access;
 use cutover_snapshot::section::State as Sections;
 use cutover_snapshot::spec::{TapSpec, VmSpec};
 use cutover_snapshot::state_file;
@@ -30,7 +31,7 @@ use super::request::{NetOverride, RestoreRequest, Source, Trust};
 use crate::control::Mailbox;
 use crate::dirty::Baseline;
 use crate::driver::Options;
-use crate::machine::{Machine, confined};
+use crate::machine::{Machine, Reserved, confined};
 use crate::page_fault::{self, ExternalMemory, LazyMemory};
 use crate::seccomp::ThreadKind;
 use crate::state::{self, MachineState};
@@ -79,7 +80,9 @@ pub fn restore(request: &RestoreRequest, options: &Options, mailbox: &Arc<Mailbo
     let disks = disks.map(DiskImages::create).transpose()?;
     // Until they are complete, disks have other names.
     let built = disks.as_ref().map_or_else(|| spec.clone(), |disks| disks.spec(&spec));
-    let machine = Machine::restore(&built, memory, &state, request.clock, options, mailbox)?;
+    let reserved = Reserved::create(&built, memory, options, mailbox)?;
+    let machine = reserved.load(&state, state.vm.passed_ns(request.clock))?;
+    machine.renew_generation()?;
     if let Some(disks) = disks {
         let on_thread = confined(options, ThreadKind::Snapshot);
         let disks = disks.fill(&machine.devices, &on_thread, countdown.when_filled())?;
@@ -99,7 +102,11 @@ impl Opened {
     fn open(request: &RestoreRequest) -> Result<Self, Error> {
         match &request.source {
             Source::Snapshot(path) => {
-                let chain = Chain::open(path)?;
+                let access = Access {
+                    endpoints: request.endpoints.clone(),
+                    ..Access::from_env()
+                };
+                let chain = Chain::open_through(path, &access)?;
                 if request.trust == Trust::VerifyFirst
                     && let Some(damage) = verify(&chain, &mut |_| {}).damage.into_iter().next()
                 {

@@ -5,7 +5,7 @@
 //!                                 ├─ vcpus      each read on its own thread                  ─► "vcpu/0", …
 //!                                 └─ devices    transports and the serial port               ─► "disk/ID", "serial", …
 //!                                                                                             sections of a snapshot
-//!  Machine::restore ◄──── checked against the spec, by KVM, and by the devices  ◄─────────────┘
+//!  Reserved::load   ◄──── checked against the spec, by KVM, and by the devices  ◄─────────────┘
 //! ```
 //!
 //! A section has a version of its own. Structures of KVM are in it as the kernel's ABI has them, which never changes.
@@ -78,9 +78,9 @@ impl MachineState {
     ///
     /// # Errors
     /// It is of another number of vCPUs than `cpus`, or the host's CPU lacks what the guest uses.
-    pub fn check(&self, cpus: u8, vm: &KvmVm) -> Result<(), Error> {
+    pub fn check(&self, cpus: usize, vm: &KvmVm) -> Result<(), Error> {
         let saved = self.vcpus.len();
-        if saved != usize::from(cpus) {
+        if saved != cpus {
             return Err(Error::SavedState(format!("it has {saved} vCPUs, the VM has {cpus}")));
         }
         cpu_needs::check_against(&self.cpu_needs(), &vm.supported_cpuid, vm.tsc_deadline)

@@ -64,6 +64,7 @@ impl Shelf {
     fn restore(&self, name: &str, change: impl FnOnce(&mut RestoreRequest)) -> RunningVm {
         let mut request = RestoreRequest {
             source: Source::Snapshot(self.path(name)),
+            endpoints: Vec::new(),
             trust: Trust::VerifyOnRead,
             clock: ClockPolicy::Corrected,
             name: None,
