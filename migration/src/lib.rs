@@ -3,4 +3,11 @@
 //! Knows neither KVM nor devices: both ends are traits that the `vmm` crate implements.
 #![forbid(unsafe_code)]
 
+pub mod error;
+pub mod options;
 pub mod pages;
+pub mod status;
+pub mod transport;
+pub mod vm;
+
+pub use error::Error;

@@ -21,7 +21,7 @@ use crate::spec::VmSpec;
 
 mod check;
 
-pub(crate) use check::check_part_name;
+pub(crate) use check::{check_part_name, check_sections};
 
 /// Name of the file.
 pub const FILE: &str = "manifest.json";

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checksum::Checksum;
 use crate::error::{Error, SectionError};
+use crate::manifest;
 
 /// Name of the file that holds the sections.
 pub const FILE: &str = "state.bin";
@@ -137,7 +138,7 @@ pub trait SectionWriter {
 
 /// Sections that are collected to be written.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Sections {
+pub struct Sections {
     /// What the manifest says of them.
     pub entries: Vec<SectionEntry>,
     /// Their encodings, one after the other.
@@ -161,6 +162,25 @@ impl SectionWriter for Sections {
 pub struct State {
     path: PathBuf,
     sections: BTreeMap<String, (u16, Vec<u8>)>,
+}
+
+impl Sections {
+    /// The sections of `from`, which an error names; nothing of them is trusted.
+    ///
+    /// # Errors
+    /// There are too many, their names are not names of sections, or not unique, or their bytes are not those that the
+    /// entries tell of.
+    pub fn into_state(self, from: &str) -> Result<State, Error> {
+        let path = Path::new(from);
+        let Self { entries, bytes } = self;
+        manifest::check_sections(&entries).map_err(|reason| Error::invalid(path, reason))?;
+        let expected: u64 = entries.iter().map(|entry| entry.bytes).sum();
+        if expected != bytes.len() as u64 {
+            let reason = format!("has {} bytes of state, but its sections have {expected}", bytes.len());
+            return Err(Error::invalid(path, reason));
+        }
+        State::split(path, &entries, &bytes, 0)
+    }
 }
 
 impl State {

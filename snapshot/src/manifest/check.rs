@@ -67,7 +67,8 @@ impl ImageEntry {
     }
 }
 
-fn check_sections(sections: &[SectionEntry]) -> Result<(), String> {
+/// Checks the entries of sections; the error is the reason.
+pub(crate) fn check_sections(sections: &[SectionEntry]) -> Result<(), String> {
     at_most("state", sections.len(), SECTIONS_MAX)?;
     unique("state", sections.iter().map(|section| section.name.as_str()))?;
     let mut left = STATE_BYTES_MAX;
