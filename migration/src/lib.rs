@@ -4,8 +4,12 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod heat;
+pub mod limit;
 pub mod options;
 pub mod pages;
+pub mod policy;
+pub mod report;
 pub mod status;
 pub mod transport;
 pub mod vm;

@@ -109,6 +109,15 @@ impl PageBits {
         }
     }
 
+    /// Adds the pages whose bits are set in `bits`, as word number `index`.
+    ///
+    /// # Panics
+    /// The VM does not have all of them.
+    pub fn insert_word(&mut self, index: usize, bits: u64) {
+        self.words[index] |= bits;
+        self.check_end();
+    }
+
     /// Adds the pages whose bits are set in `words`, of which the lowest bit of the first stands for page `first`: a
     /// region's dirty log as it is.
     ///
@@ -124,9 +133,16 @@ impl PageBits {
                 self.words[start + word + 1] |= carried;
             }
         }
-        let unused = unused_bits(self.pages);
+        self.check_end();
+    }
+
+    fn check_end(&self) {
         let last = self.words.last().copied().unwrap_or(0);
-        assert!(last & unused == 0, "pages beyond the last of {}", self.pages);
+        assert!(
+            last & unused_bits(self.pages) == 0,
+            "pages beyond the last of {}",
+            self.pages
+        );
     }
 
     /// The bits of the 64 pages from `first` on; those of pages the VM does not have are zero.
