@@ -3,6 +3,7 @@
 //! Knows neither KVM nor devices: both ends are traits that the `vmm` crate implements.
 #![forbid(unsafe_code)]
 
+pub mod batch;
 pub mod error;
 pub mod heat;
 pub mod limit;
