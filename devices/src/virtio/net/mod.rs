@@ -3,6 +3,9 @@
 //! Frames go between guest memory and the tap without a copy in the monitor, each behind the 12-byte header that tap
 //! and virtio share. `rx` brings frames in; `tx` takes frames out, all of them through the `gate`. Each direction has its
 //! own rate limiter: what waits for one is left on the tap or in the guest's queue.
+//!
+//! What frames tell of the guest's `addresses` is kept, so that after a migration it can be made known to the LAN where
+//! the guest is now: that is `announce`.
 
 use std::sync::Arc;
 
@@ -14,6 +17,9 @@ use virtio_queue::Queue;
 use vm_memory::ByteValued;
 use vmm_sys_util::epoll::EventSet;
 
+use self::addresses::Addresses;
+pub use self::addresses::AddressesState;
+use self::announce::Announcer;
 use self::gate::Gate;
 use self::rx::Receiver;
 pub use self::tap::Tap;
@@ -23,6 +29,8 @@ use super::rate_limiter::Throttle;
 use super::{ConfigSpace, DeviceError, Notifier, StartedQueues, VirtioDevice, has_feature};
 use crate::stats::NetCounters;
 
+mod addresses;
+mod announce;
 mod gate;
 mod interface;
 mod rx;
@@ -48,16 +56,26 @@ const TX_DOORBELL: u32 = 1;
 const TAP: u32 = 2;
 const RX_RESUME: u32 = 3;
 const TX_RESUME: u32 = 4;
+const ANNOUNCE: u32 = 5;
 
 /// A virtio network interface.
 pub struct Net {
-    tap: Tap,
-    gate: Gate,
+    mac: MacAddr,
+    cable: Cable,
+    announcer: Announcer,
     features: u64,
     config: ConfigSpace,
     limits: Limits,
     counters: Arc<NetCounters>,
     service: Option<Service>,
+}
+
+/// The way to the LAN, and what is known from there.
+struct Cable {
+    tap: Tap,
+    gate: Gate,
+    /// The guest's addresses.
+    seen: Addresses,
 }
 
 /// What holds frames back, in each direction.
@@ -122,9 +140,14 @@ impl Net {
         }
         let gate = tap.gate()?;
         Ok(Self {
+            mac,
             features: features | tap.features(),
-            tap,
-            gate,
+            cable: Cable {
+                tap,
+                gate,
+                seen: Addresses::default(),
+            },
+            announcer: Announcer::new()?,
             config: ConfigSpace::new(config.as_slice().to_vec()),
             limits: Limits {
                 rx: Throttle::new(&spec.rx_rate_limiter)?,
@@ -141,9 +164,36 @@ impl Net {
         self.limits.tx.update(tx);
     }
 
+    /// Has the LAN told that the guest is behind this interface now, several times over the next half second, as soon
+    /// as its driver runs.
+    pub fn announce(&mut self) {
+        self.announcer.begin();
+    }
+
+    /// The addresses that the guest was seen to use.
+    pub fn addresses(&self) -> AddressesState {
+        (&self.cable.seen).into()
+    }
+
+    /// Goes on from the addresses that the guest was seen to use before.
+    pub fn recall(&mut self, addresses: &AddressesState) {
+        self.cable.seen = addresses.into();
+    }
+
     /// What it has done.
     pub fn counters(&self) -> &Arc<NetCounters> {
         &self.counters
+    }
+}
+
+impl Cable {
+    /// Sends what announces a guest with an interface `mac`.
+    fn announce(&mut self, mac: MacAddr) {
+        for frame in announce::frames(mac.0, &self.seen) {
+            if let Err(error) = self.gate.pass_own(&frame) {
+                tracing::debug!(%error, "announcement not sent");
+            }
+        }
     }
 }
 
@@ -169,16 +219,17 @@ impl Limits {
 }
 
 impl Service {
-    fn serve(&mut self, tap: &Tap, gate: &mut Gate, limits: &mut Limits, events: Events) -> Result<(), QueueError> {
+    fn serve(&mut self, cable: &mut Cable, limits: &mut Limits, events: Events) -> Result<(), QueueError> {
+        let Cable { tap, gate, seen } = cable;
         let writable = events.event_set().contains(EventSet::OUT);
         match events.data() {
-            RX_DOORBELL | RX_RESUME => self.rx.serve(tap, &mut limits.rx, &self.notifier),
-            TX_DOORBELL | TX_RESUME => self.tx.serve(gate, &mut limits.tx, &self.notifier),
+            RX_DOORBELL | RX_RESUME => self.rx.serve(tap, seen, &mut limits.rx, &self.notifier),
+            TX_DOORBELL | TX_RESUME => self.tx.serve(gate, seen, &mut limits.tx, &self.notifier),
             _ => {
                 if writable && self.tx.holds_frame() {
-                    self.tx.serve(gate, &mut limits.tx, &self.notifier)?;
+                    self.tx.serve(gate, seen, &mut limits.tx, &self.notifier)?;
                 }
-                self.rx.serve(tap, &mut limits.rx, &self.notifier)
+                self.rx.serve(tap, seen, &mut limits.rx, &self.notifier)
             }
         }
     }
@@ -202,7 +253,7 @@ impl VirtioDevice for Net {
     }
 
     fn start(&mut self, mut started: StartedQueues) -> Result<(), DeviceError> {
-        self.tap.accept_features(started.features)?;
+        self.cable.tap.accept_features(started.features)?;
         let [rx, tx] = started.take_queues();
         let mergeable = has_feature(started.features, VIRTIO_NET_F_MRG_RXBUF);
         self.service = Some(Service {
@@ -227,17 +278,23 @@ impl MutEventSubscriber for Net {
         let Some(service) = &mut self.service else {
             return;
         };
-        let served = service.serve(&self.tap, &mut self.gate, &mut self.limits, events);
+        if events.data() == ANNOUNCE {
+            self.cable.announce(self.mac);
+            self.announcer.rang();
+            return;
+        }
+        let served = service.serve(&mut self.cable, &mut self.limits, events);
         let mut served = served.map_err(Failure::from);
         if service.tx.holds_frame() {
-            served = served.and(self.tap.watch_again(ops, TAP).map_err(Failure::from));
+            served = served.and(self.cable.tap.watch_again(ops, TAP).map_err(Failure::from));
         }
         if let Err(failure) = served {
             service.notifier.fail(failure);
             service.rx.queue().ignore_doorbell(ops);
             service.tx.queue().ignore_doorbell(ops);
-            self.tap.ignore(ops);
+            self.cable.tap.ignore(ops);
             self.limits.ignore(ops);
+            self.announcer.ignore(ops);
         }
     }
 
@@ -250,8 +307,9 @@ impl MutEventSubscriber for Net {
             .queue()
             .watch_doorbell(ops, RX_DOORBELL)
             .and_then(|()| service.tx.queue().watch_doorbell(ops, TX_DOORBELL))
-            .and_then(|()| self.tap.watch(ops, TAP))
-            .and_then(|()| self.limits.watch(ops));
+            .and_then(|()| self.cable.tap.watch(ops, TAP))
+            .and_then(|()| self.limits.watch(ops))
+            .and_then(|()| self.announcer.watch(ops, ANNOUNCE));
         if let Err(error) = watched {
             service.notifier.fail(error);
         }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use virtio_queue::Queue;
 
+use super::addresses::Addresses;
 use super::tap::Tap;
 use super::{FRAME_LEN_MAX, FRAMES_PER_TURN, HEADER_LEN};
 use crate::stats::NetCounters;
@@ -59,7 +60,14 @@ impl Receiver {
     }
 
     /// Moves frames until there are none, or no buffers, or the limits are used up, or others have to get their turn.
-    pub fn serve(&mut self, tap: &Tap, throttle: &mut Throttle, notifier: &Notifier) -> Result<(), QueueError> {
+    /// What they tell of the guest's addresses is noted in `seen`.
+    pub fn serve(
+        &mut self,
+        tap: &Tap,
+        seen: &mut Addresses,
+        throttle: &mut Throttle,
+        notifier: &Notifier,
+    ) -> Result<(), QueueError> {
         if throttle.is_waiting() {
             return Ok(());
         }
@@ -70,7 +78,7 @@ impl Receiver {
             } else if !throttle.allows_any() {
                 self.counters.rx_throttled.add(1);
                 break;
-            } else if !self.post_buffers(&mut turn)? || !self.receive(tap, throttle, notifier)? {
+            } else if !self.post_buffers(&mut turn)? || !self.receive(tap, seen, throttle, notifier)? {
                 break;
             }
         }
@@ -85,10 +93,17 @@ impl Receiver {
     }
 
     /// Takes one frame in; false if there is none.
-    fn receive(&mut self, tap: &Tap, throttle: &mut Throttle, notifier: &Notifier) -> Result<bool, QueueError> {
+    fn receive(
+        &mut self,
+        tap: &Tap,
+        seen: &mut Addresses,
+        throttle: &mut Throttle,
+        notifier: &Notifier,
+    ) -> Result<bool, QueueError> {
         match tap.receive(&self.space) {
             Ok(len) if len < HEADER_LEN => Ok(false),
             Ok(len) => {
+                seen.received(&self.space, len);
                 let frame_len = (len - HEADER_LEN) as u64;
                 throttle.charge(frame_len);
                 self.counters.rx_frames.add(1);

@@ -11,6 +11,8 @@ use super::*;
 use crate::virtio::hostile_rings::survives_hostile_rings;
 use crate::virtio::testing::{DATA, Guest, HIGH_START, Piece, QUEUE_SIZE, tight_limits, wait_readable};
 
+mod addresses;
+mod announce;
 mod dirty_pages;
 mod limits;
 

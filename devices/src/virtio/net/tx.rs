@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use virtio_queue::Queue;
 
+use super::addresses::Addresses;
 use super::gate::Gate;
 use super::{FRAME_LEN_MAX, FRAMES_PER_TURN, HEADER_LEN};
 use crate::stats::NetCounters;
@@ -45,10 +46,17 @@ impl Transmitter {
         self.held
     }
 
-    /// Moves frames until there are none, or no room, or the limits are used up, or others have to get their turn.
-    pub fn serve(&mut self, gate: &mut Gate, throttle: &mut Throttle, notifier: &Notifier) -> Result<(), QueueError> {
+    /// Moves frames until there are none, or no room, or the limits are used up, or others have to get their turn. What
+    /// they tell of the guest's addresses is noted in `seen`.
+    pub fn serve(
+        &mut self,
+        gate: &mut Gate,
+        seen: &mut Addresses,
+        throttle: &mut Throttle,
+        notifier: &Notifier,
+    ) -> Result<(), QueueError> {
         let mut turn = self.queue.begin_turn(FRAMES_PER_TURN)?;
-        while self.next_frame(&mut turn, throttle)? && self.send(gate, notifier)? {}
+        while self.next_frame(&mut turn, throttle)? && self.send(gate, seen, notifier)? {}
         self.queue.notify(notifier)
     }
 
@@ -78,7 +86,7 @@ impl Transmitter {
     }
 
     /// Sends the frame in `chain` on its way; false if it has to wait.
-    fn send(&mut self, gate: &mut Gate, notifier: &Notifier) -> Result<bool, QueueError> {
+    fn send(&mut self, gate: &mut Gate, seen: &mut Addresses, notifier: &Notifier) -> Result<bool, QueueError> {
         let frame = &self.chain.readable;
         let passed = if (HEADER_LEN..=FRAME_LEN_MAX).contains(&frame.len()) {
             gate.pass(frame)
@@ -90,6 +98,7 @@ impl Transmitter {
         };
         match passed {
             Ok(()) => {
+                seen.sent(frame);
                 self.counters.tx_frames.add(1);
                 self.counters.tx_bytes.add(self.frame_len());
             }
