@@ -8,6 +8,8 @@
 //! A reboot or cycle tears the [`Machine`] down and builds the next one of the same spec; for everyone else the VM stays
 //! the same.
 
+mod migration;
+
 use std::ffi::CString;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,8 +21,10 @@ use crate::control::{Command, Controller, Ending, JobStep, Mailbox, Message, Rep
 use crate::device_manager::{DiskUpdate, NetUpdate};
 use crate::dirty::{DirtyRate, RateMeter};
 use crate::events::{EventKind, EventLog};
+use crate::job::Context;
 use crate::lifecycle::{Action, Exit, Refusal, Request, State, Step};
 use crate::machine::Machine;
+use crate::migration::Migration;
 use crate::seccomp::{self, ThreadKind};
 use crate::snapshot::{self, RestoreRequest, Restored, SnapshotReport, SnapshotRequest, Snapshots};
 use crate::stats::VmStats;
@@ -67,8 +71,10 @@ struct Driver {
     rate_meter: Option<RateMeter>,
     /// Snapshots of the present machine.
     snapshots: Snapshots,
-    /// Do not run it before somebody asks for that.
-    begin_paused: bool,
+    /// Its migration, if there is one.
+    migration: Option<Migration>,
+    /// Leave it as it is, rather than have it run first of all.
+    as_it_is: bool,
 }
 
 /// Told what the VM has done when it ends.
@@ -117,8 +123,25 @@ impl Vmm {
         let mut driver = Driver::new(spec, options, mailbox);
         driver.state = State::Paused;
         driver.snapshots = snapshots;
-        driver.begin_paused = request.paused;
+        driver.as_it_is = request.paused;
         Ok(Self { machine, driver })
+    }
+
+    /// A VM that has come from another monitor, and [`runs`](Machine::run) already or is to stay paused. Its end is
+    /// reported to `mailbox`.
+    pub(crate) fn arrived(
+        spec: VmSpec,
+        machine: Machine,
+        runs: bool,
+        options: &Options,
+        mailbox: Arc<Mailbox>,
+    ) -> Self {
+        let mut driver = Driver::new(spec, options, mailbox);
+        driver.as_it_is = true;
+        driver.running_since = runs.then(Instant::now);
+        driver.enter(if runs { State::Running } else { State::Paused });
+        driver.log(EventKind::Migrated);
+        Self { machine, driver }
     }
 
     /// What the VM is.
@@ -192,17 +215,19 @@ impl Driver {
             running_since: None,
             rate_meter: None,
             snapshots: Snapshots::default(),
-            begin_paused: false,
+            migration: None,
+            as_it_is: false,
         }
     }
 
     /// Runs `machine` and those that take its place; on return, the last is torn down.
     fn run(&mut self, mut machine: Machine, last: Option<LastStats>) -> Result<Exit, Error> {
         loop {
-            if !std::mem::take(&mut self.begin_paused) {
+            if !std::mem::take(&mut self.as_it_is) {
                 self.request(&machine, Request::Resume)?;
             }
             let outcome = self.drive(&machine);
+            self.migration = None;
             self.snapshots.abandon();
             let outcome = outcome?;
             if !matches!(outcome, Outcome::Exit(Exit::Ended)) {
@@ -250,6 +275,7 @@ impl Driver {
                     self.advance_snapshot(machine, step);
                     None
                 }
+                Message::Job(JobStep::Migration(step)) => self.advance_migration(machine, step),
                 Message::Command(command) => self.serve(machine, command),
             };
             if let Some(outcome) = outcome {
@@ -292,6 +318,9 @@ impl Driver {
             Command::SnapshotProgress(reply) => reply.send(Ok(self.snapshots.progress())),
             Command::CancelSnapshot(reply) => reply.send(self.snapshots.cancel().map_err(Error::from)),
             Command::RestoreProgress(reply) => reply.send(Ok(self.snapshots.restore_progress())),
+            Command::Migrate { request, reply } => self.begin_migration(machine, request, reply),
+            Command::MigrationProgress(reply) => reply.send(Ok(self.migration.as_ref().map(Migration::progress))),
+            Command::CancelMigration(reply) => reply.send(self.cancel_migration().map_err(Error::from)),
         }
         None
     }
@@ -398,13 +427,13 @@ impl Driver {
     /// Begins a snapshot of `machine`; what comes of it goes to `reply`.
     fn begin_snapshot(&mut self, machine: &Machine, request: SnapshotRequest, reply: Reply<SnapshotReport>) {
         let path = request.target.path();
-        let context = snapshot::Context {
+        let accepted = self.decide(Request::Snapshot).map_err(Error::from);
+        let context = Context {
             machine,
             spec: &self.spec,
             options: &self.options,
             mailbox: &self.mailbox,
         };
-        let accepted = self.decide(Request::Snapshot).map_err(Error::from);
         match accepted.and_then(|_| self.snapshots.begin(&context, request)) {
             Ok(job) => {
                 job.reply_to(reply);

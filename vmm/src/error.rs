@@ -117,6 +117,9 @@ pub enum Error {
     /// Nobody wants the snapshot any more.
     #[error("the snapshot was given up before it was complete")]
     SnapshotCancelled,
+    /// The VM did not become another monitor's, or this one's.
+    #[error(transparent)]
+    Migration(#[from] cutover_migration::Error),
     /// A disk that is being saved cannot be read.
     #[error("cannot read disk '{id}' at byte {offset} to save it: {source}")]
     ReadDisk {
@@ -198,8 +201,8 @@ pub enum Error {
         /// Id of the disk.
         id: String,
     },
-    /// Something was to be different about a device that the snapshot's VM does not have.
-    #[error("the snapshot's VM has no {kind} '{id}'{}", only(.known))]
+    /// Something was to be different about a device that the VM does not have.
+    #[error("the VM has no {kind} '{id}'{}", only(.known))]
     NoSuchDevice {
         /// What kind of device.
         kind: &'static str,

@@ -16,6 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use crate::lifecycle::{Exit, GuestEnd, State};
+use crate::migration::{MigrationProgress, MigrationReport};
 use crate::snapshot::SnapshotReport;
 
 /// Most events that are kept.
@@ -108,6 +109,32 @@ pub enum EventKind {
     },
     /// All memory and disks of the restored VM are there; its snapshot is needed no longer.
     RestoreFinished,
+    /// The VM is being migrated.
+    MigrationStarted {
+        /// Where to.
+        to: String,
+    },
+    /// A round of a migration begins, or its next phase.
+    MigrationRound {
+        /// How far it has come.
+        progress: MigrationProgress,
+    },
+    /// The VM goes on under another monitor.
+    MigrationFinished {
+        /// Where.
+        to: String,
+        /// What there is to tell of it.
+        report: MigrationReport,
+    },
+    /// A migration came to nothing; or, if the VM is handed over, nobody knows what came of it.
+    MigrationFailed {
+        /// Where it should have gone.
+        to: String,
+        /// Why it did not.
+        reason: String,
+    },
+    /// The VM came from another monitor, and goes on under this one.
+    Migrated,
 }
 
 impl From<GuestEnd> for EventKind {

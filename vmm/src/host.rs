@@ -132,7 +132,8 @@ fn probe_userfaultfd() -> io::Result<()> {
     }
 }
 
-fn memory_available() -> io::Result<ByteSize> {
+/// Memory that programs can still get without swapping.
+pub fn memory_available() -> io::Result<ByteSize> {
     let meminfo = fs::read_to_string("/proc/meminfo")?;
     available_of(&meminfo).ok_or_else(|| io::Error::other("/proc/meminfo has no line MemAvailable"))
 }

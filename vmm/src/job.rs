@@ -12,9 +12,12 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use cutover_devices::{OnThread, THREAD_STACK_SIZE};
+use cutover_snapshot::spec::VmSpec;
 
 use crate::Error;
 use crate::control::{JobStep, Mailbox, Reply};
+use crate::driver::Options;
+use crate::machine::Machine;
 
 /// See the module: an operation of which a `T` comes. Dropping it has its thread give up, waits for that, and answers
 /// that nothing came of it.
@@ -30,6 +33,18 @@ pub struct Job<T> {
     mailbox: Arc<Mailbox>,
     /// Whether what waits in the mailbox is a step of it.
     is_step: fn(&JobStep) -> bool,
+}
+
+/// What an operation is on.
+pub struct Context<'a> {
+    /// The machine.
+    pub machine: &'a Machine,
+    /// The VM it is.
+    pub spec: &'a VmSpec,
+    /// How its threads run.
+    pub options: &'a Options,
+    /// The way to its state driver.
+    pub mailbox: &'a Arc<Mailbox>,
 }
 
 /// What is the same for all operations of a kind.

@@ -25,6 +25,8 @@ mod layout;
 pub mod lifecycle;
 mod machine;
 mod memory;
+pub mod migration;
+mod overrides;
 pub mod page_fault;
 mod program_text;
 pub mod seccomp;

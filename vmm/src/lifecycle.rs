@@ -18,7 +18,8 @@
 //!                     Begin                    Commit                 Arrived
 //!  Running, Paused ─────────► HandingOver ─────────────► HandedOver ─────────► Ended
 //!        ▲                         │                         │
-//!        └──────── GiveUp ─────────┘    Paused ◄── Reclaim ──┘  only if somebody says that it runs nowhere else
+//!        ├──────── GiveUp ─────────┘    Paused ◄── Reclaim ──┤  if somebody says that it runs nowhere else
+//!        └──────────────────────── Declined ─────────────────┘  if the other monitor says that
 //! ```
 //! A VM migrates while it runs or is paused; its state changes for the last moment only, when it stands still to be
 //! handed over. Once that is done, another monitor may run it: whatever happens, this one does so no more by itself.
@@ -55,7 +56,10 @@ pub enum State {
         ran: bool,
     },
     /// Another monitor's: it may run there.
-    HandedOver,
+    HandedOver {
+        /// Whether it ran before.
+        ran: bool,
+    },
     /// Over; nothing brings it back.
     Ended,
 }
@@ -71,6 +75,8 @@ pub enum Handover {
     Commit,
     /// The other monitor has said that it runs there.
     Arrived,
+    /// The other monitor has said that it does not, and never will.
+    Declined,
 }
 
 /// What follows the end of a guest that was asked to power down.
@@ -235,8 +241,8 @@ impl State {
             (Self::Running | Self::Paused, Request::Cycle) => (Action::BuildAnew, Self::Built),
             (Self::Running | Self::Paused | Self::ShuttingDown { .. }, Request::UpdateDevice)
             | (Self::Running | Self::Paused, Request::Snapshot | Request::Migrate) => (Action::Nothing, self),
-            (Self::HandedOver, Request::Reclaim) => (Action::Nothing, Self::Paused),
-            (Self::HandedOver, _) => return Err(Refusal::HandedOver),
+            (Self::HandedOver { .. }, Request::Reclaim) => (Action::Nothing, Self::Paused),
+            (Self::HandedOver { .. }, _) => return Err(Refusal::HandedOver),
             (_, Request::Reclaim) => return Err(Refusal::NotHandedOver),
             (Self::ShuttingDown { .. } | Self::HandingOver { .. }, _) => return Err(Refusal::Busy(self)),
             (Self::Built, _)
@@ -255,12 +261,14 @@ impl State {
         let (action, next) = match (self, handover) {
             (Self::Running, Handover::Begin) => (Action::Stop, Self::HandingOver { ran: true }),
             (Self::Paused, Handover::Begin) => (Action::Nothing, Self::HandingOver { ran: false }),
-            (Self::HandingOver { ran: true }, Handover::GiveUp) => (Action::Run, Self::Running),
-            (Self::HandingOver { ran: false }, Handover::GiveUp) => (Action::Nothing, Self::Paused),
-            (Self::HandingOver { .. }, Handover::Commit) => (Action::Nothing, Self::HandedOver),
-            (Self::HandedOver, Handover::Arrived) => (Action::End(Exit::Migrated), Self::Ended),
+            (Self::HandingOver { ran: true }, Handover::GiveUp)
+            | (Self::HandedOver { ran: true }, Handover::Declined) => (Action::Run, Self::Running),
+            (Self::HandingOver { ran: false }, Handover::GiveUp)
+            | (Self::HandedOver { ran: false }, Handover::Declined) => (Action::Nothing, Self::Paused),
+            (Self::HandingOver { ran }, Handover::Commit) => (Action::Nothing, Self::HandedOver { ran }),
+            (Self::HandedOver { .. }, Handover::Arrived) => (Action::End(Exit::Migrated), Self::Ended),
             (Self::Ended, _) => return Err(Refusal::Ended),
-            (Self::HandedOver, _) => return Err(Refusal::HandedOver),
+            (Self::HandedOver { .. }, _) => return Err(Refusal::HandedOver),
             (Self::ShuttingDown { .. }, Handover::Begin) => return Err(Refusal::Busy(self)),
             (_, Handover::Begin) => return Err(Refusal::NotRunning),
             _ => return Err(Refusal::NoMigrationUnderWay),
@@ -290,9 +298,12 @@ impl State {
     pub fn deadline(self) -> Option<Instant> {
         match self {
             Self::ShuttingDown { deadline, .. } => Some(deadline),
-            Self::Built | Self::Running | Self::Paused | Self::HandingOver { .. } | Self::HandedOver | Self::Ended => {
-                None
-            }
+            Self::Built
+            | Self::Running
+            | Self::Paused
+            | Self::HandingOver { .. }
+            | Self::HandedOver { .. }
+            | Self::Ended => None,
         }
     }
 
@@ -318,7 +329,7 @@ impl State {
                 then: Then::BuildAnew, ..
             } => "rebooting",
             Self::HandingOver { .. } => "handing_over",
-            Self::HandedOver => "handed_over",
+            Self::HandedOver { .. } => "handed_over",
             Self::Ended => "ended",
         }
     }
@@ -546,6 +557,7 @@ mod tests {
             Just(Input::Handover(Handover::GiveUp)),
             Just(Input::Handover(Handover::Commit)),
             Just(Input::Handover(Handover::Arrived)),
+            Just(Input::Handover(Handover::Declined)),
             Just(Input::GuestEnd(GuestEnd::Shutdown)),
             Just(Input::GuestEnd(GuestEnd::Reset)),
             Just(Input::GuestEnd(GuestEnd::Panic)),

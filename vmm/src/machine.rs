@@ -5,7 +5,9 @@ use std::sync::Arc;
 use cutover_devices::event_loop::EventLoop;
 use cutover_devices::guest_event::{GuestEvent, GuestEventSink};
 use cutover_devices::{GuestMemory, OnThread};
+use cutover_snapshot::manifest::CpuNeeds;
 use cutover_snapshot::spec::VmSpec;
+use kvm_bindings::CpuId;
 
 use crate::control::{Ending, Mailbox};
 use crate::cpu::{self, BareVcpu, Buses, Vcpu, VcpuHandle};
@@ -18,7 +20,7 @@ use crate::lifecycle::GuestEnd;
 use crate::seccomp::{self, ThreadKind};
 use crate::state::{MachineState, VmState};
 use crate::stats::{MemoryStats, VcpuStats};
-use crate::{Error, acpi, boot, generation, memory};
+use crate::{Error, acpi, boot, generation, memory, state};
 
 /// See the module. Dropping it ends its threads and gives everything back.
 pub struct Machine {
@@ -31,6 +33,8 @@ pub struct Machine {
     /// What changes in its memory.
     pub tracker: Tracker,
     memory: GuestMemory,
+    /// What its vCPUs were shown.
+    cpuid: CpuId,
 }
 
 impl Machine {
@@ -73,6 +77,11 @@ impl Machine {
             vm: VmState::save(&self.vm.fd)?,
             devices: self.devices.save(),
         })
+    }
+
+    /// What its guest needs of a host's CPU.
+    pub fn cpu_needs(&self) -> CpuNeeds {
+        state::cpu_needs(self.cpuid.as_slice())
     }
 
     /// Its RAM.
@@ -209,6 +218,7 @@ impl Reserved {
 
     /// Gives each thread its vCPU, paused, and the serial port its console.
     fn complete(self, vcpus: Vec<Vcpu>) -> Result<Machine, Error> {
+        let cpuid = vcpus[0].cpuid().clone();
         for (thread, vcpu) in self.threads.iter().zip(vcpus) {
             thread.install(vcpu);
         }
@@ -220,6 +230,7 @@ impl Reserved {
             vm: self.vm,
             tracker: self.tracker,
             memory: self.memory,
+            cpuid,
         })
     }
 }

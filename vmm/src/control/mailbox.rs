@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::Command;
 use crate::lifecycle::{GuestEnd, Refusal};
-use crate::snapshot;
+use crate::{migration, snapshot};
 
 /// Most commands that wait for the state driver.
 pub const COMMANDS_MAX: usize = 64;
@@ -32,6 +32,8 @@ pub enum Message {
 pub enum JobStep {
     /// The snapshot that is being made.
     Snapshot(snapshot::Step),
+    /// The migration that is under way.
+    Migration(migration::Step),
 }
 
 /// Why the guest can go no further.

@@ -16,6 +16,7 @@ use crate::Error;
 use crate::device_manager::{DiskUpdate, NetUpdate};
 use crate::dirty::DirtyRate;
 use crate::lifecycle::{Refusal, Request, State};
+use crate::migration::{MigrateRequest, MigrationProgress, MigrationReport};
 use crate::snapshot::{SnapshotProgress, SnapshotReport, SnapshotRequest};
 use crate::stats::VmStats;
 
@@ -63,6 +64,17 @@ pub enum Command {
     CancelSnapshot(Reply<()>),
     /// How much of memory and disks is there, after a restore.
     RestoreProgress(Reply<SnapshotProgress>),
+    /// A migration.
+    Migrate {
+        /// Where to, and how.
+        request: MigrateRequest,
+        /// Where the answer goes, once the VM is another monitor's or nothing came of it.
+        reply: Reply<MigrationReport>,
+    },
+    /// How far the migration has come that is under way.
+    MigrationProgress(Reply<Option<MigrationProgress>>),
+    /// That nothing more be done for it.
+    CancelMigration(Reply<()>),
 }
 
 /// The way of an answer to whoever asked. It is called on the state driver's thread (a refusal perhaps on the thread
@@ -88,7 +100,10 @@ impl Command {
             Self::Lifecycle(_, reply)
             | Self::UpdateDisk { reply, .. }
             | Self::UpdateNet { reply, .. }
-            | Self::CancelSnapshot(reply) => reply.send(Err(refusal.into())),
+            | Self::CancelSnapshot(reply)
+            | Self::CancelMigration(reply) => reply.send(Err(refusal.into())),
+            Self::Migrate { reply, .. } => reply.send(Err(refusal.into())),
+            Self::MigrationProgress(reply) => reply.send(Err(refusal.into())),
             Self::Snapshot { reply, .. } => reply.send(Err(refusal.into())),
             Self::SnapshotProgress(reply) => reply.send(Err(refusal.into())),
             Self::RestoreProgress(reply) => reply.send(Err(refusal.into())),
@@ -255,6 +270,41 @@ impl Controller {
     /// The VM has ended.
     pub fn restore_progress(&self) -> Result<SnapshotProgress, Error> {
         self.ask(Command::RestoreProgress)
+    }
+
+    /// Moves the VM to another monitor while its guest goes on; returns when it is that one's. This one ends then.
+    ///
+    /// # Errors
+    /// Another migration is under way, the destination cannot take the VM, the link broke, or it was cancelled: the VM
+    /// goes on here, as before. The VM is not [managed](crate::Options::managed). Or the answer to its being handed over
+    /// never came: it is [handed over](State::HandedOver) then, and goes on here only when it is [reclaimed](Self::reclaim).
+    pub fn migrate(&self, request: MigrateRequest) -> Result<MigrationReport, Error> {
+        self.ask(|reply| Command::Migrate { request, reply })
+    }
+
+    /// How far the migration has come that is under way, if there is one.
+    ///
+    /// # Errors
+    /// The VM has ended.
+    pub fn migration_progress(&self) -> Result<Option<MigrationProgress>, Error> {
+        self.ask(Command::MigrationProgress)
+    }
+
+    /// Has the migration that is under way be given up; whoever asked for it is told when it is.
+    ///
+    /// # Errors
+    /// There is none, or the VM is handed over already.
+    pub fn cancel_migration(&self) -> Result<(), Error> {
+        self.ask(Command::CancelMigration)
+    }
+
+    /// Has a VM back that was handed over to another monitor of which nothing was heard since; it is paused then. Whoever
+    /// asks has made certain that it does not run there: two of it would ruin its disks.
+    ///
+    /// # Errors
+    /// The VM has not been handed over.
+    pub fn reclaim(&self) -> Result<(), Error> {
+        self.request(Request::Reclaim)
     }
 
     /// What the VM is doing.

@@ -185,6 +185,11 @@ impl BareVcpu {
 }
 
 impl Vcpu {
+    /// What it was shown.
+    pub fn cpuid(&self) -> &CpuId {
+        &self.cpuid
+    }
+
     /// Makes this the vCPU that boots.
     ///
     /// # Errors

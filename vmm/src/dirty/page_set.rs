@@ -194,6 +194,11 @@ impl PageSet {
         full
     }
 
+    /// The bits of the pages of `slot`, the first page's first.
+    pub fn words_of_slot(&self, slot: &Slot) -> &[u64] {
+        &self.words[slot.first_word..slot.first_word + slot.words()]
+    }
+
     /// Where the VM's pages are.
     pub fn layout(&self) -> &Arc<Layout> {
         &self.layout

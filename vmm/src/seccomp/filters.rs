@@ -134,6 +134,47 @@ const SNAPSHOT: &[c_long] = &[
     libc::SYS_linkat,
 ];
 
+/// What moving a VM takes: connections, looking up where they lead, and threads that send pages.
+const MIGRATION: &[c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_bind,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_connect,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait,
+    libc::SYS_eventfd2,
+    libc::SYS_fcntl,
+    libc::SYS_fstat,
+    libc::SYS_getpeername,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_lseek,
+    libc::SYS_newfstatat,
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_prctl,
+    libc::SYS_pread64,
+    libc::SYS_readv,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_seccomp,
+    libc::SYS_sendmmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+    libc::SYS_socket,
+    libc::SYS_stat,
+    libc::SYS_statx,
+    libc::SYS_uname,
+];
+
 /// What telling how much guest memory is resident takes.
 const STATS: &[c_long] = &[libc::SYS_mincore];
 
@@ -184,6 +225,7 @@ pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Bac
                 BUILD,
                 PAGE_FAULT,
                 SNAPSHOT,
+                MIGRATION,
             ],
             &[
                 ioctls::VCPU,
@@ -192,6 +234,7 @@ pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Bac
                 ioctls::VM,
                 ioctls::FILES,
                 uffd::REQUESTS,
+                ioctls::SOCKETS,
             ],
         ),
         ThreadKind::Vcpu => (&[CONSOLE_OUTPUT], &[ioctls::VCPU]),
@@ -204,6 +247,7 @@ pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Bac
             &[DISK, CLEAN_UP, BUILD, PAGE_FAULT, SNAPSHOT],
             &[ioctls::VM, ioctls::FILES, uffd::REQUESTS],
         ),
+        ThreadKind::Migration => (&[MIGRATION], &[ioctls::VM, ioctls::SOCKETS]),
         ThreadKind::Api => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP, API], &[]),
     };
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = [RUNTIME]
@@ -249,6 +293,7 @@ mod tests {
             ThreadKind::StateDriver,
             ThreadKind::PageFault,
             ThreadKind::Snapshot,
+            ThreadKind::Migration,
         ] {
             for (call, conditions) in rules(kind).expect("rules") {
                 let allowed = supervisor

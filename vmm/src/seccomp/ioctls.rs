@@ -39,6 +39,9 @@ pub const DEVICES: &[u64] = &[libc::TUNSETOFFLOAD];
 /// Copying a disk by sharing its blocks.
 pub const FILES: &[u64] = &[FICLONE as u64];
 
+/// Telling how much has been received, as the C library does when it looks up a name, and whether to wait.
+pub const SOCKETS: &[u64] = &[libc::FIONREAD, libc::FIONBIO];
+
 /// Saving and setting a terminal's mode.
 pub const TERMINAL: &[u64] = &[libc::TCGETS, libc::TCGETS2, libc::TCSETS, libc::TCSETS2];
 

@@ -36,11 +36,13 @@ pub enum ThreadKind {
     PageFault,
     /// Makes a snapshot, or copies disks from or to one.
     Snapshot,
+    /// Moves the VM to another monitor, or has it from there.
+    Migration,
 }
 
 impl ThreadKind {
     #[cfg(test)]
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::StateDriver,
         Self::Supervisor,
         Self::Vcpu,
@@ -50,6 +52,7 @@ impl ThreadKind {
         Self::Api,
         Self::PageFault,
         Self::Snapshot,
+        Self::Migration,
     ];
 
     fn name(self) -> &'static str {
@@ -62,6 +65,7 @@ impl ThreadKind {
             Self::Api => "API",
             Self::PageFault => "page-fault",
             Self::Snapshot => "snapshot",
+            Self::Migration => "migration",
         }
     }
 }

@@ -13,8 +13,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
-use cutover_snapshot::spec::VmSpec;
-
 use super::base::{Base, Bases};
 use super::create::{Frozen, Inputs, Prepared};
 use super::filling::Filling;
@@ -22,9 +20,8 @@ use super::request::{Disks, Kind, SnapshotProgress, SnapshotReport, SnapshotRequ
 use crate::Error;
 use crate::control::{JobStep, Mailbox};
 use crate::dirty::Baseline;
-use crate::driver::Options;
 use crate::events::EventKind;
-use crate::job::{Job, JobKind};
+use crate::job::{Context, Job, JobKind};
 use crate::lifecycle::Refusal;
 use crate::machine::{Machine, confined};
 use crate::seccomp::ThreadKind;
@@ -51,18 +48,6 @@ pub struct Snapshots {
     /// What still fills memory and disks, if the machine was restored.
     filling: Filling,
     under_way: Option<UnderWay>,
-}
-
-/// What a snapshot is of.
-pub struct Context<'a> {
-    /// The machine.
-    pub machine: &'a Machine,
-    /// The VM it is.
-    pub spec: &'a VmSpec,
-    /// How its threads run.
-    pub options: &'a Options,
-    /// The way to its state driver.
-    pub mailbox: &'a Arc<Mailbox>,
 }
 
 /// The snapshot that is being made.
@@ -227,6 +212,11 @@ impl Snapshots {
         if let Some(disks) = &self.filling.disks {
             disks.wait(&|| true);
         }
+    }
+
+    /// What still fills memory and disks that come from a snapshot.
+    pub fn filling(&self) -> &Filling {
+        &self.filling
     }
 
     /// How far memory and disks are filled that come from a snapshot.

@@ -24,7 +24,9 @@ mod restore;
 
 use std::path::Path;
 
-pub(crate) use self::job::{Context, Snapshots, Step};
+pub(crate) use self::filling::Filling;
+pub(crate) use self::job::{Snapshots, Step};
+pub(crate) use self::memory::regions;
 pub use self::request::{
     ClockPolicy, Disks, Kind, Method, NetOverride, RestoreRequest, SnapshotProgress, SnapshotReport, SnapshotRequest,
     Source, Target, Trust,

