@@ -166,6 +166,9 @@ impl DeviceManager {
         for (mut device, (_, state)) in self.transports().zip(&saved.virtio) {
             device.restore(state)?;
         }
+        for (net, (_, addresses)) in self.nets.iter().zip(&saved.addresses) {
+            lock(&net.device).recall(addresses);
+        }
         Ok(())
     }
 
@@ -245,6 +248,13 @@ impl DeviceManager {
         Ok(())
     }
 
+    /// Has every network interface tell its LAN, over the next half second, that the guest is behind it now.
+    pub fn announce(&self) {
+        for net in &self.nets {
+            lock(&net.device).announce();
+        }
+    }
+
     /// What the devices have done. Waits for none of them.
     pub fn stats(&self) -> DeviceStats {
         DeviceStats {
@@ -269,6 +279,11 @@ impl DeviceManager {
             virtio: names
                 .zip(self.transports())
                 .map(|(name, device)| (name, device.save()))
+                .collect(),
+            addresses: self
+                .nets
+                .iter()
+                .map(|net| (state::addresses_section(&net.id), lock(&net.device).addresses()))
                 .collect(),
         }
     }

@@ -1,9 +1,11 @@
-//! The state of the devices: a section for each virtio device, named by its kind and id, and one for the serial port.
+//! The state of the devices: a section for each virtio device, named by its kind and id, one for the serial port, and one
+//! for each network interface with the addresses that the guest was seen to use there.
 //!
 //! The keyboard controller, the power control port and pvpanic remember nothing.
 
 use cutover_devices::serial::SerialState;
 use cutover_devices::virtio::mmio::TransportState;
+use cutover_devices::virtio::net::AddressesState;
 use cutover_snapshot::section::{SectionWriter, State};
 use cutover_snapshot::spec::VmSpec;
 
@@ -18,6 +20,8 @@ pub struct DevicesState {
     pub serial: SerialState,
     /// Virtio devices with the names of their sections, in the order of [`sections`].
     pub virtio: Vec<(String, TransportState)>,
+    /// Addresses of the guest behind the network interfaces, with the names of their sections, in order.
+    pub addresses: Vec<(String, AddressesState)>,
 }
 
 impl DevicesState {
@@ -30,6 +34,9 @@ impl DevicesState {
         for (name, state) in &self.virtio {
             to.section(name, state)?;
         }
+        for (name, addresses) in &self.addresses {
+            to.section(name, addresses)?;
+        }
         Ok(())
     }
 
@@ -39,16 +46,33 @@ impl DevicesState {
     /// A section is missing or unreadable.
     pub fn read(spec: &VmSpec, from: &State) -> Result<Self, Error> {
         let disks = spec.disks.iter().enumerate().map(|(index, disk)| disk.id_at(index));
-        let nets = spec.nets.iter().enumerate().map(|(index, net)| net.id_at(index));
-        let virtio = sections(disks, nets, spec.rng.is_some()).map(|name| {
+        let nets = || spec.nets.iter().enumerate().map(|(index, net)| net.id_at(index));
+        let virtio = sections(disks, nets(), spec.rng.is_some()).map(|name| {
             let state = from.read(&name)?;
             Ok((name, state))
+        });
+        let addresses = nets().map(|id| {
+            let name = addresses_section(&id);
+            // State from before there was such a section knows of none.
+            let is_there = from.names().any(|section| section == name);
+            let addresses = if is_there {
+                from.read(&name)?
+            } else {
+                AddressesState::default()
+            };
+            Ok((name, addresses))
         });
         Ok(Self {
             serial: from.read(SERIAL)?,
             virtio: virtio.collect::<Result<_, Error>>()?,
+            addresses: addresses.collect::<Result<_, Error>>()?,
         })
     }
+}
+
+/// Name of the section with the addresses of the guest behind network interface `id`.
+pub fn addresses_section(id: &str) -> String {
+    format!("addresses/{id}")
 }
 
 /// Names of the virtio devices' sections, in the order in which the guest finds the devices.

@@ -4,6 +4,7 @@
 
 use cutover_devices::serial::SerialState;
 use cutover_devices::virtio::mmio::TransportState;
+use cutover_devices::virtio::net::AddressesState;
 use cutover_snapshot::section::{Payload, Section};
 use kvm_bindings::kvm_cpuid_entry2;
 use proptest::prelude::*;
@@ -167,6 +168,35 @@ fn a_virtio_device_of_version_1_is_read() {
     }
 }
 
+fn addresses_v1() -> Vec<u8> {
+    Bytes::default()
+        // IPv4: one, as the address of its interface and itself; IPv6: the same.
+        .number(1)
+        .raw(&[2, 0, 0, 0, 0, 0x2a])
+        .raw(&[192, 0, 2, 7])
+        .number(1)
+        .raw(&[2, 0, 0, 0, 0, 0x2b])
+        .raw(&[0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+        // Whether it is a router.
+        .raw(&[1])
+        .0
+}
+
+#[test]
+fn addresses_of_a_guest_of_version_1_are_read() {
+    let bytes = addresses_v1();
+    let state: AddressesState = decoded(1, &bytes);
+    assert_eq!(encoded(&state), bytes);
+    let shown = format!("{state:?}");
+    for part in [
+        "[2, 0, 0, 0, 0, 42], address: 192.0.2.7",
+        "address: fe80::1",
+        "router: true",
+    ] {
+        assert!(shown.contains(part), "{shown} lacks {part}");
+    }
+}
+
 fn serial_v1() -> Vec<u8> {
     Bytes::default()
         // Registers, in the order of their declaration; then what was received.
@@ -225,6 +255,7 @@ proptest! {
         }
         try_to_read::<TransportState>(version, &damaged(virtio_v1()));
         try_to_read::<SerialState>(version, &damaged(serial_v1()));
+        try_to_read::<AddressesState>(version, &damaged(addresses_v1()));
     }
 }
 
