@@ -11,6 +11,8 @@ use crate::environment::PATIENCE;
 
 /// Most console output kept; of more, the end.
 const TEXT_MAX: usize = 4 << 20;
+/// Most times of arrival kept; of more, the last.
+const ARRIVALS_MAX: usize = 1 << 16;
 
 /// Both directions of a serial line.
 pub struct Console {
@@ -29,6 +31,8 @@ struct State {
     text: Vec<u8>,
     /// Where [`Console::wait_for`] goes on looking.
     position: usize,
+    /// When text came.
+    arrivals: VecDeque<Instant>,
     payloads: VecDeque<Vec<u8>>,
     damaged: bool,
     ended: bool,
@@ -57,10 +61,11 @@ impl Console {
             let mut buffer = [0; 4096];
             // A pseudo-terminal whose other end is gone reports an error instead of an end.
             while let Ok(length @ 1..) = output.read(&mut buffer) {
+                let now = Instant::now();
                 reader.push(&buffer[..length]);
                 let mut state = listener.lock();
                 while let Some(item) = reader.next_item() {
-                    state.take_in(item);
+                    state.take_in(item, now);
                 }
                 listener.changed.notify_all();
             }
@@ -99,6 +104,11 @@ impl Console {
     /// Everything printed so far; bytes that are not UTF-8 are replaced.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.shared.lock().text).into_owned()
+    }
+
+    /// When the guest has printed something: as many moments as there were pieces, the last at the end.
+    pub(crate) fn arrivals(&self) -> Vec<Instant> {
+        self.shared.lock().arrivals.iter().copied().collect()
     }
 
     #[track_caller]
@@ -151,12 +161,16 @@ impl Shared {
 }
 
 impl State {
-    fn take_in(&mut self, item: Item) {
+    fn take_in(&mut self, item: Item, now: Instant) {
         match item {
             Item::Payload(payload) => self.payloads.push_back(payload),
             Item::Damage => self.damaged = true,
             Item::Text(text) => {
                 self.text.extend(text);
+                if self.arrivals.len() == ARRIVALS_MAX {
+                    self.arrivals.pop_front();
+                }
+                self.arrivals.push_back(now);
                 let excess = self.text.len().saturating_sub(TEXT_MAX);
                 self.text.drain(..excess);
                 self.position = self.position.saturating_sub(excess);

@@ -92,7 +92,7 @@ impl Network {
     #[track_caller]
     pub fn make_tap(&self) -> Tap {
         ip(&["tuntap", "add", "dev", &self.tap, "mode", "tap", "vnet_hdr"]);
-        let tap = Tap(self.tap.clone());
+        let tap = Tap::named(&self.tap);
         ip(&["address", "add", &format!("{}/24", self.host()), "dev", &self.tap]);
         ip(&["link", "set", &self.tap, "up"]);
         tap
@@ -104,9 +104,19 @@ impl Network {
     }
 }
 
-/// A tap device that lasts until it is dropped.
+/// A tap device, or a bridge, that lasts until it is dropped.
 #[derive(Debug)]
 pub struct Tap(String);
+
+impl Tap {
+    pub(crate) fn named(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.0
+    }
+}
 
 impl Drop for Tap {
     fn drop(&mut self) {
@@ -116,7 +126,7 @@ impl Drop for Tap {
 }
 
 #[track_caller]
-fn ip(arguments: &[&str]) {
+pub(crate) fn ip(arguments: &[&str]) {
     let output = Command::new("ip")
         .args(arguments)
         .output()

@@ -8,8 +8,10 @@
 mod api;
 mod block;
 mod boot;
+mod migration;
 mod net;
 mod peers;
+mod qemu_monitor;
 mod resident;
 mod snapshot;
 mod stage;
@@ -38,6 +40,8 @@ pub enum Bench {
     Snapshot,
     /// Time to a restored guest's first sign of life.
     Restore,
+    /// Live migration.
+    Migration,
 }
 
 /// How to measure.
@@ -91,6 +95,10 @@ pub fn run(bench: Bench, options: &Options, out: &mut impl Write) -> Result<()> 
         Bench::Restore => {
             let stage = Stage::new(options.firecracker.as_deref())?;
             take_turns(&snapshot::restorers(&stage), options.runs, out)
+        }
+        Bench::Migration => {
+            let stage = Stage::new(options.firecracker.as_deref())?;
+            take_turns(&migration::contestants(&stage), options.runs, out)
         }
     }
 }

@@ -4,8 +4,6 @@
 //! Every guest has nearly all of its memory in use, with content that is not zero. Everybody's files are in the host's
 //! memory.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
@@ -16,6 +14,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::peers::{self, CMDLINE};
+use super::qemu_monitor::QemuMonitor;
 use super::stage::Stage;
 use super::{Contestant, Values, mib};
 use crate::{Api, Vm, scratch};
@@ -359,8 +358,6 @@ struct Qemu<'a> {
 }
 
 impl<'a> Qemu<'a> {
-    const PROMPT: &'static [u8] = b"(qemu) ";
-
     fn new(stage: &'a Stage) -> Result<Self> {
         let directory = scratch();
         let made = Command::new("qemu-img")
@@ -381,27 +378,18 @@ impl<'a> Qemu<'a> {
         self.directory.path().join("disk")
     }
 
+    fn monitor(&self) -> QemuMonitor {
+        QemuMonitor::at(&self.directory.path().join("monitor"))
+    }
+
     fn command(&self) -> Command {
         let mut command = peers::qemu(&self.stage.kernel, &self.stage.initrd, self.memory_mib);
         command
             .arg("-drive")
             .arg(format!("if=none,id=disk,format=qcow2,file={}", self.disk().display()));
-        command.args(["-device", "virtio-blk-device,drive=disk", "-monitor"]);
-        command.arg(format!(
-            "unix:{},server,nowait",
-            self.directory.path().join("monitor").display()
-        ));
+        command.args(["-device", "virtio-blk-device,drive=disk"]);
+        self.monitor().listen(&mut command);
         command
-    }
-
-    /// Has QEMU's monitor carry `line` out.
-    fn tell(&self, line: &str) -> Result<()> {
-        let mut monitor = UnixStream::connect(self.directory.path().join("monitor"))?;
-        read_to(&mut monitor, Self::PROMPT)?;
-        writeln!(monitor, "{line}")?;
-        let answer = read_to(&mut monitor, Self::PROMPT)?;
-        ensure!(!answer.contains("Error"), "{answer}");
-        Ok(())
     }
 }
 
@@ -414,7 +402,7 @@ impl Subject for Qemu<'_> {
     fn snapshot(&mut self, _full: bool) -> Result<Made> {
         let before = self.disk().metadata()?.len();
         let start = Instant::now();
-        self.tell("savevm s")?;
+        self.monitor().tell("savevm s")?;
         let time = milliseconds(start);
         Ok(Made {
             pause_ms: time,
@@ -422,16 +410,4 @@ impl Subject for Qemu<'_> {
             bytes: self.disk().metadata()?.len() - before,
         })
     }
-}
-
-/// Reads up to and including `end`.
-fn read_to(stream: &mut UnixStream, end: &[u8]) -> Result<String> {
-    let mut seen = Vec::new();
-    let mut buffer = [0; 4096];
-    while !seen.ends_with(end) {
-        let length = stream.read(&mut buffer).context("cannot read QEMU's monitor")?;
-        ensure!(length > 0, "QEMU's monitor is gone");
-        seen.extend_from_slice(&buffer[..length]);
-    }
-    Ok(String::from_utf8_lossy(&seen).into_owned())
 }

@@ -45,14 +45,8 @@ impl Stage {
     pub fn command(&self, program: &Path) -> Result<Command> {
         let libraries = self.directory.path().join("lib");
         fs::create_dir_all(&libraries)?;
-        let listing = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
-        ensure!(
-            listing.status.success(),
-            "{} has no list of libraries",
-            program.display()
-        );
         let mut loader = None;
-        for library in library_paths(&String::from_utf8_lossy(&listing.stdout)) {
+        for library in libraries_of(program)? {
             let copy = libraries.join(library.file_name().context("a library has a name")?);
             if !copy.exists() {
                 fs::copy(&library, &copy).with_context(|| format!("cannot copy {}", library.display()))?;
@@ -66,10 +60,31 @@ impl Stage {
         Ok(command)
     }
 
+    /// Reads a program and its libraries, so that the host has them in memory: where it waits for them while somebody
+    /// is patient for a time, all of that time can be over at once.
+    pub fn warm(program: &Path) -> Result<()> {
+        let libraries = libraries_of(program)?;
+        for file in std::iter::once(program).chain(libraries.iter().map(PathBuf::as_path)) {
+            fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        }
+        Ok(())
+    }
+
     /// A place for further files.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
+}
+
+/// The libraries that a program is linked with, and the loader.
+fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
+    let listing = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
+    ensure!(
+        listing.status.success(),
+        "{} has no list of libraries",
+        program.display()
+    );
+    Ok(library_paths(&String::from_utf8_lossy(&listing.stdout)))
 }
 
 /// The files in ldd's output: of lines `NAME => PATH (ADDRESS)` and `PATH (ADDRESS)`.

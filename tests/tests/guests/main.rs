@@ -15,6 +15,7 @@ mod foreign_clients;
 mod lifecycle;
 mod limits;
 mod memory;
+mod migration;
 mod net;
 mod pause;
 mod power;

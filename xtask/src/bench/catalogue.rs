@@ -55,7 +55,7 @@ pub enum Bar {
 }
 
 /// All benches. The names of contestants and metrics are those that the bench binary writes.
-pub const BENCHES: [Bench; 6] = [
+pub const BENCHES: [Bench; 7] = [
     Bench {
         name: "boot",
         title: "exec to the guest's user space; ELF kernel, 1 vCPU, 128 MiB",
@@ -193,6 +193,47 @@ pub const BENCHES: [Bench; 6] = [
             at_most("restore_2048_ms", "2 GiB", "ms", RESTORE_MS),
         ],
     },
+    Bench {
+        name: "migration",
+        title: "live migration over the loopback interface; 1 vCPU, 256 MiB, 64 of them the guest's program's",
+        many_interrupts: true,
+        metrics: &[
+            at_most("idle_total_ms", "idle: in all", "ms", 180.0),
+            at_most("idle_downtime_ms", "idle: downtime", "ms", 5.0),
+            at_most("idle_gap_ms", "idle: nothing heard of the guest", "ms", 15.0),
+            less("idle_sent_mib", "idle: sent", "MiB"),
+            at_most("busy_total_ms", "20000 pages/s: in all", "ms", 250.0),
+            at_most("busy_downtime_ms", "20000 pages/s: downtime", "ms", 10.0),
+            at_most("busy_gap_ms", "20000 pages/s: nothing heard of the guest", "ms", 20.0),
+            less("busy_sent_mib", "20000 pages/s: sent", "MiB"),
+            at_most("narrow_total_ms", "the same at 64 MiB/s: in all", "ms", 1800.0),
+            at_most("narrow_downtime_ms", "the same at 64 MiB/s: downtime", "ms", 15.0),
+            at_most(
+                "narrow_gap_ms",
+                "the same at 64 MiB/s: nothing heard of the guest",
+                "ms",
+                25.0,
+            ),
+            at_most("narrow_sent_mib", "the same at 64 MiB/s: sent", "MiB", 140.0),
+            at_most("flat_total_ms", "flat out at 8 MiB/s: in all", "ms", 15000.0),
+            less("flat_downtime_ms", "flat out at 8 MiB/s: downtime", "ms"),
+            at_most(
+                "flat_gap_ms",
+                "flat out at 8 MiB/s: nothing heard of the guest",
+                "ms",
+                200.0,
+            ),
+            less("flat_sent_mib", "flat out at 8 MiB/s: sent", "MiB"),
+            less("post_total_ms", "post-copy, idle: in all", "ms"),
+            less("post_downtime_ms", "post-copy, idle: downtime", "ms"),
+            at_most("post_gap_ms", "post-copy, idle: nothing heard of the guest", "ms", 20.0),
+            less("post_sent_mib", "post-copy, idle: sent", "MiB"),
+            less("local_total_ms", "local upgrade: in all", "ms"),
+            less("local_downtime_ms", "local upgrade: downtime", "ms"),
+            at_most("local_gap_ms", "local upgrade: nothing heard of the guest", "ms", 10.0),
+            less("local_sent_mib", "local upgrade: sent", "MiB"),
+        ],
+    },
 ];
 
 /// Longest pause of a snapshot, whatever the size of the guest's memory.
@@ -207,6 +248,16 @@ const fn at_most(id: &'static str, title: &'static str, unit: &'static str, most
         unit,
         goal: Goal::Less,
         bar: Some(Bar::Median { most }),
+    }
+}
+
+const fn less(id: &'static str, title: &'static str, unit: &'static str) -> Metric {
+    Metric {
+        id,
+        title,
+        unit,
+        goal: Goal::Less,
+        bar: None,
     }
 }
 

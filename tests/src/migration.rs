@@ -1,0 +1,143 @@
+//! Guests that move: a monitor that takes one in, and a running VM that is told to go there.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::environment::{poll_until, scratch};
+use crate::{Answer, Api, Connection, Exit, ManagedVm, Monitor, Vm};
+
+/// Every receiver listens at an address of its own, so that none needs to look for a free port.
+const PORT: u16 = 7000;
+
+/// A monitor under `cutover receive`, which waits for a guest.
+pub struct Receiver {
+    /// The VM it will have, and its API.
+    pub managed: ManagedVm,
+    address: SocketAddr,
+}
+
+impl Receiver {
+    /// One that takes any guest from anybody.
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::start_with::<&str>([])
+    }
+
+    /// The same with further arguments.
+    #[track_caller]
+    pub fn start_with<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
+        let arguments: Vec<OsString> = arguments.into_iter().map(|word| word.as_ref().to_owned()).collect();
+        Self::start_at(free_address(), Monitor::command(), &arguments)
+    }
+
+    #[track_caller]
+    fn start_at(address: SocketAddr, mut command: Command, arguments: &[OsString]) -> Self {
+        command.args(["receive", "--insecure", "--listen", &format!("tcp://{address}")]);
+        command.args(arguments);
+        let managed = start_receiving(command);
+        poll_until("the receiver listens", || listens(address).then_some(()));
+        Self { managed, address }
+    }
+
+    /// One that cannot have more than `bytes` of memory in all.
+    #[track_caller]
+    pub fn limited_to_memory(bytes: u64) -> Self {
+        let address = free_address();
+        let mut command = Command::new("prlimit");
+        command
+            .arg(format!("--as={bytes}"))
+            .arg(Monitor::command().get_program());
+        Self::start_at(address, command, &[])
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// Starts `command`, a `cutover receive` that has no API yet.
+#[track_caller]
+pub fn start_receiving(mut command: Command) -> ManagedVm {
+    let directory = scratch();
+    let api = Api::new(&directory.path().join("api"));
+    command.arg("--api-sock").arg(api.socket());
+    ManagedVm::new(Vm::start_restored(command), api, directory)
+}
+
+/// An address of the loopback interface that nobody else in this process has.
+#[track_caller]
+pub fn free_address() -> SocketAddr {
+    static COUNT: AtomicU8 = AtomicU8::new(1);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    assert!(number < u8::MAX, "one test process has at most 254 receivers");
+    SocketAddrV4::new(Ipv4Addr::new(127, 1, 0, number), PORT).into()
+}
+
+/// Whether somebody listens at `address`; without connecting, which would be noticed.
+fn listens(address: SocketAddr) -> bool {
+    /// `TCP_LISTEN`, as `/proc/net/tcp` has it.
+    const LISTENING: &str = "0A";
+    let SocketAddr::V4(address) = address else {
+        return false;
+    };
+    let local = format!(
+        "{:08X}:{:04X}",
+        u32::from_ne_bytes(address.ip().octets()),
+        address.port()
+    );
+    let table = fs::read_to_string("/proc/net/tcp").expect("Linux has it");
+    table.lines().any(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        fields.next() == Some(local.as_str()) && fields.nth(1) == Some(LISTENING)
+    })
+}
+
+impl ManagedVm {
+    /// Asks for the guest to be moved to `address`, as `options` want it. The answer comes when it is there, or is not to
+    /// be.
+    #[track_caller]
+    pub fn begin_to_migrate(&self, address: SocketAddr, options: &Value) -> Connection {
+        let mut body = json!({ "to": format!("tcp://{address}"), "insecure": true });
+        let fields = options.as_object().expect("options are an object");
+        let body_fields = body.as_object_mut().expect("the body is an object");
+        body_fields.extend(fields.clone());
+        let mut connection = self.api.connect();
+        connection.ask("POST", "/v1/migration", Some(&body));
+        connection
+    }
+
+    /// Has the guest moved to `address`, as `options` want it.
+    #[track_caller]
+    pub fn migrate(&self, address: SocketAddr, options: &Value) -> Answer {
+        self.begin_to_migrate(address, options).answer()
+    }
+
+    /// How far the migration is.
+    #[track_caller]
+    pub fn migration(&self) -> Value {
+        self.api.get("/v1/migration")
+    }
+
+    /// Has the guest moved to `receiver`, where it must go on with all its memory, and this monitor end by itself.
+    #[track_caller]
+    pub fn move_to(self, receiver: Receiver, options: &Value) -> (ManagedVm, Value) {
+        let report = self.migrate(receiver.address, options).success().json();
+        assert_eq!(self.vm.wait(), Exit::Shutdown, "{}", self.vm.log());
+        receiver.managed.check_goes_on();
+        (receiver.managed, report)
+    }
+
+    /// Checks that the guest's memory is as it should be, and that its program goes on.
+    #[track_caller]
+    pub fn check_goes_on(&self) {
+        let first = self.vm.check_pages();
+        let second = self.vm.check_pages();
+        assert!(second.pages > first.pages, "{first} and then {second}");
+    }
+}

@@ -1,0 +1,7 @@
+//! Guests that move between two monitors: nothing lost, nothing stale, nothing doubled, and never two of one guest.
+
+mod failures;
+mod load;
+mod network;
+mod refusals;
+mod storage;
