@@ -142,8 +142,18 @@ impl Cluster {
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
+        self.wait_for(self.asking(request))
+    }
+
+    /// The same as work for the threads of this cluster.
+    pub fn asking<T, F, R>(&self, request: R) -> impl Future<Output = Result<T, Failure>> + Send + use<T, F, R>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+        R: Fn(Arc<AmazonS3>) -> F + Send + Sync + 'static,
+    {
         let endpoints = self.inside().endpoints.clone();
-        self.wait_for(async move { endpoints.ask(request).await })
+        async move { endpoints.ask(request).await }
     }
 
     /// Has the threads of this cluster do something; the calling thread waits.

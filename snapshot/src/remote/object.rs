@@ -1,25 +1,32 @@
 //! Reading an object: by requests for ranges of it, which are larger than what is asked for.
 //!
+//! ```text
+//!  reader ──► block 7 ──► kept, or on its way: waits for it
+//!                    └──► asked for; and as block 6 was wanted before, 8 to 11 are asked for too
+//! ```
 //! A flat image has a chunk for each run of pages that are not zero, and in a guest's memory most of these are short. One
-//! request for each of them would take hours; so whole blocks are read, and the last few are kept.
+//! request for each of them would take hours; so whole blocks are read, and the last few are kept. Who reads in order
+//! has requests under way for what comes next: one at a time would wait for the network most of the time.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use object_store::ObjectStoreExt;
 use object_store::path::Path as Key;
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Failure};
 use crate::blob::{Blob, check_within, ends_early};
 use crate::error::Error;
 
 /// Bytes of a block: the most that one request asks for.
 const BLOCK_BYTES: u64 = 1 << 20;
-/// Requests that should be under way at a time: one alone waits most of the time, and a network carries no more for more
-/// than a few.
+/// Readers at a time that are of use where they do not read in order: one alone waits most of the time, and a network
+/// carries no more for more than a few.
 const READERS: usize = 8;
+/// Blocks that are asked for ahead of one that reads in order.
+const AHEAD: u64 = 4;
 /// Blocks of an object that are kept: what each reader is at, and the one it comes from.
 const KEPT_BLOCKS: usize = 2 * READERS;
 
@@ -30,8 +37,34 @@ pub(super) struct Object {
     key: Key,
     path: PathBuf,
     bytes: u64,
-    /// Blocks that were read last, by number; the newest is at the end.
-    kept: Mutex<VecDeque<(u64, Arc<[u8]>)>>,
+    /// Blocks that were asked for last; the newest is at the end.
+    kept: Mutex<VecDeque<Kept>>,
+}
+
+/// A block that was asked for.
+#[derive(Debug)]
+struct Kept {
+    number: u64,
+    answer: Answer,
+}
+
+/// What came of a request, once that is known.
+type Answer = Arc<OnceLock<Result<Arc<[u8]>, Failure>>>;
+
+/// A request that is under way: dropped, it is answered, so that nobody waits for ever.
+struct UnderWay(Answer);
+
+impl UnderWay {
+    fn end(self, answer: Result<Arc<[u8]>, Failure>) {
+        self.0.get_or_init(|| answer);
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let given_up = || Err(Failure::Failed("the request was given up".to_owned()));
+        self.0.get_or_init(given_up);
+    }
 }
 
 impl Object {
@@ -46,34 +79,84 @@ impl Object {
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, VecDeque<(u64, Arc<[u8]>)>> {
+    fn kept(&self) -> MutexGuard<'_, VecDeque<Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A block, from an endpoint if it is not kept.
     fn block(&self, number: u64) -> Result<Arc<[u8]>, Error> {
-        if let Some((_, block)) = self.kept().iter().find(|(kept, _)| *kept == number) {
-            return Ok(block.clone());
+        let known = self.look_up(number);
+        // What has failed was perhaps long ago, and asked for only in case somebody wants it: now somebody does.
+        let known = known.and_then(|answer| answer.wait().clone().ok());
+        let block = match known {
+            Some(block) => block,
+            None => {
+                let answer = self.request(&mut self.kept(), number);
+                let read = answer.wait().clone();
+                read.map_err(Error::remote("read it", &self.path))?
+            }
+        };
+        if block.len() as u64 != self.bytes_of(number) {
+            return Err(ends_early(&self.path, number * BLOCK_BYTES));
         }
-        let start = number * BLOCK_BYTES;
-        let range = start..self.bytes.min(start + BLOCK_BYTES);
-        let (key, wanted) = (self.key.clone(), range.clone());
-        let read = self.cluster.ask(move |store| {
-            let (key, wanted) = (key.clone(), wanted.clone());
-            async move { store.get_range(&key, wanted).await }
-        });
-        let read = read.map_err(Error::remote("read it", &self.path))?;
-        if read.len() as u64 != range.end - range.start {
-            return Err(ends_early(&self.path, start));
-        }
-        let block: Arc<[u8]> = Arc::from(&read[..]);
+        Ok(block)
+    }
+
+    /// What was asked for already of a block that somebody wants now. If that is the one after another that was wanted,
+    /// the next ones will be wanted too.
+    fn look_up(&self, number: u64) -> Option<Answer> {
         let mut kept = self.kept();
+        if !number
+            .checked_sub(1)
+            .is_some_and(|before| find(&kept, before).is_some())
+        {
+            return find(&kept, number);
+        }
+        let end = self.bytes.div_ceil(BLOCK_BYTES).min(number + 1 + AHEAD);
+        for next in number..end {
+            if find(&kept, next).is_none() {
+                self.request(&mut kept, next);
+            }
+        }
+        find(&kept, number)
+    }
+
+    /// Asks for a block.
+    fn request(&self, kept: &mut VecDeque<Kept>, number: u64) -> Answer {
+        let start = number * BLOCK_BYTES;
+        let range = start..start + self.bytes_of(number);
+        let key = self.key.clone();
+        let asking = self.cluster.asking(move |store| {
+            let (key, range) = (key.clone(), range.clone());
+            async move { store.get_range(&key, range).await }
+        });
+        let answer = Answer::default();
+        let under_way = UnderWay(answer.clone());
+        self.cluster.spawn(async move {
+            let read = asking.await;
+            under_way.end(read.map(|bytes| Arc::from(&bytes[..])));
+        });
+        kept.retain(|kept| kept.number != number);
         if kept.len() == KEPT_BLOCKS {
             kept.pop_front();
         }
-        kept.push_back((number, block.clone()));
-        Ok(block)
+        kept.push_back(Kept {
+            number,
+            answer: answer.clone(),
+        });
+        answer
     }
+
+    /// Bytes of a block: all have as many, but for the last one.
+    fn bytes_of(&self, number: u64) -> u64 {
+        BLOCK_BYTES.min(self.bytes - number * BLOCK_BYTES)
+    }
+}
+
+/// What was asked for of a block.
+fn find(kept: &VecDeque<Kept>, number: u64) -> Option<Answer> {
+    let kept = kept.iter().find(|kept| kept.number == number);
+    kept.map(|kept| kept.answer.clone())
 }
 
 impl Blob for Object {

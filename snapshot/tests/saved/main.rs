@@ -10,7 +10,6 @@ mod hostile;
 mod merging;
 mod pruning;
 mod remote;
-mod s3_server;
 mod sample;
 mod sections;
 mod state_file;

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use cutover_bucket::{Fault, Objects, Server, nobody, variables};
 use cutover_snapshot::Error;
 use cutover_snapshot::archive::write_archive;
 use cutover_snapshot::chain::Chain;
@@ -20,11 +21,20 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use crate::faulty_files::FaultyFiles;
-use crate::s3_server::{Fault, Objects, Server, access, nobody};
 use crate::sample::{
     Reference, base_content, child_content, draft, noise, put_image, read_all, read_chain, shape, store, write_base,
     write_child,
 };
+
+/// How to reach these servers, each of which is asked once.
+fn access(servers: &[&Server]) -> Access {
+    let variables = variables().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    Access {
+        endpoints: servers.iter().map(|server| server.url().to_owned()).collect(),
+        rounds: 1,
+        ..Access::new(variables.into())
+    }
+}
 
 /// A local store with `base` and `child`.
 fn sample() -> TempDir {
@@ -239,6 +249,53 @@ fn many_small_chunks_take_few_requests() {
     assert_eq!((verified.damage.len(), verified.chunks), (0, 500));
     let requests = server.take_requests();
     assert!(requests < 20, "{requests} requests for 4 MB");
+}
+
+#[test]
+fn who_reads_alone_and_in_order_has_several_requests_under_way() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let reference = large(&dir, 2000);
+    let server = Server::start(&Objects::default());
+    let access = access(&[&server]);
+    upload(&local(&dir, "large"), "s3://bucket/large", &access).expect("uploaded");
+    let chain = Chain::open_through(Path::new("s3://bucket/large"), &access).expect("a chain");
+    let image = chain.image("disk-data").expect("an image");
+    let mut reader = image.reader().expect("a reader");
+    reader.at(0).expect("readable");
+    // The next request is answered only when there is a second.
+    server.fail(Fault::WaitsForTwo);
+    for page in (64..2000).step_by(64) {
+        let found = reader.at(page).expect("readable").expect("a page");
+        assert!(
+            found.bytes.expect("stored")[..4096] == reference.content[&page],
+            "page {page}"
+        );
+    }
+    server.fail(Fault::None);
+    assert_eq!(verify(&chain, &mut |_| ()).damage.len(), 0);
+}
+
+#[test]
+fn what_failed_when_it_was_asked_for_ahead_is_asked_for_again_when_it_is_wanted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let reference = large(&dir, 2000);
+    let server = Server::start(&Objects::default());
+    let access = access(&[&server]);
+    upload(&local(&dir, "large"), "s3://bucket/large", &access).expect("uploaded");
+    let chain = Chain::open_through(Path::new("s3://bucket/large"), &access).expect("a chain");
+    let image = chain.image("disk-data").expect("an image");
+    let mut reader = image.reader().expect("a reader");
+    reader.at(0).expect("readable");
+    server.fail(Fault::Says(StatusCode::FORBIDDEN));
+    reader.at(256).expect_err("forbidden, and so is what follows");
+    server.fail(Fault::None);
+    for page in (256..2000).step_by(64) {
+        let found = reader.at(page).expect("readable").expect("a page");
+        assert!(
+            found.bytes.expect("stored")[..4096] == reference.content[&page],
+            "page {page}"
+        );
+    }
 }
 
 #[test]

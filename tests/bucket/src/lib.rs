@@ -1,22 +1,33 @@
-//! A server that speaks as much of S3 as snapshots need, and fails as it is told.
+//! Servers that speak as much of S3 as snapshots need, and fail as they are told.
 //!
-//! Objects have the key under which they are, without the bucket. Nothing is authenticated, but requests must be signed.
+//! ```text
+//!  Objects ◄─┬─ Server A   http://127.0.0.1:…   dies at the tenth request
+//!            └─ Server B   http://127.0.0.1:…   goes on with the same content
+//! ```
+//! There is one bucket, called [`BUCKET`]. Objects have the key under which they are, without the bucket. Nothing is
+//! authenticated, but requests must be signed with the key that [`variables`] has.
 
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::Response;
-use cutover_snapshot::remote::Access;
 use futures_util::stream;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
+/// Name of the bucket.
+pub const BUCKET: &str = "bucket";
+/// The key that requests have to be signed with.
+const KEY: &str = "key";
 /// Most bytes of a request.
 const BODY_MAX: usize = 64 << 20;
 
@@ -26,12 +37,15 @@ pub type Objects = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
+    /// Nothing.
     #[default]
     None,
     /// While it answers this request, from 0, it dies, and does not answer any more.
     Dies(usize),
     /// It takes requests and never answers.
     Hangs,
+    /// It takes this request, from 0, and all that follow, and answers none of them.
+    Holds(usize),
     /// It answers all with this.
     Says(StatusCode),
     /// It refuses what would change an object whose key ends so.
@@ -50,7 +64,7 @@ struct Inner {
     requests: AtomicUsize,
     /// Keys in the order in which they were written.
     written: Mutex<Vec<String>>,
-    /// Requests that have come while [`Fault::WaitsForTwo`].
+    /// Requests that have come while [`Fault::WaitsForTwo`], or are not answered while [`Fault::Holds`].
     arrived: watch::Sender<usize>,
 }
 
@@ -63,6 +77,10 @@ pub struct Server {
 
 impl Server {
     /// A server that has these objects.
+    ///
+    /// # Panics
+    /// The system has no port for it.
+    #[track_caller]
     pub fn start(objects: &Objects) -> Self {
         let inner = Arc::new(Inner {
             objects: objects.clone(),
@@ -84,8 +102,24 @@ impl Server {
         }
     }
 
+    /// Where it is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// From now on it goes wrong like this.
     pub fn fail(&self, fault: Fault) {
         *self.inner.fault.lock().expect("not poisoned") = fault;
+    }
+
+    /// Waits until there is a request that is not answered because of [`Fault::Holds`], but for no longer than `limit`.
+    /// Returns whether there is one.
+    pub fn wait_for_held(&self, limit: Duration) -> bool {
+        let mut arrived = self.inner.arrived.subscribe();
+        let Some(runtime) = &self.runtime else {
+            return false;
+        };
+        runtime.block_on(async { timeout(limit, arrived.wait_for(|arrived| *arrived > 0)).await.is_ok() })
     }
 
     /// How many requests have come; counts from anew.
@@ -112,19 +146,13 @@ impl Drop for Server {
     }
 }
 
-/// How to reach these servers.
-pub fn access(servers: &[&Server]) -> Access {
-    let variables = [
-        ("AWS_ACCESS_KEY_ID", "key"),
+/// What the environment of a client of these servers has to say.
+pub fn variables() -> [(&'static str, &'static str); 3] {
+    [
+        ("AWS_ACCESS_KEY_ID", KEY),
         ("AWS_SECRET_ACCESS_KEY", "secret"),
         ("AWS_REGION", "here"),
-    ];
-    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    Access {
-        endpoints: servers.iter().map(|server| server.url.clone()).collect(),
-        rounds: 1,
-        ..Access::new(variables.into())
-    }
+    ]
 }
 
 async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
@@ -133,13 +161,18 @@ async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         .headers()
         .get(header::AUTHORIZATION)
         .map(|value| value.as_bytes());
-    if !signature.is_some_and(|value| value.starts_with(b"AWS4-HMAC-SHA256 Credential=key/")) {
+    let expected = format!("AWS4-HMAC-SHA256 Credential={KEY}/");
+    if !signature.is_some_and(|value| value.starts_with(expected.as_bytes())) {
         return respond(StatusCode::FORBIDDEN, "not signed");
     }
     let fault = *inner.fault.lock().expect("not poisoned");
     let is_part = request.uri().query().is_some_and(|query| query.contains("partNumber"));
     match fault {
-        Fault::Hangs => std::future::pending().await,
+        Fault::Hangs => pending().await,
+        Fault::Holds(from) if number >= from => {
+            inner.arrived.send_modify(|arrived| *arrived += 1);
+            pending().await
+        }
         Fault::Dies(at) if number > at => broken(Bytes::new(), 1),
         Fault::Says(status) => respond(status, "<Error>no</Error>"),
         Fault::RefusesToWrite(end) if request.method() != Method::GET && request.uri().path().ends_with(end) => {
@@ -188,7 +221,8 @@ async fn serve(inner: &Inner, request: Request) -> Response {
         return respond(StatusCode::BAD_REQUEST, "cut short");
     };
     let key = path
-        .strip_prefix("/bucket")
+        .strip_prefix('/')
+        .and_then(|path| path.strip_prefix(BUCKET))
         .expect("of this bucket")
         .trim_start_matches('/');
     match (parts.method, parameter(&query, "uploadId")) {
