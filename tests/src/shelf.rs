@@ -18,6 +18,7 @@ pub struct Shelf {
 pub struct Restore {
     snapshot: PathBuf,
     arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
 }
 
 impl Shelf {
@@ -69,6 +70,7 @@ impl Restore {
         Self {
             snapshot: snapshot.to_owned(),
             arguments: Vec::new(),
+            environment: Vec::new(),
         }
     }
 
@@ -76,6 +78,14 @@ impl Restore {
     pub fn arguments<S: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
         let arguments = arguments.into_iter().map(|argument| argument.as_ref().to_owned());
         self.arguments.extend(arguments);
+        self
+    }
+
+    /// Adds variables to the monitor's environment.
+    pub fn environment<S: AsRef<OsStr>>(mut self, variables: impl IntoIterator<Item = (S, S)>) -> Self {
+        let variables = variables.into_iter();
+        let variables = variables.map(|(name, value)| (name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self.environment.extend(variables);
         self
     }
 
@@ -87,6 +97,7 @@ impl Restore {
         let mut command = Monitor::command();
         command.args(["snapshot", "restore"]).arg(&self.snapshot);
         command.args(&self.arguments).arg("--api-sock").arg(api.socket());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let vm = Vm::start_restored(command);
         api.wait_ready();
         ManagedVm::new(vm, api, directory)

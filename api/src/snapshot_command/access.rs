@@ -13,10 +13,15 @@ pub struct AccessArgs {
 }
 
 impl AccessArgs {
+    /// The servers that the options name.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.endpoints.clone()
+    }
+
     /// As the environment and the options say.
     pub fn access(&self) -> Access {
         Access {
-            endpoints: self.endpoints.clone(),
+            endpoints: self.endpoints(),
             ..Access::from_env()
         }
     }

@@ -12,6 +12,7 @@ use cutover_snapshot::spec::MacAddr;
 use cutover_vmm::snapshot::{ClockPolicy, NetOverride, RestoreRequest, Source, Trust};
 use serde_json::json;
 
+use super::access::AccessArgs;
 use crate::cli::MonitorArgs;
 use crate::exit::{ExitStatus, after_printing};
 use crate::plan::Plan;
@@ -22,9 +23,12 @@ use crate::run::run_plan;
 pub struct RestoreArgs {
     /// Directory of the snapshot, a file it was exported to, or either of them in a bucket (s3://BUCKET/PATH)
     ///
-    /// Buckets are reached as the environment says: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and the like.
+    /// Buckets are reached as --endpoint and the environment say: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and the like.
     #[arg(value_name = "SNAPSHOT")]
     snapshot: PathBuf,
+
+    #[command(flatten)]
+    access: AccessArgs,
 
     /// Another tap device for a network interface
     #[arg(long = "net", value_name = "ID=TAP", value_parser = tap, help_heading = "Devices")]
@@ -97,6 +101,10 @@ Examples:
   Verified from the first to the last byte beforehand:
     cutover snapshot restore snapshots/monday --verify
 
+  From a bucket that two servers have: when one is lost, the other one is asked
+    cutover snapshot restore s3://backups/web/monday --endpoint https://a.example,https://b.example \\
+        --disks web-disks
+
   Ten VMs that share memory, from a snapshot that is trusted:
     cutover snapshot merge snapshots/monday snapshots/whole
     for n in $(seq 10); do
@@ -154,6 +162,7 @@ fn request(args: &RestoreArgs) -> Result<RestoreRequest, UsageError> {
     }
     Ok(RestoreRequest {
         source: Source::Snapshot(args.snapshot.clone()),
+        endpoints: args.access.endpoints(),
         trust: match (args.verify, args.trusted) {
             (true, _) => Trust::VerifyFirst,
             (_, true) => Trust::Trusted,
@@ -233,6 +242,7 @@ mod tests {
         let request = request(&parse("s/monday").expect("valid")).expect("valid");
         let expected = RestoreRequest {
             source: Source::Snapshot("s/monday".into()),
+            endpoints: Vec::new(),
             trust: Trust::VerifyOnRead,
             clock: ClockPolicy::Corrected,
             name: None,
@@ -252,7 +262,7 @@ mod tests {
     fn every_option_is_read_and_tap_and_address_of_an_interface_belong_together() {
         let args = parse(
             "s --net a=t1 --mac a=02:00:00:00:00:09 --net b=t2 --disk root=/r=1.img --disks d --replace-disks --trusted --clock stopped \
-             --track --paused --name web --api --serial null",
+             --track --paused --name web --api --serial null --endpoint http://a:1,https://b --endpoint http://c",
         )
         .expect("valid");
         let request = request(&args).expect("valid");
@@ -262,6 +272,7 @@ mod tests {
         };
         assert_eq!(request.nets["a"], a);
         assert_eq!(request.nets["b"].tap.as_deref(), Some("t2"));
+        assert_eq!(request.endpoints, ["http://a:1", "https://b", "http://c"]);
         assert_eq!(request.disks["root"], PathBuf::from("/r=1.img"));
         assert_eq!((request.trust, request.clock), (Trust::Trusted, ClockPolicy::Stopped));
         assert!(request.track && request.paused && request.replace_disks && request.disks_dir == Some("d".into()));

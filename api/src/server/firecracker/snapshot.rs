@@ -176,6 +176,7 @@ impl TryFrom<SnapshotLoad> for RestoreRequest {
         };
         Ok(Self {
             source,
+            endpoints: Vec::new(),
             trust: Trust::Trusted,
             clock: match load.clock_realtime {
                 true => ClockPolicy::Corrected,

@@ -45,6 +45,7 @@ impl TryFrom<RestoreV1> for RestoreRequest {
         let nets = body.nets.into_iter().map(|(id, net)| Ok((id, net.try_into()?)));
         Ok(Self {
             source: Source::Snapshot(body.snapshot.into()),
+            endpoints: Vec::new(),
             trust: body.trust.into(),
             clock: body.clock.into(),
             name: None,
