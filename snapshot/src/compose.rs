@@ -52,7 +52,8 @@ impl Composer {
         Ok(image)
     }
 
-    fn parent_has(&self, name: &str, page_bytes: u32) -> bool {
+    /// Whether the parent has such an image.
+    pub fn parent_has(&self, name: &str, page_bytes: u32) -> bool {
         let image = self.parent.as_ref().and_then(|manifest| manifest.image(name));
         image.is_some_and(|image| image.page_bytes == page_bytes)
     }

@@ -113,6 +113,12 @@ impl SnapshotWriter {
         (manifest.created, manifest.cpu) = (at, cpu);
     }
 
+    /// Whether the parent, if there is any, has an image called `name` with such pages, so that another can be based on
+    /// it.
+    pub fn parent_has(&self, name: &str, page_bytes: u32) -> bool {
+        self.composer.parent_has(name, page_bytes)
+    }
+
     /// Begins an image. Several can be written at the same time, also by other threads.
     ///
     /// # Errors

@@ -101,8 +101,8 @@ impl Inputs {
         self.filling.wait(&|| status.check().is_ok());
         status.check()?;
         let output = Output::begin(&self.request, self.draft()?)?;
-        if self.request.kind == Kind::Full && self.request.disks == Disks::Copied {
-            self.base.disks.settle();
+        if self.request.disks == Disks::Copied {
+            self.base.disks.settle(|id| output.takes_whole_disk(id));
         }
         let protection = CopyOnWrite::arm(&self.memory, self.on_fault_thread.clone());
         let first = self.base.memory.take()?;
@@ -205,9 +205,11 @@ impl Prepared {
         let memory_bytes = memory::bytes_of(&pages);
         let state = machine.save()?;
         output.stopped(at, state.cpu_needs());
-        let whole = inputs.request.kind == Kind::Full;
         let disks = match inputs.request.disks {
-            Disks::Copied => inputs.base.disks.hold(&machine.devices, whole)?,
+            Disks::Copied => {
+                let whole = |id: &str| output.takes_whole_disk(id);
+                inputs.base.disks.hold(&machine.devices, whole)?
+            }
             Disks::Referenced => HeldDisks::default(),
         };
         let (source, method) = match protection {

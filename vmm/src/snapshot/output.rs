@@ -16,8 +16,8 @@ use cutover_snapshot::writer::{Draft, SnapshotWriter};
 use jiff::Timestamp;
 use tempfile::NamedTempFile;
 
-use super::directory_of;
 use super::request::{Kind, SnapshotRequest, Target};
+use super::{directory_of, disks};
 use crate::Error;
 use crate::state::MachineState;
 
@@ -73,6 +73,14 @@ impl Output {
         match self {
             Self::Store(writer) => writer.stopped(at, cpu),
             Self::Files { content, .. } => content.stopped(at, cpu),
+        }
+    }
+
+    /// Whether a disk is to be saved whole, because there is no snapshot before that has it.
+    pub fn takes_whole_disk(&self, id: &str) -> bool {
+        match self {
+            Self::Store(writer) => !writer.parent_has(&disks::image_name(id), disks::PAGE_BYTES),
+            Self::Files { .. } => true,
         }
     }
 

@@ -58,7 +58,7 @@ pub enum Kind {
     /// All of it.
     Full,
     /// What has changed since the last snapshot of this VM, or since the one it was restored from; that has to be in
-    /// the same store.
+    /// the same store. Of a disk that this one only refers to, all of it.
     Incremental,
 }
 

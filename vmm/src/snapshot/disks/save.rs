@@ -101,26 +101,27 @@ impl DiskTracks {
         }
     }
 
-    /// Brings the disks to stable storage, while the guest still runs and before they are held whole. Only then are they
+    /// Brings the disks that will be held `whole` to stable storage, while the guest still runs. Only then are they
     /// copied by sharing their blocks, where that is possible: a file system brings to stable storage first what is to be
     /// shared, and the guest could not write for so long.
-    pub fn settle(&self) {
-        self.tracks.values().for_each(Track::settle);
+    pub fn settle(&self, whole: impl Fn(&str) -> bool) {
+        let tracks = self.tracks.iter().filter(|(id, _)| whole(id));
+        tracks.for_each(|(_, track)| track.settle());
     }
 
-    /// Holds the disks of `devices`, which are stopped, as they are: `whole`, or what changed since they were last
-    /// saved. It costs nothing that grows with what they hold.
+    /// Holds the disks of `devices`, which are stopped, as they are: those that are `whole` completely, of others what
+    /// changed since they were last saved. It costs nothing that grows with what they hold.
     ///
     /// # Errors
     /// A restore still fills one of them.
-    pub fn hold(&self, devices: &DeviceManager, whole: bool) -> Result<HeldDisks, Error> {
+    pub fn hold(&self, devices: &DeviceManager, whole: impl Fn(&str) -> bool) -> Result<HeldDisks, Error> {
         self.hold_all(devices.disks(), whole)
     }
 
     pub(super) fn hold_all<'a>(
         &self,
         disks: impl Iterator<Item = (&'a str, MutexGuard<'a, Block>)>,
-        whole: bool,
+        whole: impl Fn(&str) -> bool,
     ) -> Result<HeldDisks, Error> {
         let mut held = HeldDisks::default();
         for (id, mut block) in disks {
@@ -131,6 +132,7 @@ impl DiskTracks {
             let bytes = block.disk().size();
             let image = block.disk().file().clone();
             let settled = track.is_settled(&image);
+            let whole = whole(id);
             let chunks = if whole {
                 ChunkSet::all(bytes)
             } else {

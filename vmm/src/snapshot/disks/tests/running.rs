@@ -49,7 +49,7 @@ fn a_disk_is_saved_as_it_was_when_it_was_held_however_its_driver_goes_on() {
             let parent = saved.last().map(|(snapshot, _)| snapshot);
             let mut writer = store.create(&format!("s{round}"), draft(&vm.spec, parent)).unwrap();
             driver.transport.pause();
-            let held = tracks.hold_all(vm.disks(), parent.is_none()).unwrap();
+            let held = tracks.hold_all(vm.disks(), |_| parent.is_none()).unwrap();
             let at_the_pause = content.clone();
             driver.transport.resume();
             let copies = held.start(&mut writer, compress, &unwatched(), &unconfined()).unwrap();
