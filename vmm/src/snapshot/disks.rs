@@ -21,6 +21,7 @@ mod restore;
 mod save;
 #[cfg(test)]
 mod tests;
+mod unfinished;
 
 use cutover_devices::virtio::block::chunks::CHUNK_SIZE;
 use cutover_snapshot::error::SectionError;
@@ -34,7 +35,7 @@ pub use self::save::{DiskTracks, HeldDisks, Watch};
 const SECTION: &str = "disks";
 /// Bytes of a page of a disk's image.
 #[expect(clippy::cast_possible_truncation, reason = "64 KiB")]
-const PAGE_BYTES: u32 = CHUNK_SIZE as u32;
+pub const PAGE_BYTES: u32 = CHUNK_SIZE as u32;
 
 /// The disks that a snapshot has images of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! Restoring disks: files are created empty, the guest runs, and its disks are filled behind it.
 //!
-//! A file has its name only when all of it is there and permanent; until then it is beside that, as
+//! A file has its name only when all of it is there and permanent; until then it is [beside that](super::unfinished), as
 //! `.NAME.…partial`. So a monitor that ends early leaves no disk that looks like one and is not, and a file that is to be
 //! replaced is there until then.
 
@@ -27,7 +27,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tempfile::{NamedTempFile, PersistError};
 
-use super::{PAGE_BYTES, SECTION, SavedDisk, SavedDisks, image_name, pages_of};
+use super::{PAGE_BYTES, SECTION, SavedDisk, SavedDisks, image_name, pages_of, unfinished};
 use crate::Error;
 use crate::device_manager::DeviceManager;
 use crate::snapshot::directory_of;
@@ -197,12 +197,7 @@ fn target(id: &str, path: &Path, existing: Existing) -> Result<PathBuf, Error> {
 impl NewDisk {
     fn create(from: DiskImage) -> Result<Self, Error> {
         let failed = |action| disk_file(&from.saved.id, &from.path, action);
-        let name = from.path.file_name().unwrap_or_default().to_string_lossy();
-        let file = tempfile::Builder::new()
-            .prefix(&format!(".{name}."))
-            .suffix(".partial")
-            .tempfile_in(directory_of(&from.path))
-            .map_err(failed("create"))?;
+        let file = unfinished::create(&from.path).map_err(failed("create"))?;
         file.as_file()
             .set_len(from.saved.bytes)
             .map_err(failed("give its size to"))?;
@@ -227,7 +222,7 @@ impl NewDisk {
         if let Err(PersistError { error, file }) = published {
             // What the guest has written since is in no other place.
             return Err(match file.keep() {
-                Ok((_, kept)) => disk_file(&saved.id, &kept, "give its name to")(error),
+                Ok((_, kept)) => disk_file(&saved.id, &unfinished::set_aside(kept), "give its name to")(error),
                 Err(lost) => failed("keep")(lost.error),
             });
         }

@@ -103,8 +103,9 @@ impl Vm {
         compress: Option<i32>,
     ) -> Result<Snapshot, Error> {
         let mut writer = store.create(name, draft(&self.spec, parent))?;
-        tracks.settle();
-        let held = tracks.hold_all(self.disks(), parent.is_none())?;
+        let whole = |id: &str| !writer.parent_has(&image_name(id), PAGE_BYTES);
+        tracks.settle(whole);
+        let held = tracks.hold_all(self.disks(), whole)?;
         let copies = held.start(&mut writer, compress, &unwatched(), &unconfined())?;
         let copied = copies.finish(&mut writer)?;
         let snapshot = writer.commit()?;
@@ -191,7 +192,7 @@ fn restore(snapshot: &Path, paths: &[PathBuf], workers: usize) -> Vec<Vec<u8>> {
     // Nobody copies them any more: they may be saved, whole or not.
     drop(
         DiskTracks::of(guards(&blocks), Baseline::Now)
-            .hold_all(guards(&blocks), false)
+            .hold_all(guards(&blocks), |_| false)
             .unwrap(),
     );
     assert!(matches!(outcomes.recv().unwrap(), Ok(())));
@@ -279,11 +280,42 @@ fn a_full_snapshot_stores_nothing_of_holes_and_an_incremental_one_nothing_but_wh
 }
 
 #[test]
+fn an_incremental_snapshot_has_all_of_a_disk_that_its_parent_only_refers_to() {
+    let vm = Vm::new(&[5 * CHUNK_SIZE, CHUNK_SIZE]);
+    let (store, tracks) = (vm.store(), vm.track(Baseline::Now));
+    vm.write(0, 0, &[1; 512]);
+    vm.write(1, 0, &[2; 512]);
+    let saved = vm.save(&store, "saved", None, &tracks, None).unwrap();
+    vm.write(0, 3 * CHUNK_SIZE, &[3; 512]);
+    let refers = store
+        .create("refers", draft(&vm.spec, Some(&saved)))
+        .unwrap()
+        .commit()
+        .unwrap();
+    let whole = vm.save(&store, "whole", Some(&refers), &tracks, None).unwrap();
+    let image = whole.sealed.manifest.image("disk-disk0").unwrap();
+    assert_eq!(
+        (image.base, image.stored_pages),
+        (cutover_snapshot::manifest::Base::Zero, 2)
+    );
+    assert_eq!(restore(&whole.path, &targets(vm.directory.path(), 2), 1), vm.contents());
+    vm.write(1, 0, &[4; 512]);
+    let next = vm.save(&store, "next", Some(&whole), &tracks, None).unwrap();
+    let image = next.sealed.manifest.image("disk-disk0").unwrap();
+    assert_eq!(
+        (image.base, image.stored_pages),
+        (cutover_snapshot::manifest::Base::Parent, 0)
+    );
+    let directory = tempfile::tempdir().unwrap();
+    assert_eq!(restore(&next.path, &targets(directory.path(), 2), 1), vm.contents());
+}
+
+#[test]
 fn all_is_counted_that_is_dealt_with() {
     let vm = Vm::new(&[5 * CHUNK_SIZE, CHUNK_SIZE + 512]);
     vm.write(0, 2 * CHUNK_SIZE, &[1; 512]);
     let tracks = vm.track(Baseline::Nothing);
-    let held = tracks.hold_all(vm.disks(), true).unwrap();
+    let held = tracks.hold_all(vm.disks(), |_| true).unwrap();
     assert_eq!(held.bytes(), 7 * CHUNK_SIZE);
     let counted = Arc::new(AtomicU64::new(0));
     let counter = counted.clone();

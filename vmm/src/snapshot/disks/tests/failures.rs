@@ -76,7 +76,7 @@ impl NewFile for LimitedFile {
 
 /// The disks may be held again: nobody copies them.
 fn assert_nothing_is_held(vm: &Vm, tracks: &DiskTracks) {
-    drop(tracks.hold_all(vm.disks(), true).unwrap());
+    drop(tracks.hold_all(vm.disks(), |_| true).unwrap());
 }
 
 #[test]
@@ -110,18 +110,18 @@ fn a_snapshot_that_is_given_up_lets_go_of_the_disks_and_forgets_nothing() {
     let tracks = vm.track(Baseline::Nothing);
     let full = vm.save(&vm.store(), "full", None, &tracks, None).unwrap();
     vm.write(0, 0, &[1; 512]);
-    drop(tracks.hold_all(vm.disks(), false).unwrap());
+    drop(tracks.hold_all(vm.disks(), |_| false).unwrap());
     let mut writer = vm.store().create("given-up", draft(&vm.spec, Some(&full))).unwrap();
-    let held = tracks.hold_all(vm.disks(), false).unwrap();
+    let held = tracks.hold_all(vm.disks(), |_| false).unwrap();
     assert_eq!(held.bytes(), CHUNK_SIZE);
     let nobody_wants_it: Watch = Arc::new(|_| Err(Error::SnapshotCancelled));
     let copies = held.start(&mut writer, None, &nobody_wants_it, &unconfined()).unwrap();
     assert!(matches!(copies.finish(&mut writer), Err(Error::SnapshotCancelled)));
-    let held = tracks.hold_all(vm.disks(), false).unwrap();
+    let held = tracks.hold_all(vm.disks(), |_| false).unwrap();
     assert_eq!(held.bytes(), CHUNK_SIZE);
     let mut writer = vm.store().create("given-up", draft(&vm.spec, Some(&full))).unwrap();
     drop(held.start(&mut writer, None, &unwatched(), &unconfined()).unwrap());
-    assert_eq!(tracks.hold_all(vm.disks(), false).unwrap().bytes(), CHUNK_SIZE);
+    assert_eq!(tracks.hold_all(vm.disks(), |_| false).unwrap().bytes(), CHUNK_SIZE);
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn a_disk_that_cannot_be_read_is_named_and_fails_the_snapshot() {
     let vm = Vm::new(&[CHUNK_SIZE, 3 * CHUNK_SIZE]);
     vm.write(1, 0, &[1]);
     let tracks = vm.track(Baseline::Nothing);
-    let held = tracks.hold_all(vm.disks(), true).unwrap();
+    let held = tracks.hold_all(vm.disks(), |_| true).unwrap();
     let shrunk = File::options().write(true).open(&vm.spec.disks[1].path).unwrap();
     shrunk.set_len(512).unwrap();
     let mut writer = vm.store().create("one", draft(&vm.spec, None)).unwrap();
@@ -218,7 +218,15 @@ fn a_file_that_appears_meanwhile_stays_and_the_disk_is_kept_under_another_name()
         panic!("the file is in the way");
     };
     assert_eq!(fs::read(&paths[0]).unwrap(), b"somebody else's");
-    assert_eq!(fs::read(path).unwrap(), vm.contents()[0]);
+    assert_eq!(fs::read(&path).unwrap(), vm.contents()[0]);
+    // The next restore, which removes what was left of others, leaves it.
+    drop(
+        images(&snapshot.path, &paths, Existing::Replaced)
+            .unwrap()
+            .create()
+            .unwrap(),
+    );
+    assert!(path.exists());
 }
 
 #[test]
