@@ -228,6 +228,11 @@ impl Driver {
             }
             let outcome = self.drive(&machine);
             self.migration = None;
+            if let Ok(Outcome::Exit(Exit::Migrated)) = outcome
+                && let Some(over) = self.snapshots.complete()
+            {
+                self.log(over);
+            }
             self.snapshots.abandon();
             let outcome = outcome?;
             if !matches!(outcome, Outcome::Exit(Exit::Ended)) {
@@ -427,7 +432,12 @@ impl Driver {
     /// Begins a snapshot of `machine`; what comes of it goes to `reply`.
     fn begin_snapshot(&mut self, machine: &Machine, request: SnapshotRequest, reply: Reply<SnapshotReport>) {
         let path = request.target.path();
-        let accepted = self.decide(Request::Snapshot).map_err(Error::from);
+        let accepted = match self.migration {
+            // Disks are copied behind the guest, which may go on elsewhere meanwhile.
+            Some(_) if request.copies_disks_of(&self.spec) => Err(Refusal::MigrationUnderWay),
+            _ => self.decide(Request::Snapshot),
+        };
+        let accepted = accepted.map_err(Error::from);
         let context = Context {
             machine,
             spec: &self.spec,

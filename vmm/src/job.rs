@@ -100,6 +100,21 @@ impl<T> Job<T> {
         (self.cancel)();
     }
 
+    /// Waits until the thread has done what it does, without a step left that needs the state driver; returns what it has
+    /// reported last.
+    pub fn wait(&mut self) -> Option<JobStep> {
+        self.join();
+        self.mailbox.take_step(self.is_step)
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(thread = self.name, "the thread of an operation panicked");
+        }
+    }
+
     /// Answers what came of it; the thread has reported that last.
     pub fn finish(mut self, outcome: Result<T, Error>) {
         if let Some(reply) = self.reply.take() {
@@ -111,12 +126,9 @@ impl<T> Job<T> {
 impl<T> Drop for Job<T> {
     fn drop(&mut self) {
         self.cancel();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!(thread = self.name, "the thread of an operation panicked");
-        }
-        self.mailbox.forget_step(self.is_step);
+        self.join();
+        // Of what it has reported nobody wants to know any more.
+        while self.mailbox.take_step(self.is_step).is_some() {}
         if let Some(reply) = self.reply.take() {
             reply.send(Err((self.cancelled)()));
         }

@@ -98,9 +98,11 @@ impl Mailbox {
         self.filled.notify_one();
     }
 
-    /// Forgets what an operation has reported of which there is nothing any more: the steps that `are_its`.
-    pub fn forget_step(&self, are_its: fn(&JobStep) -> bool) {
-        self.lock().steps.retain(|step| !are_its(step));
+    /// Takes out what an operation has reported, whose steps are those that `are_its`.
+    pub fn take_step(&self, are_its: fn(&JobStep) -> bool) -> Option<JobStep> {
+        let steps = &mut self.lock().steps;
+        let at = steps.iter().position(are_its)?;
+        steps.remove(at)
     }
 
     /// Whether the guest can go no further, which the state driver has yet to learn.

@@ -26,6 +26,7 @@ impl Driver {
         };
         let accepted = match self.migration {
             Some(_) => Err(Refusal::MigrationUnderWay),
+            None if self.snapshots.needs_disks() => Err(Refusal::SnapshotUnderWay),
             None => self.decide(Request::Migrate),
         };
         let begun = accepted
@@ -56,7 +57,7 @@ impl Driver {
         let answer = match step {
             Step::Stop => self.stand_still(machine).map(Some),
             Step::Resume => self.go_on(machine).map(|()| None),
-            Step::HandOver => self.hand_over(machine, Handover::Commit).map(|_| None),
+            Step::HandOver => self.let_go(machine).map(|()| None),
             Step::Done(outcome) => return self.finish_migration(machine, outcome),
         };
         if let Some(migration) = &self.migration {
@@ -81,6 +82,13 @@ impl Driver {
                 Err(error)
             }
         }
+    }
+
+    /// From here on, another monitor may run what `machine` was.
+    fn let_go(&mut self, machine: &Machine) -> Result<(), Error> {
+        self.hand_over(machine, Handover::Commit)?;
+        self.snapshots.expect_no_moment();
+        Ok(())
     }
 
     /// Has the guest of `machine` go on after all, if it is still there.

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
+use cutover_snapshot::spec::VmSpec;
+
 use super::base::{Base, Bases};
 use super::create::{Frozen, Inputs, Prepared};
 use super::filling::Filling;
@@ -56,6 +58,8 @@ pub struct UnderWay {
     /// How the thread gets what was frozen.
     go_on: Option<Sender<Result<Frozen, Error>>>,
     job: Job<SnapshotReport>,
+    /// Whether it has disks.
+    copies_disks: bool,
     /// Where it goes.
     path: PathBuf,
     status: Arc<Status>,
@@ -67,6 +71,13 @@ pub struct Status {
     done: AtomicU64,
     total: AtomicU64,
     cancelled: AtomicBool,
+}
+
+impl SnapshotRequest {
+    /// Whether disks of the VM of `spec` are copied while its guest goes on.
+    pub(crate) fn copies_disks_of(&self, spec: &VmSpec) -> bool {
+        self.disks == Disks::Copied && spec.disks.iter().any(|disk| !disk.readonly)
+    }
 }
 
 impl Status {
@@ -174,15 +185,7 @@ impl Snapshots {
             }
             Step::Done(outcome) => {
                 let under_way = self.under_way.take()?;
-                let event = match &outcome {
-                    Ok(report) => EventKind::SnapshotFinished { report: report.clone() },
-                    Err(error) => EventKind::SnapshotFailed {
-                        path: under_way.path,
-                        reason: error.to_string(),
-                    },
-                };
-                under_way.job.finish(outcome);
-                Some(event)
+                Some(under_way.finish(outcome))
             }
         }
     }
@@ -200,6 +203,27 @@ impl Snapshots {
         let under_way = self.under_way.as_ref().ok_or(Refusal::NoSnapshotUnderWay)?;
         under_way.job.cancel();
         Ok(())
+    }
+
+    /// Whether a snapshot is being made that copies disks: they have to stay this VM's until that is done.
+    pub fn needs_disks(&self) -> bool {
+        self.under_way.as_ref().is_some_and(|under_way| under_way.copies_disks)
+    }
+
+    /// Gives the snapshot up that is being made if what it is of is yet to come: there will be no such moment here.
+    pub fn expect_no_moment(&self) {
+        if let Some(under_way) = self.under_way.as_ref().filter(|under_way| under_way.go_on.is_some()) {
+            under_way.job.cancel();
+        }
+    }
+
+    /// Waits for the snapshot that is being made and needs the machine no more; returns what there is to tell of it.
+    pub fn complete(&mut self) -> Option<EventKind> {
+        let mut under_way = self.under_way.take_if(|under_way| under_way.go_on.is_none())?;
+        match under_way.job.wait()? {
+            JobStep::Snapshot(Step::Done(outcome)) => Some(under_way.finish(outcome)),
+            _ => None,
+        }
     }
 
     /// Gives the snapshot up that is being made, if there is one; on return there is nothing of it any more.
@@ -228,6 +252,7 @@ impl Snapshots {
 impl UnderWay {
     fn begin(inputs: Inputs, context: &Context<'_>) -> Result<Self, Error> {
         let path = inputs.request.target.path();
+        let copies_disks = inputs.request.copies_disks_of(&inputs.spec);
         let on_thread = inputs.on_copy_thread.clone();
         let status = Arc::<Status>::default();
         let (go_on, gone_on) = channel();
@@ -245,9 +270,23 @@ impl UnderWay {
         Ok(Self {
             go_on: Some(go_on),
             job,
+            copies_disks,
             path,
             status,
         })
+    }
+
+    /// Answers what came of it, and returns what there is to tell.
+    fn finish(self, outcome: Result<SnapshotReport, Error>) -> EventKind {
+        let event = match &outcome {
+            Ok(report) => EventKind::SnapshotFinished { report: report.clone() },
+            Err(error) => EventKind::SnapshotFailed {
+                path: self.path,
+                reason: error.to_string(),
+            },
+        };
+        self.job.finish(outcome);
+        event
     }
 }
 
