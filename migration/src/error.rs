@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use crate::vm::VmError;
 
@@ -43,6 +42,12 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
+    /// Nothing protects what would be sent.
+    #[error("{0} is neither encrypted nor authenticated: use tls://host:port, or say that an insecure link will do")]
+    Insecure(String),
+    /// There are no certificates to prove who this host is.
+    #[error("{0} needs certificates: say in which directory they are")]
+    NoIdentity(String),
     /// Bytes could not be sent or received.
     #[error("the link to the peer broke: cannot {action}")]
     Link {
@@ -58,12 +63,10 @@ pub enum Error {
         expected: &'static str,
     },
     /// The peer is there but does not answer.
-    #[error("the peer did not send {expected} within {limit:?}")]
+    #[error("the peer is silent: {expected} did not come in time")]
     Silent {
         /// What should have come.
         expected: &'static str,
-        /// How long it was waited for.
-        limit: Duration,
     },
     /// The peer is not a Cutover that migrates.
     #[error("the peer does not speak Cutover's migration protocol: its first bytes are {0:02x?}")]
