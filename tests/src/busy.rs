@@ -108,12 +108,21 @@ impl Shelf {
         managed.vm.write_chunk(0);
         self.full(&managed, "original");
         drop(managed);
-        let clones: Vec<_> = (0..count).map(|_| self.restore_busy("original")).collect();
+        let clones: Vec<_> = (0..count)
+            .map(|_| {
+                let clone = self.restore_busy("original");
+                // Many guests that all write as fast as they can leave none enough of one processor.
+                clone.0.vm.check("killall -STOP page-writer");
+                clone
+            })
+            .collect();
         for (number, (clone, _)) in (1..).zip(&clones) {
             clone.vm.write_chunk(number);
         }
         for (number, (clone, _)) in (1..).zip(&clones) {
+            clone.vm.check("killall -CONT page-writer");
             clone.vm.check_pages();
+            clone.vm.check("killall -STOP page-writer");
             for other in 1..=count {
                 let expected = if other == number { 65536 } else { 0 };
                 let written = clone.vm.written_of_chunk(other);
