@@ -15,8 +15,8 @@ mod request;
 mod source;
 
 pub use cutover_migration::report::Report as MigrationReport;
-pub use cutover_migration::status::Progress as MigrationProgress;
+pub use cutover_migration::status::{Progress as MigrationProgress, Status as MigrationStatus};
 
 pub(crate) use self::job::{Migration, Step};
-pub use self::request::{MigrateRequest, MigratedDisks, ReceiveRequest, TlsFiles};
+pub use self::request::{MigrateRequest, MigratedDisks, ReceiveRequest};
 pub(crate) use self::source::Still;

@@ -9,13 +9,13 @@ use cutover_snapshot::spec::SerialSpec;
 
 use crate::snapshot::NetOverride;
 
-/// A VM to be moved to another monitor.
+/// A VM to be moved to another monitor. That a link is not protected (`tcp://`) is for whoever asks to allow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigrateRequest {
     /// Where that listens.
     pub to: Endpoint,
-    /// Who we are to it, and whom we take it to be. Endpoints with TLS need it.
-    pub tls: Option<TlsFiles>,
+    /// Directory with this host's [certificate](cutover_migration::transport::tls). Endpoints with TLS need it.
+    pub tls: Option<PathBuf>,
     /// How it is to be done.
     pub options: Options,
     /// What becomes of the disks.
@@ -32,24 +32,13 @@ pub enum MigratedDisks {
     Moved,
 }
 
-/// Files of a host's certificate, as PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// Certificate of the authority that has signed those of all hosts.
-    pub ca: PathBuf,
-    /// This host's certificate.
-    pub certificate: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-}
-
 /// A VM to be taken over from another monitor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceiveRequest {
     /// Where to listen for it.
     pub listen: Endpoint,
-    /// Who we are to it, and whom we take it to be. Endpoints with TLS need it.
-    pub tls: Option<TlsFiles>,
+    /// Directory with this host's [certificate](cutover_migration::transport::tls). Endpoints with TLS need it.
+    pub tls: Option<PathBuf>,
     /// Another name for the VM.
     pub name: Option<String>,
     /// Other taps, by the id of the network interface. Its address stays: the guest runs on, and so do its connections.
