@@ -74,6 +74,15 @@ pub struct NetUpdate {
     pub tx_rate_limiter: Option<RateLimiterSpec>,
 }
 
+/// When disks are locked against other users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskLocks {
+    /// As they are opened.
+    Taken,
+    /// By [`DeviceManager::take_disks`], before the machine runs: another monitor still uses them.
+    Later,
+}
+
 /// What the devices have done since the VM was built.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DeviceStats {
@@ -89,12 +98,14 @@ pub struct DeviceStats {
 
 impl DeviceManager {
     /// Makes the devices of `spec`, puts them on `buses` and connects them to `vm`. They are new; the serial port has no
-    /// [console](Self::open_console) yet. Disk workers call `on_disk_thread` first.
+    /// [console](Self::open_console) yet. Disks are locked as `disk_locks` says. Disk workers call `on_disk_thread`
+    /// first.
     ///
     /// # Errors
     /// A file, tap or console of a device cannot be had, or KVM refused a connection.
     pub fn create(
         spec: &VmSpec,
+        disk_locks: DiskLocks,
         vm: &KvmVm,
         buses: &mut Buses,
         event_loop: &EventLoopHandle,
@@ -109,7 +120,10 @@ impl DeviceManager {
         let mut builder = VirtioBuilder::new(vm, buses, event_loop, events)?;
         let mut disks = Vec::new();
         for (index, disk) in spec.disks.iter().enumerate() {
-            let block = Block::open(disk, on_disk_thread)?;
+            let block = match disk_locks {
+                DiskLocks::Taken => Block::open(disk, on_disk_thread)?,
+                DiskLocks::Later => Block::open_unlocked(disk, on_disk_thread)?,
+            };
             let counters = block.counters().clone();
             let (device, transport) = builder.add(format!("virtio-blk{index}"), block)?;
             disks.push(Placed {
@@ -234,6 +248,46 @@ impl DeviceManager {
     /// The disks with their ids, in the order the guest sees them.
     pub fn disks(&self) -> impl Iterator<Item = (&str, MutexGuard<'_, Block>)> {
         self.disks.iter().map(|disk| (disk.id.as_str(), lock(&disk.device)))
+    }
+
+    /// Locks the disks against other users, after [`DiskLocks::Later`] or [`release_disks`](Self::release_disks), or none
+    /// of them.
+    ///
+    /// # Errors
+    /// Somebody uses one of them, or its size has changed since it was opened.
+    pub fn take_disks(&self) -> Result<(), Error> {
+        for (taken, disk) in self.disks.iter().enumerate() {
+            if let Err(error) = lock(&disk.device).disk().lock() {
+                self.release(taken);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets others have the disks, with all that was written there, or none of them. The devices are paused, and stay so
+    /// until the disks are [taken](Self::take_disks) again.
+    ///
+    /// # Errors
+    /// The image of one could not be made permanent.
+    pub fn release_disks(&self) -> Result<(), Error> {
+        for disk in &self.disks {
+            if let Err(error) = lock(&disk.device).disk().release() {
+                // Nobody was told that they can be had, and what is locked already can be locked again.
+                self.take_disks()?;
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the first `count` disks back, of which nothing was written.
+    fn release(&self, count: usize) {
+        for disk in &self.disks[..count] {
+            if let Err(error) = lock(&disk.device).disk().release() {
+                tracing::warn!(disk = disk.id, %error, "the disk stays locked");
+            }
+        }
     }
 
     /// Changes the network interface called `id` while its guest uses it, or while the VM is paused.

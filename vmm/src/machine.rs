@@ -11,7 +11,7 @@ use kvm_bindings::CpuId;
 
 use crate::control::{Ending, Mailbox};
 use crate::cpu::{self, BareVcpu, Buses, Vcpu, VcpuHandle};
-use crate::device_manager::DeviceManager;
+use crate::device_manager::{DeviceManager, DiskLocks};
 use crate::dirty::Tracker;
 use crate::driver::Options;
 use crate::events::{EventKind, EventLog};
@@ -44,7 +44,8 @@ impl Machine {
     /// The spec is wrong, a file is missing or of the wrong kind, or the host lacks something. Nothing is left behind.
     pub fn build(spec: &VmSpec, options: &Options, driver: &Arc<Mailbox>) -> Result<Self, Error> {
         spec.check()?;
-        Reserved::create(spec, memory::map(&spec.memory)?, options, driver)?.boot(spec)
+        let memory = memory::map(&spec.memory)?;
+        Reserved::create(spec, memory, DiskLocks::Taken, options, driver)?.boot(spec)
     }
 
     /// Has the guest know that it is no longer the only one of its past: another may have been restored from the same
@@ -142,7 +143,13 @@ impl Reserved {
     ///
     /// # Errors
     /// As [`Machine::build`], but for those of boot files.
-    pub fn create(spec: &VmSpec, memory: GuestMemory, options: &Options, driver: &Arc<Mailbox>) -> Result<Self, Error> {
+    pub fn create(
+        spec: &VmSpec,
+        memory: GuestMemory,
+        disk_locks: DiskLocks,
+        options: &Options,
+        driver: &Arc<Mailbox>,
+    ) -> Result<Self, Error> {
         spec.check()?;
         let vm = KvmVm::create(&memory)?;
         if usize::from(spec.cpus) > vm.cpus_max {
@@ -157,6 +164,7 @@ impl Reserved {
         let mut buses = Buses::default();
         let devices = DeviceManager::create(
             spec,
+            disk_locks,
             &vm,
             &mut buses,
             &event_loop.handle(),

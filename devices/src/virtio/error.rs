@@ -34,10 +34,30 @@ pub enum DeviceError {
         size: u64,
     },
     /// Somebody has it open.
-    #[error("disk image '{path}' is in use by another process or disk; only read-only disks can be shared")]
+    #[error("disk image '{path}' is in use by {user}; only read-only disks can be shared")]
     DiskInUse {
         /// The image.
         path: PathBuf,
+        /// By whom, as far as that is known.
+        user: String,
+    },
+    /// It was not what it is now when the VM was built.
+    #[error("disk image '{path}' had {then} bytes when the VM was built with it, and has {now} now")]
+    DiskResized {
+        /// The image.
+        path: PathBuf,
+        /// Its size then.
+        then: u64,
+        /// And now.
+        now: u64,
+    },
+    /// What was written may be lost.
+    #[error("cannot make permanent what was written to disk image '{path}', and let others have it: {source}")]
+    DiskNotReleased {
+        /// The image.
+        path: PathBuf,
+        /// From the system.
+        source: io::Error,
     },
     /// A snapshot reads the image, or a restore fills it.
     #[error("the image of this disk is being copied by a snapshot or a restore: try again when that has finished")]

@@ -98,7 +98,7 @@ fn restore(
     clock: ClockPolicy,
     driver: &Arc<Mailbox>,
 ) -> Result<Machine, Error> {
-    let reserved = Reserved::create(spec, memory, &Options::default(), driver)?;
+    let reserved = Reserved::create(spec, memory, DiskLocks::Taken, &Options::default(), driver)?;
     reserved.load(state, state.vm.passed_ns(clock))
 }
 
@@ -191,6 +191,45 @@ fn each_device_has_a_section_under_its_name() {
     let read = through_a_file(&state, &spec).unwrap();
     assert_eq!(read.devices, state.devices);
     restore(&spec, memory, &read, ClockPolicy::Corrected, &Arc::default()).unwrap();
+}
+
+#[test]
+fn disks_are_of_one_machine_at_a_time_and_go_over_together() {
+    if !has_kvm() {
+        return;
+    }
+    let (kernel, dir) = (kernel(COUNTING), TempDir::new().unwrap());
+    let mut spec = with_devices(kernel.path(), &dir);
+    let second = DiskSpec {
+        id: Some("more".to_owned()),
+        path: dir.path().join("more"),
+        ..spec.disks[0].clone()
+    };
+    std::fs::write(&second.path, vec![0; 4096]).unwrap();
+    spec.disks.push(second.clone());
+    let (source, state, _) = saved(&spec);
+    let memory = copy_of(source.memory(), &spec);
+    let (options, driver) = (Options::default(), Arc::<Mailbox>::default());
+    let reserved = Reserved::create(&spec, memory, DiskLocks::Later, &options, &driver).unwrap();
+    let destination = reserved.load(&state, 0).unwrap();
+    let in_use = |machine: &Machine| {
+        let refused = machine.devices.take_disks().unwrap_err().to_string();
+        assert!(refused.contains("is in use by"), "{refused}");
+    };
+    in_use(&destination);
+    source.devices.release_disks().unwrap();
+    // Of two disks, of which somebody else has the second, neither is taken.
+    let other = VmSpec {
+        disks: vec![second],
+        ..tiny_spec(kernel.path())
+    };
+    let other = Machine::build(&other, &options, &driver).unwrap();
+    in_use(&destination);
+    drop(other);
+    source.devices.take_disks().unwrap();
+    source.devices.release_disks().unwrap();
+    destination.devices.take_disks().unwrap();
+    in_use(&source);
 }
 
 #[test]

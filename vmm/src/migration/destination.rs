@@ -21,6 +21,7 @@ use super::memory::MemoryImage;
 use super::request::ReceiveRequest;
 use super::source::{MOMENT, Moment};
 use crate::control::Mailbox;
+use crate::device_manager::DiskLocks;
 use crate::driver::{Options, Vmm};
 use crate::machine::{Machine, Reserved};
 use crate::state::{MachineState, check_cpu};
@@ -72,8 +73,9 @@ impl DestinationHost for Host<'_> {
         let memory = memory::map(&spec.memory).map_err(|error| one(error.to_string()))?;
         let mailbox = Arc::<Mailbox>::default();
         let image = Arc::new(MemoryImage::of(&memory));
-        let reserved =
-            Reserved::create(&spec, memory, self.options, &mailbox).map_err(|error| one(error.to_string()))?;
+        // The source has the disks until it hands them over.
+        let reserved = Reserved::create(&spec, memory, DiskLocks::Later, self.options, &mailbox)
+            .map_err(|error| one(error.to_string()))?;
         Ok(Incoming {
             spec,
             options: self.options.clone(),
@@ -203,6 +205,7 @@ impl DestinationVm for Incoming {
         let Stage::Loaded { machine, runs } = self.stage else {
             return Err("the VM has no state yet".into());
         };
+        machine.devices.take_disks()?;
         if runs {
             machine.run();
         }

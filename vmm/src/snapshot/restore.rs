@@ -29,6 +29,7 @@ use super::filling::{Countdown, Filling};
 use super::job::Snapshots;
 use super::request::{RestoreRequest, Source, Trust};
 use crate::control::Mailbox;
+use crate::device_manager::DiskLocks;
 use crate::dirty::Baseline;
 use crate::driver::Options;
 use crate::machine::{Machine, Reserved, confined};
@@ -80,7 +81,7 @@ pub fn restore(request: &RestoreRequest, options: &Options, mailbox: &Arc<Mailbo
     let disks = disks.map(DiskImages::create).transpose()?;
     // Until they are complete, disks have other names.
     let built = disks.as_ref().map_or_else(|| spec.clone(), |disks| disks.spec(&spec));
-    let reserved = Reserved::create(&built, memory, options, mailbox)?;
+    let reserved = Reserved::create(&built, memory, DiskLocks::Taken, options, mailbox)?;
     let machine = reserved.load(&state, state.vm.passed_ns(request.clock))?;
     machine.renew_generation()?;
     if let Some(disks) = disks {

@@ -3,14 +3,14 @@
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cutover_snapshot::spec::DiskSpec;
-use rustix::fs::{FlockOperation, flock};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::DeviceError;
+use super::lock::{lock, unlock};
 
 /// Bytes of a sector, the unit of requests whatever the disk (virtio 1.2 §5.2.4).
 pub const SECTOR_SIZE: u32 = 512;
@@ -25,13 +25,14 @@ const STAYS_WRITABLE: &str = "; whether a disk can be written is settled when th
 #[derive(Clone)]
 pub struct Disk {
     file: Arc<File>,
+    path: PathBuf,
     sectors: u64,
     readonly: bool,
     serial: [u8; SERIAL_SIZE],
 }
 
 impl Disk {
-    /// Opens and locks the image of `spec`.
+    /// Opens the image of `spec`, which is not [locked](Self::lock) yet.
     pub(super) fn open(spec: &DiskSpec) -> Result<Self, DeviceError> {
         let serial = serial_bytes(spec.serial.as_deref().unwrap_or_default())?;
         let image = Image {
@@ -42,10 +43,60 @@ impl Disk {
         let (file, sectors) = image.open()?;
         Ok(Self {
             file: Arc::new(file),
+            path: spec.path.clone(),
             sectors,
             readonly: spec.readonly,
             serial,
         })
+    }
+
+    /// Keeps others off the image, for as long as it is open or until it is [released](Self::release).
+    ///
+    /// # Errors
+    /// Somebody else has it, or its size has changed since it was opened; it is not locked then.
+    pub fn lock(&self) -> Result<(), DeviceError> {
+        lock(&self.file, &self.path, self.readonly)?;
+        let now = self.image().sectors(&self.file)?;
+        if now != self.sectors {
+            self.unlock()?;
+            return Err(DeviceError::DiskResized {
+                path: self.path.clone(),
+                then: self.size(),
+                now: now * u64::from(SECTOR_SIZE),
+            });
+        }
+        Ok(())
+    }
+
+    /// Makes permanent what was written, and lets others have the image. No request is under way, nor will be before it
+    /// is locked again.
+    ///
+    /// # Errors
+    /// The system refused; it is still locked, or not.
+    pub fn release(&self) -> Result<(), DeviceError> {
+        if !self.readonly {
+            self.file.sync_data().map_err(|source| self.not_released(source))?;
+        }
+        self.unlock()
+    }
+
+    fn unlock(&self) -> Result<(), DeviceError> {
+        unlock(&self.file).map_err(|source| self.not_released(source))
+    }
+
+    fn not_released(&self, source: io::Error) -> DeviceError {
+        DeviceError::DiskNotReleased {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    fn image(&self) -> Image<'_> {
+        Image {
+            path: &self.path,
+            readonly: self.readonly,
+            advice: USE_READONLY,
+        }
     }
 
     /// The disk that can take this one's place: the image at `path`, opened, locked and as writable as this one, under
@@ -63,10 +114,12 @@ impl Disk {
             (self.file.clone(), image.sectors(&self.file)?)
         } else {
             let (file, sectors) = image.open()?;
+            lock(&file, path, self.readonly)?;
             (Arc::new(file), sectors)
         };
         Ok(Self {
             file,
+            path: path.to_owned(),
             sectors,
             ..self.clone()
         })
@@ -121,7 +174,7 @@ pub(super) struct Image<'a> {
 }
 
 impl Image<'_> {
-    /// Opens and locks it; returns its size in sectors too.
+    /// Opens it; returns its size in sectors too.
     fn open(&self) -> Result<(File, u64), DeviceError> {
         let file = OpenOptions::new()
             .read(true)
@@ -129,7 +182,6 @@ impl Image<'_> {
             .open(self.path)
             .map_err(|source| self.open_error(source))?;
         let sectors = self.sectors(&file)?;
-        self.lock(&file)?;
         Ok((file, sectors))
     }
 
@@ -150,26 +202,6 @@ impl Image<'_> {
             });
         }
         Ok(size / u64::from(SECTOR_SIZE))
-    }
-
-    /// Keeps other monitors off the image for as long as it is open: all of them while it is written, writers while it
-    /// is read.
-    fn lock(&self, file: &File) -> Result<(), DeviceError> {
-        let operation = if self.readonly {
-            FlockOperation::NonBlockingLockShared
-        } else {
-            FlockOperation::NonBlockingLockExclusive
-        };
-        match flock(file, operation) {
-            Ok(()) => Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(DeviceError::DiskInUse {
-                path: self.path.to_owned(),
-            }),
-            Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "the disk image cannot be locked against other users");
-                Ok(())
-            }
-        }
     }
 
     /// The refusal for what the system said, with what to do about it.

@@ -22,6 +22,7 @@ pub use self::disk::Disk;
 use self::engine::{Completion, Engine};
 use self::gate::{Copier, Gate, Holds};
 use self::in_flight::{InFlight, Step};
+pub use self::lock::in_use;
 use self::request::{Request, Status};
 use self::written::WriteTracker;
 use super::log_limit::LogLimit;
@@ -37,6 +38,7 @@ mod disk;
 mod engine;
 pub mod gate;
 mod in_flight;
+mod lock;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -98,6 +100,17 @@ impl Block {
     /// # Errors
     /// It cannot be opened or is in use, is not whole sectors, or has too long a serial number.
     pub fn open(spec: &DiskSpec, on_thread: &OnThread) -> Result<Self, DeviceError> {
+        let block = Self::open_unlocked(spec, on_thread)?;
+        block.disk.lock()?;
+        Ok(block)
+    }
+
+    /// The same without the lock, for a disk that somebody else still uses. Before it is started, it is to be
+    /// [locked](Disk::lock).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for its being in use.
+    pub fn open_unlocked(spec: &DiskSpec, on_thread: &OnThread) -> Result<Self, DeviceError> {
         let disk = Disk::open(spec)?;
         let engine = Engine::new(spec, QUEUE_SIZE, on_thread)?;
         let mut features = 1 << VIRTIO_BLK_F_SEG_MAX

@@ -14,8 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use cutover_devices::virtio::DeviceError;
-use cutover_devices::virtio::block::Block;
+use cutover_devices::virtio::block::{self, Block};
 use cutover_devices::virtio::block::chunks::{CHUNK_SIZE, ChunkSet};
 use cutover_devices::virtio::block::gate::{Copier, Holds};
 use cutover_devices::{OnThread, THREAD_STACK_SIZE};
@@ -189,7 +188,7 @@ fn target(id: &str, path: &Path, existing: Existing) -> Result<PathBuf, Error> {
     // As a disk of a VM it is locked.
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => fs::canonicalize(path).map_err(failed("find")),
-        Err(Errno::WOULDBLOCK) => Err(DeviceError::DiskInUse { path: path.to_owned() }.into()),
+        Err(Errno::WOULDBLOCK) => Err(block::in_use(&file, path).into()),
         Err(error) => Err(failed("lock")(error.into())),
     }
 }

@@ -77,12 +77,43 @@ fn an_image_in_use_is_refused_unless_all_users_only_read() {
         ..writer.clone()
     };
     let open = Block::open(&writer, &unconfined()).unwrap();
-    assert!(refusal(&writer).contains("disk.raw' is in use by another process or disk"));
+    assert!(refusal(&writer).contains("disk.raw' is in use by another "));
     assert!(refusal(&reader).contains("is in use"));
     drop(open);
     let _first = Block::open(&reader, &unconfined()).unwrap();
     let _second = Block::open(&reader, &unconfined()).unwrap();
     assert!(refusal(&writer).contains("is in use"));
+}
+
+#[test]
+fn a_disk_that_is_released_can_be_had_by_another_until_it_is_taken_again() {
+    let image = Image::new();
+    let spec = image.spec(DiskIo::Auto);
+    let source = Block::open(&spec, &unconfined()).unwrap();
+    let destination = Block::open_unlocked(&spec, &unconfined()).unwrap();
+    let in_the_way = |block: &Block| block.disk().lock().unwrap_err().to_string();
+    assert!(in_the_way(&destination).contains("is in use by"));
+    source.disk().release().unwrap();
+    destination.disk().lock().unwrap();
+    assert!(in_the_way(&source).contains("is in use by"));
+    drop(destination);
+    source.disk().lock().unwrap();
+}
+
+#[test]
+fn a_disk_that_was_resized_before_it_is_locked_is_refused_and_left_to_others() {
+    let image = Image::new();
+    let spec = image.spec(DiskIo::Auto);
+    let early = Block::open_unlocked(&spec, &unconfined()).unwrap();
+    let file = File::options().write(true).open(&image.path).unwrap();
+    let size = file.metadata().unwrap().len();
+    file.set_len(size + 512).unwrap();
+    let refused = early.disk().lock().unwrap_err().to_string();
+    assert!(
+        refused.contains(&format!("had {size} bytes")) && refused.contains(&format!("has {} now", size + 512)),
+        "{refused}"
+    );
+    Block::open(&spec, &unconfined()).unwrap();
 }
 
 #[test]
