@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+pub mod codec;
 pub mod error;
 pub mod heat;
 pub mod limit;

@@ -1,0 +1,146 @@
+use super::*;
+
+const MIB: u64 = 1 << 20;
+const RUN: usize = 128 << 10;
+
+fn at(bytes: u64, mib_per_second: u64) -> Duration {
+    Duration::from_nanos(bytes * 1_000_000_000 / (mib_per_second * MIB))
+}
+
+/// A choice that knows lz4 to do 800 MiB/s, leaving a half.
+fn choice() -> Choice {
+    let mut choice = Choice::new(Compression::Auto);
+    assert!(choice.measured(Tool::Lz4, RUN, RUN / 2, at(RUN as u64, 800)));
+    choice
+}
+
+fn link_takes(choice: &mut Choice, mib_per_second: u64) {
+    for _ in 0..20 {
+        choice.sent(MIB, at(MIB, mib_per_second));
+    }
+}
+
+#[test]
+fn a_link_is_narrow_if_it_is_slower_than_lz4_and_stays_so_for_a_while() {
+    let mut choice = choice();
+    let table = [
+        (2_000, Width::Wide),
+        (700, Width::Wide),
+        (500, Width::Narrow),
+        (700, Width::Narrow),
+        (900, Width::Wide),
+    ];
+    for (mib_per_second, expected) in table {
+        link_takes(&mut choice, mib_per_second);
+        assert_eq!(choice.width(), expected, "{mib_per_second} MiB/s");
+    }
+}
+
+#[test]
+fn a_limit_makes_a_link_narrow_at_once_and_lifting_it_wide() {
+    let mut choice = choice();
+    choice.set_limit(Some(64 * MIB));
+    assert_eq!(choice.width(), Width::Narrow);
+    link_takes(&mut choice, 2_000);
+    assert_eq!(choice.width(), Width::Narrow);
+    choice.set_limit(None);
+    assert_eq!(choice.width(), Width::Wide);
+}
+
+#[test]
+fn nothing_is_measured_before_something_is_known_of_the_link() {
+    let mut choice = Choice::new(Compression::Auto);
+    assert!(!choice.wants_sample());
+    assert_eq!(choice.width(), Width::Wide);
+    choice.set_limit(Some(MIB));
+    assert!(choice.wants_sample());
+    assert_eq!(choice.width(), Width::Wide, "lz4 may be slower still");
+    choice.measured(Tool::Lz4, RUN, RUN / 2, at(RUN as u64, 800));
+    assert!(!choice.wants_sample());
+    assert_eq!(choice.width(), Width::Narrow);
+}
+
+#[test]
+fn who_does_not_want_compression_never_gets_it_and_who_wants_it_always() {
+    let mut never = Choice::new(Compression::Never);
+    never.set_limit(Some(1));
+    assert!(!never.wants_sample());
+    assert_eq!(never.width(), Width::Wide);
+    assert_eq!(Choice::new(Compression::Always).width(), Width::Narrow);
+}
+
+#[test]
+fn zstd_is_for_links_on_which_it_brings_pages_sooner() {
+    let mut choice = choice();
+    assert_eq!(choice.tool(), Tool::Zstd, "it has to be tried once");
+    assert!(choice.measured(Tool::Zstd, RUN, RUN * 2 / 5, at(RUN as u64, 500)));
+    for (mib_per_second, expected) in [(8, Tool::Zstd), (64, Tool::Zstd), (300, Tool::Lz4), (390, Tool::Lz4)] {
+        choice.set_limit(Some(mib_per_second * MIB));
+        assert_eq!(choice.tool(), expected, "{mib_per_second} MiB/s");
+    }
+}
+
+#[test]
+fn the_tool_that_is_not_in_use_is_tried_now_and_then() {
+    let mut choice = choice();
+    choice.set_limit(Some(MIB));
+    choice.measured(Tool::Zstd, RUN, RUN * 2 / 5, at(RUN as u64, 500));
+    let lz4 = (0..640).filter(|_| choice.tool() == Tool::Lz4).count();
+    assert_eq!(lz4, 10);
+}
+
+#[test]
+fn data_that_does_not_shrink_is_looked_at_ever_more_seldom_until_it_does() {
+    let mut choice = choice();
+    assert_eq!(choice.attempt(), Attempt::Compress);
+    assert!(!choice.measured(Tool::Lz4, RUN, RUN, at(RUN as u64, 800)));
+    let mut waits = Vec::new();
+    for _ in 0..7 {
+        let mut wait = 0;
+        while choice.attempt() == Attempt::None {
+            wait += 1;
+        }
+        waits.push(wait);
+        assert!(!choice.looked(4096, 4000));
+    }
+    assert_eq!(waits, [1, 2, 4, 8, 16, 16, 16]);
+    while choice.attempt() == Attempt::None {}
+    assert!(choice.looked(4096, 2000));
+    assert_eq!(choice.attempt(), Attempt::Compress);
+}
+
+#[test]
+fn lz4_is_taken_to_be_slower_than_with_data_that_does_not_shrink() {
+    let mut choice = Choice::new(Compression::Auto);
+    assert!(!choice.measured(Tool::Lz4, RUN, RUN, at(RUN as u64, 3_200)));
+    choice.set_limit(Some(700 * MIB));
+    assert_eq!(choice.width(), Width::Wide);
+    choice.set_limit(Some(500 * MIB));
+    assert_eq!(choice.width(), Width::Narrow);
+    // What is known better replaces the guess.
+    choice.measured(Tool::Lz4, RUN, RUN / 2, at(RUN as u64, 400));
+    assert_eq!(choice.width(), Width::Wide);
+}
+
+#[test]
+fn a_link_that_a_compressor_keeps_waiting_seems_wider_only_by_and_by() {
+    let mut choice = choice();
+    link_takes(&mut choice, 100);
+    assert_eq!(choice.width(), Width::Narrow);
+    choice.sent(MIB, Duration::from_nanos(1));
+    assert_eq!(choice.width(), Width::Narrow);
+    link_takes(&mut choice, 100_000);
+    assert_eq!(choice.width(), Width::Wide);
+}
+
+#[test]
+fn measurements_beyond_all_measure_do_no_harm() {
+    let mut choice = Choice::new(Compression::Auto);
+    choice.sent(u64::MAX / 2, Duration::ZERO);
+    choice.sent(0, Duration::MAX);
+    choice.set_limit(Some(0));
+    choice.measured(Tool::Lz4, 0, 0, Duration::ZERO);
+    choice.measured(Tool::Zstd, 1, 0, Duration::MAX);
+    choice.width();
+    choice.tool();
+}
