@@ -307,6 +307,7 @@ impl Driver {
     /// Does what `command` says, or not, and answers.
     fn serve(&mut self, machine: &Machine, command: Command) -> Option<Outcome> {
         match command {
+            Command::Lifecycle(Request::Reclaim, reply) => reply.send(self.reclaim(machine)),
             Command::Lifecycle(request, reply) => match self.request(machine, request) {
                 Ok(outcome) => {
                     reply.send(Ok(()));

@@ -84,8 +84,9 @@ impl Driver {
         }
     }
 
-    /// From here on, another monitor may run what `machine` was.
+    /// From here on, another monitor may run what `machine` was, with its disks.
     fn let_go(&mut self, machine: &Machine) -> Result<(), Error> {
+        machine.devices.release_disks()?;
         self.hand_over(machine, Handover::Commit)?;
         self.snapshots.expect_no_moment();
         Ok(())
@@ -95,9 +96,20 @@ impl Driver {
     fn go_on(&mut self, machine: &Machine) -> Result<(), Error> {
         match self.state {
             State::HandingOver { .. } => self.hand_over(machine, Handover::GiveUp)?,
-            State::HandedOver { .. } => self.hand_over(machine, Handover::Declined)?,
+            State::HandedOver { .. } => {
+                machine.devices.take_disks()?;
+                self.hand_over(machine, Handover::Declined)?
+            }
             _ => None,
         };
+        Ok(())
+    }
+
+    /// Has `machine` back, of which nobody knows what became of it elsewhere, with its disks.
+    pub(super) fn reclaim(&mut self, machine: &Machine) -> Result<(), Error> {
+        let step = self.decide(Request::Reclaim)?;
+        machine.devices.take_disks()?;
+        self.carry_out(machine, step);
         Ok(())
     }
 

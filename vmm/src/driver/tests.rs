@@ -96,6 +96,14 @@ fn run_with(program: &[u8], managed: bool, change: impl FnOnce(&mut VmSpec)) -> 
 
 /// Has a thread of its own drive what `make` makes.
 fn start(managed: bool, make: impl FnOnce(&Options) -> Result<Vmm, Error> + Send + 'static) -> RunningVm {
+    try_start(managed, make).unwrap_or_else(|error| panic!("the VM cannot be built: {error}"))
+}
+
+/// As [`start`], or why there is nothing to drive.
+fn try_start(
+    managed: bool,
+    make: impl FnOnce(&Options) -> Result<Vmm, Error> + Send + 'static,
+) -> Result<RunningVm, Error> {
     let options = Options {
         managed,
         ..Options::default()
@@ -112,15 +120,16 @@ fn start(managed: bool, make: impl FnOnce(&Options) -> Result<Vmm, Error> + Send
         }
     });
     let Ok(vm) = built.recv() else {
-        panic!("the VM cannot be built: {:?}", driver.join());
+        let made = driver.join().expect("the state driver does not panic");
+        return Err(made.expect_err("it did not begin to run"));
     };
-    RunningVm {
+    Ok(RunningVm {
         vm,
         events,
         driver,
         kernel: None,
         last,
-    }
+    })
 }
 
 impl RunningVm {

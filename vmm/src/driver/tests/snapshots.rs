@@ -11,7 +11,7 @@ use crate::page_fault::tests::external::handler;
 use crate::snapshot::{ClockPolicy, Disks, Kind, Method, Source, Target, Trust};
 
 /// Adds one to a counter in each of 256 pages, in order, over and over.
-const COUNTING: &[u8] = &[
+pub const COUNTING: &[u8] = &[
     0x31, 0xff, // xor edi, edi
     0xff, 0x87, 0x00, 0x00, 0x20, 0x00, // again: inc dword [rdi + 0x20_0000]
     0x81, 0xc7, 0x00, 0x10, 0x00, 0x00, // add edi, 0x1000
@@ -24,18 +24,18 @@ const COUNTERS: u64 = 0x20_0000 / 4096;
 const COUNTERS_COUNT: u64 = 256;
 
 /// A directory for snapshots.
-struct Shelf(TempDir);
+pub struct Shelf(TempDir);
 
 impl Shelf {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(TempDir::new().expect("temporary directory"))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn request(&self, name: &str, kind: Kind) -> SnapshotRequest {
+    pub fn request(&self, name: &str, kind: Kind) -> SnapshotRequest {
         SnapshotRequest {
             target: Target::Store {
                 store: self.0.path().to_owned(),
@@ -48,7 +48,7 @@ impl Shelf {
     }
 
     /// The counters in the snapshot called `name`.
-    fn counters(&self, name: &str) -> Vec<u32> {
+    pub fn counters(&self, name: &str) -> Vec<u32> {
         let chain = Chain::open(&self.path(name)).expect("a snapshot");
         let image = chain.image(MEMORY_IMAGE).expect("memory");
         let mut reader = image.reader().expect("a reader");
@@ -83,7 +83,7 @@ impl Shelf {
 }
 
 /// Checks that the counters are those of one moment, and returns the first one.
-fn moment(counters: &[u32]) -> u32 {
+pub fn moment(counters: &[u32]) -> u32 {
     let first = counters[0];
     let behind = counters.iter().position(|&counter| counter != first);
     let rest = &counters[behind.unwrap_or(counters.len())..];
@@ -92,7 +92,7 @@ fn moment(counters: &[u32]) -> u32 {
 }
 
 /// Waits until the guest has written all counters another time.
-fn wait_for_a_round(vm: &Controller) {
+pub fn wait_for_a_round(vm: &Controller) {
     // The first to ask is told of nothing.
     let mut written = 0;
     while written < 2 * COUNTERS_COUNT {
