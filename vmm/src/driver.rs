@@ -63,6 +63,8 @@ struct Driver {
     options: Options,
     mailbox: Arc<Mailbox>,
     state: State,
+    /// How many monitors have had the VM before this one.
+    incarnation: u64,
     /// Machines built so far.
     boots: u64,
     /// When the present machine first ran.
@@ -127,16 +129,18 @@ impl Vmm {
         Ok(Self { machine, driver })
     }
 
-    /// A VM that has come from another monitor, and [`runs`](Machine::run) already or is to stay paused. Its end is
-    /// reported to `mailbox`.
+    /// The VM of `spec` that has come from another monitor: `machine`, which [runs](Machine::run) already or is to stay
+    /// paused. Its end is reported to `mailbox`.
     pub(crate) fn arrived(
         spec: VmSpec,
         machine: Machine,
+        incarnation: u64,
         runs: bool,
         options: &Options,
         mailbox: Arc<Mailbox>,
     ) -> Self {
         let mut driver = Driver::new(spec, options, mailbox);
+        driver.incarnation = incarnation;
         driver.as_it_is = true;
         driver.running_since = runs.then(Instant::now);
         driver.enter(if runs { State::Running } else { State::Paused });
@@ -211,6 +215,7 @@ impl Driver {
             options: options.clone(),
             mailbox,
             state: State::Built,
+            incarnation: 0,
             boots: 1,
             running_since: None,
             rate_meter: None,
@@ -442,6 +447,7 @@ impl Driver {
         let context = Context {
             machine,
             spec: &self.spec,
+            incarnation: self.incarnation,
             options: &self.options,
             mailbox: &self.mailbox,
         };

@@ -41,6 +41,8 @@ pub struct Context<'a> {
     pub machine: &'a Machine,
     /// The VM it is.
     pub spec: &'a VmSpec,
+    /// How many monitors have had the VM before this one.
+    pub incarnation: u64,
     /// How its threads run.
     pub options: &'a Options,
     /// The way to its state driver.

@@ -21,6 +21,7 @@ impl Driver {
         let context = Context {
             machine,
             spec: &self.spec,
+            incarnation: self.incarnation,
             options: &self.options,
             mailbox: &self.mailbox,
         };

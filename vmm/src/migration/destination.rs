@@ -40,6 +40,7 @@ pub struct Host<'a> {
 /// A VM that is on its way here.
 pub struct Incoming {
     spec: VmSpec,
+    incarnation: u64,
     options: Options,
     mailbox: Arc<Mailbox>,
     image: Arc<dyn Image>,
@@ -78,6 +79,7 @@ impl DestinationHost for Host<'_> {
             .map_err(|error| one(error.to_string()))?;
         Ok(Incoming {
             spec,
+            incarnation: reservation.generation,
             options: self.options.clone(),
             mailbox,
             image,
@@ -209,6 +211,14 @@ impl DestinationVm for Incoming {
         if runs {
             machine.run();
         }
-        Ok(Vmm::arrived(self.spec, *machine, runs, &self.options, self.mailbox))
+        machine.devices.announce();
+        Ok(Vmm::arrived(
+            self.spec,
+            *machine,
+            self.incarnation,
+            runs,
+            &self.options,
+            self.mailbox,
+        ))
     }
 }

@@ -64,6 +64,8 @@ pub struct Still {
 pub struct Subject {
     /// Its spec.
     pub spec: VmSpec,
+    /// Which incarnation it will be.
+    pub incarnation: u64,
     /// Its memory.
     pub memory: GuestMemory,
     /// What the guest has seen of its CPU.
@@ -83,6 +85,7 @@ impl Subject {
         let machine = context.machine;
         Ok(Self {
             spec: context.spec.clone(),
+            incarnation: context.incarnation.saturating_add(1),
             memory: machine.memory().clone(),
             cpu: machine.cpu_needs(),
             changes: machine.tracker.register(Baseline::Nothing)?,
@@ -137,7 +140,7 @@ impl<'a> Source<'a> {
 impl SourceVm for Source<'_> {
     fn reservation(&self) -> Reservation {
         Reservation {
-            generation: 1,
+            generation: self.subject.incarnation,
             monitor: concat!("cutover ", env!("CARGO_PKG_VERSION")).to_owned(),
             spec: self.subject.spec.clone(),
             memory: snapshot::regions(&self.subject.memory),
