@@ -2,6 +2,7 @@
 //!
 //! Addresses and lines follow from the order in the spec alone, so that the same spec always gives the same machine.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -300,6 +301,18 @@ impl DeviceManager {
         self.event_loop
             .call(move |_| lock(&device).limit(&rx.unwrap_or_default(), &tx.unwrap_or_default()))?;
         Ok(())
+    }
+
+    /// The tap devices for another process, with the ids of their network interfaces.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn share_taps(&self) -> Result<Vec<(String, OwnedFd)>, Error> {
+        let shared = self.nets.iter().map(|net| {
+            let tap = lock(&net.device).share_tap()?;
+            Ok((net.id.clone(), tap))
+        });
+        shared.collect()
     }
 
     /// Has every network interface tell its LAN, over the next half second, that the guest is behind it now.

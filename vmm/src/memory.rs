@@ -11,10 +11,10 @@ use std::num::NonZeroUsize;
 
 use cutover_devices::GuestMemory;
 use cutover_snapshot::spec::MemorySpec;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, ftruncate, memfd_create};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap, MmapRegion};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use crate::Error;
 use crate::layout::{MMIO_GAP_END, MMIO_GAP_START};
@@ -83,6 +83,40 @@ pub fn map_flat(spec: &MemorySpec, file: &File) -> Result<GuestMemory, Error> {
         return Err(failed(io::ErrorKind::UnexpectedEof.into()));
     }
     map_ranges(spec, Backing::Copied(file)).map_err(failed)
+}
+
+/// Maps the memory of a VM that another process has, which is all of `file`. Both see each other's writes.
+///
+/// # Errors
+/// The file is not such a memory: one of the size that `spec` says, and that nobody can shrink.
+pub fn map_handed(spec: &MemorySpec, file: &File) -> Result<GuestMemory, Error> {
+    let failed = |source: io::Error| Error::Memory {
+        size: spec.size,
+        hugepages: spec.hugepages,
+        source,
+    };
+    let sealed = fcntl_get_seals(file).map_err(|error| failed(error.into()))?;
+    let size = file.metadata().map_err(failed)?.len();
+    if !spec.shared || !sealed.contains(SealFlags::SHRINK) || size != spec.size.bytes() {
+        let reason = format!("the file that was handed over is not it: it has {size} bytes, and seals {sealed:?}");
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, reason)));
+    }
+    map_ranges(spec, Backing::Shared(file)).map_err(failed)
+}
+
+/// The file that `memory` is, if it is one that another process can [map](map_handed).
+///
+/// # Errors
+/// There are no descriptors left.
+pub fn file_of(memory: &GuestMemory) -> io::Result<Option<File>> {
+    let shared = memory
+        .iter()
+        .next()
+        .filter(|region| region.flags() & libc::MAP_SHARED != 0);
+    shared
+        .and_then(|region| region.file_offset())
+        .map(|offset| offset.file().try_clone())
+        .transpose()
 }
 
 /// What is mapped.
@@ -182,7 +216,7 @@ fn io_error(error: MmapRegionError) -> io::Error {
 #[cfg(test)]
 mod tests {
     use cutover_snapshot::size::ByteSize;
-    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::Bytes;
 
     use super::*;
 
@@ -243,6 +277,30 @@ mod tests {
             .map(|region| region.file_offset().expect("memfd").start())
             .collect();
         assert_eq!(offsets, [0, 3 << 30]);
+    }
+
+    #[test]
+    fn memory_that_was_handed_over_is_the_same_memory() {
+        let spec = spec(4096, true);
+        let memory = map(&spec).expect("memory");
+        let file = file_of(&memory).expect("a descriptor").expect("it is a file");
+        let handed = map_handed(&spec, &file).expect("the same memory");
+        memory.write_obj(7_u8, GuestAddress(5 << 30)).expect_err("no RAM there");
+        memory.write_obj(7_u8, GuestAddress(4 << 30)).expect("RAM");
+        assert_eq!(handed.read_obj::<u8>(GuestAddress(4 << 30)).expect("RAM"), 7);
+    }
+
+    #[test]
+    fn memory_that_could_shrink_or_is_of_another_size_is_not_taken_over() {
+        let spec = spec(32, true);
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(32 << 20).expect("sparse");
+        assert!(map_handed(&spec, &file).is_err(), "no seals");
+        let memory = map(&self::spec(33, true)).expect("memory");
+        let larger = file_of(&memory).expect("a descriptor").expect("it is a file");
+        assert!(map_handed(&spec, &larger).is_err());
+        let private = map(&self::spec(32, false)).expect("memory");
+        assert!(file_of(&private).expect("nothing to fail").is_none());
     }
 
     #[test]

@@ -12,16 +12,18 @@ use std::time::Instant;
 
 use cutover_migration::pages::PageBits;
 use cutover_migration::vm::{
-    ArrivingMemory, Descriptors, DestinationHost, DestinationVm, Image, MEMORY_IMAGE, Reservation, VmError,
+    ArrivingMemory, Descriptors, DestinationHost, DestinationVm, Image, ImageShape, MEMORY_IMAGE, Reservation, VmError,
 };
 use cutover_snapshot::section::State as Sections;
 use cutover_snapshot::spec::{NetSpec, TapSpec, VmSpec};
 
+use super::handed;
 use super::memory::MemoryImage;
 use super::request::ReceiveRequest;
 use super::source::{MOMENT, Moment};
 use crate::control::Mailbox;
 use crate::device_manager::DiskLocks;
+use crate::dirty::PAGE_SIZE;
 use crate::driver::{Options, Vmm};
 use crate::machine::{Machine, Reserved};
 use crate::state::{MachineState, check_cpu};
@@ -43,7 +45,8 @@ pub struct Incoming {
     incarnation: u64,
     options: Options,
     mailbox: Arc<Mailbox>,
-    image: Arc<dyn Image>,
+    /// Its memory, if that moves.
+    image: Option<Arc<dyn Image>>,
     /// When it was asked for.
     asked: Instant,
     stage: Stage,
@@ -66,26 +69,12 @@ enum Stage {
 impl DestinationHost for Host<'_> {
     type Vm = Incoming;
 
-    fn reserve(&mut self, reservation: &Reservation, _handed: Descriptors) -> Result<Incoming, Vec<String>> {
+    fn reserve(&mut self, reservation: &Reservation, handed: Descriptors) -> Result<Incoming, Vec<String>> {
         let asked = Instant::now();
-        let spec = self.check(reservation)?;
-        let one = |reason: String| vec![reason];
-        (self.admit)(&spec).map_err(one)?;
-        let memory = memory::map(&spec.memory).map_err(|error| one(error.to_string()))?;
-        let mailbox = Arc::<Mailbox>::default();
-        let image = Arc::new(MemoryImage::of(&memory));
-        // The source has the disks until it hands them over.
-        let reserved = Reserved::create(&spec, memory, DiskLocks::Later, self.options, &mailbox)
-            .map_err(|error| one(error.to_string()))?;
-        Ok(Incoming {
-            spec,
-            incarnation: reservation.generation,
-            options: self.options.clone(),
-            mailbox,
-            image,
-            asked,
-            stage: Stage::Reserved(Box::new(reserved)),
-        })
+        let spec = self.check(reservation, &handed)?;
+        (self.admit)(&spec).map_err(|reason| vec![reason])?;
+        self.build(spec, reservation, handed, asked)
+            .map_err(|error| vec![error.to_string()])
     }
 }
 
@@ -94,7 +83,7 @@ impl Host<'_> {
     ///
     /// # Errors
     /// All reasons why it cannot be, as far as they are seen before it is tried.
-    fn check(&self, reservation: &Reservation) -> Result<VmSpec, Vec<String>> {
+    fn check(&self, reservation: &Reservation, handed: &Descriptors) -> Result<VmSpec, Vec<String>> {
         let mut reasons = Reasons::default();
         let mut spec = reservation.spec.clone();
         spec.name = self.request.name.clone().or(spec.name);
@@ -108,16 +97,42 @@ impl Host<'_> {
         }
         reasons.check(spec.check().map_err(Error::from));
         reasons.check(check_cpu(&reservation.cpu));
-        check_memory(&spec, reservation, &mut reasons);
+        check_memory(&spec, reservation, handed, &mut reasons);
         for disk in &spec.disks {
             if let Err(error) = std::fs::metadata(&disk.path) {
                 reasons.add(format!("disk image {}: {error}", disk.path.display()));
             }
         }
-        for net in &spec.nets {
+        for net in &handed::with_taps(&spec, handed).nets {
             check_tap(net, &mut reasons);
         }
         if reasons.0.is_empty() { Ok(spec) } else { Err(reasons.0) }
+    }
+
+    /// Makes all of the VM of `spec` but its state.
+    fn build(
+        &self,
+        spec: VmSpec,
+        reservation: &Reservation,
+        mut handed: Descriptors,
+        asked: Instant,
+    ) -> Result<Incoming, Error> {
+        let moves = !handed::has_memory(&handed);
+        let memory = handed::map_memory(&spec.memory, &mut handed)?;
+        let mailbox = Arc::<Mailbox>::default();
+        let image = moves.then(|| Arc::new(MemoryImage::of(&memory)) as Arc<dyn Image>);
+        // The source has the disks until it hands them over.
+        let built = handed::with_taps(&spec, &handed);
+        let reserved = Reserved::create(&built, memory, DiskLocks::Later, self.options, &mailbox)?;
+        Ok(Incoming {
+            spec,
+            incarnation: reservation.generation,
+            options: self.options.clone(),
+            mailbox,
+            image,
+            asked,
+            stage: Stage::Reserved(Box::new(reserved)),
+        })
     }
 }
 
@@ -137,24 +152,27 @@ impl Reasons {
     }
 }
 
-/// Whether the memory is as every VM's of this size, it is all that moves, and this host has that much.
-fn check_memory(spec: &VmSpec, reservation: &Reservation, reasons: &mut Reasons) {
+/// Whether the memory is as every VM's of this size, and nothing else moves; if it does, whether this host has that much.
+fn check_memory(spec: &VmSpec, reservation: &Reservation, handed: &Descriptors, reasons: &mut Reasons) {
     let size = spec.memory.size;
     let ranges = memory::ram_ranges(size.bytes());
     let found = reservation.memory.iter().map(|region| (region.start, region.bytes));
     if !found.eq(ranges.iter().map(|range| (range.start, range.size))) {
         reasons.add(format!("its memory of {size} does not lie where this release has it"));
     }
-    let pages = size.bytes() / crate::dirty::PAGE_SIZE;
-    let images = &reservation.images;
-    if !matches!(images.as_slice(), [image] if image.name == MEMORY_IMAGE && image.pages == pages) {
-        let names: Vec<_> = images.iter().map(|image| image.name.as_str()).collect();
+    let memory = ImageShape {
+        name: MEMORY_IMAGE.to_owned(),
+        pages: size.bytes() / PAGE_SIZE,
+    };
+    let moves = !handed::has_memory(handed);
+    if !reservation.images.iter().eq(moves.then_some(&memory)) {
+        let (images, pages) = (&reservation.images, memory.pages);
         reasons.add(format!(
-            "cannot take in images {names:?}, only {MEMORY_IMAGE} of {pages} pages"
+            "what is to move is not its memory of {pages} pages, but {images:?}"
         ));
     }
     match host::memory_available() {
-        Ok(available) if available < size && !spec.memory.hugepages => {
+        Ok(available) if moves && available < size && !spec.memory.hugepages => {
             reasons.add(format!(
                 "it has {size} of memory, of which this host has {available} left"
             ));
@@ -177,7 +195,7 @@ impl DestinationVm for Incoming {
     type Running = Vmm;
 
     fn images(&self) -> Vec<Arc<dyn Image>> {
-        vec![self.image.clone()]
+        self.image.iter().cloned().collect()
     }
 
     fn restore(

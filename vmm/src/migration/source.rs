@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use cutover_devices::GuestMemory;
 use cutover_migration::pages::PageBits;
+use cutover_migration::transport::Endpoint;
 use cutover_migration::vm::{
     Descriptors, Image, ImageShape, MEMORY_IMAGE, Outcome, Reservation, SourceVm, Stopped, VmError,
 };
@@ -16,6 +17,7 @@ use cutover_snapshot::section::{Payload, Section, SectionWriter, Sections};
 use cutover_snapshot::spec::VmSpec;
 use serde::{Deserialize, Serialize};
 
+use super::handed;
 use super::job::{Answer, Step};
 use super::memory::{MemoryImage, numbered};
 use crate::Error;
@@ -70,25 +72,33 @@ pub struct Subject {
     pub memory: GuestMemory,
     /// What the guest has seen of its CPU.
     pub cpu: CpuNeeds,
-    /// Tells what changes in its memory; has told nothing yet.
-    pub changes: Consumer,
+    /// What is handed over by descriptor.
+    pub handed: Descriptors,
+    /// Tells what changes in its memory, unless that is handed over; has told nothing yet.
+    pub changes: Option<Consumer>,
     /// Whether another process fills its memory: then untouched pages may not be zero.
     pub filled_from_outside: bool,
 }
 
 impl Subject {
-    /// The VM of `context`, of which `filling` is what still fills its memory.
+    /// The VM of `context`, which is to move to the monitor at `to`.
     ///
     /// # Errors
-    /// KVM does not tell what changes.
-    pub fn of(context: &Context<'_>, filled_from_outside: bool) -> Result<Self, Error> {
+    /// KVM does not tell what changes, or there are no descriptors left.
+    pub fn of(context: &Context<'_>, to: &Endpoint, filled_from_outside: bool) -> Result<Self, Error> {
         let machine = context.machine;
+        let handed = handed::descriptors(machine, to, filled_from_outside)?;
+        let changes = match handed::has_memory(&handed) {
+            true => None,
+            false => Some(machine.tracker.register(Baseline::Nothing)?),
+        };
         Ok(Self {
             spec: context.spec.clone(),
             incarnation: context.incarnation.saturating_add(1),
             memory: machine.memory().clone(),
             cpu: machine.cpu_needs(),
-            changes: machine.tracker.register(Baseline::Nothing)?,
+            handed,
+            changes,
             filled_from_outside,
         })
     }
@@ -97,7 +107,8 @@ impl Subject {
 /// See the module.
 pub struct Source<'a> {
     subject: Subject,
-    image: Arc<dyn Image>,
+    /// Memory, if it moves.
+    image: Option<Arc<dyn Image>>,
     driver: &'a Mailbox,
     answers: Receiver<Answer>,
     /// When the reservation was asked for.
@@ -110,7 +121,7 @@ impl<'a> Source<'a> {
     /// The VM `subject`, whose state driver reads `driver` and sends `answers`.
     pub fn new(subject: Subject, driver: &'a Mailbox, answers: Receiver<Answer>) -> Self {
         Self {
-            image: Arc::new(MemoryImage::of(&subject.memory)),
+            image: image_of(&subject),
             subject,
             driver,
             answers,
@@ -128,13 +139,21 @@ impl<'a> Source<'a> {
             .map_err(|_| Error::from(cutover_migration::Error::Cancelled))?
     }
 
-    /// The pages that changed since this was last asked. The next migration begins with all of them again.
-    fn take(&mut self) -> Result<PageBits, Error> {
-        let taken = self.subject.changes.take()?;
+    /// For each image the pages that changed since this was last asked. The next migration begins with all of them again.
+    fn take(&mut self) -> Result<Vec<PageBits>, Error> {
+        let Some(changes) = &self.subject.changes else {
+            return Ok(Vec::new());
+        };
+        let taken = changes.take()?;
         let pages = numbered(&taken);
         taken.commit();
-        Ok(pages)
+        Ok(vec![pages])
     }
+}
+
+fn image_of(subject: &Subject) -> Option<Arc<dyn Image>> {
+    let moves = subject.changes.is_some();
+    moves.then(|| Arc::new(MemoryImage::of(&subject.memory)) as Arc<dyn Image>)
 }
 
 impl SourceVm for Source<'_> {
@@ -145,28 +164,33 @@ impl SourceVm for Source<'_> {
             spec: self.subject.spec.clone(),
             memory: snapshot::regions(&self.subject.memory),
             cpu: self.subject.cpu.clone(),
-            images: vec![ImageShape {
-                name: MEMORY_IMAGE.to_owned(),
-                pages: self.image.pages(),
-            }],
+            images: self
+                .image
+                .iter()
+                .map(|image| ImageShape {
+                    name: MEMORY_IMAGE.to_owned(),
+                    pages: image.pages(),
+                })
+                .collect(),
         }
     }
 
     fn descriptors(&self) -> Result<Descriptors, VmError> {
-        Ok(Descriptors::new())
+        Ok(handed::duplicate(&self.subject.handed)?)
     }
 
     fn images(&self) -> Vec<Arc<dyn Image>> {
-        vec![self.image.clone()]
+        self.image.iter().cloned().collect()
     }
 
     fn dirty(&mut self) -> Result<Vec<PageBits>, VmError> {
         let mut pages = self.take()?;
         if std::mem::take(&mut self.first) && !self.subject.filled_from_outside {
             // After the take: what is touched from here on is in the next one.
-            pages.subtract(&numbered(&page_fault::untouched(&self.subject.memory)?));
+            let untouched = numbered(&page_fault::untouched(&self.subject.memory)?);
+            pages.iter_mut().for_each(|pages| pages.subtract(&untouched));
         }
-        Ok(vec![pages])
+        Ok(pages)
     }
 
     fn throttle(&mut self, _percent: u8) -> Result<(), VmError> {
@@ -185,7 +209,7 @@ impl SourceVm for Source<'_> {
         };
         state.section(MOMENT, &moment)?;
         Ok(Stopped {
-            dirty: vec![dirty],
+            dirty,
             state,
             at: still.at,
         })

@@ -7,6 +7,7 @@
 //! What frames tell of the guest's `addresses` is kept, so that after a migration it can be made known to the LAN where
 //! the guest is now: that is `announce`.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use cutover_snapshot::spec::{MacAddr, NetSpec, RateLimiterSpec};
@@ -156,6 +157,14 @@ impl Net {
             counters: Arc::default(),
             service: None,
         })
+    }
+
+    /// The tap device for another process on this host, which goes on with it when this one has stopped.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn share_tap(&self) -> Result<OwnedFd, DeviceError> {
+        self.cable.tap.share()
     }
 
     /// Changes the limits of what the guest receives and sends; see [`RateLimiterSpec`] for what is left as it is.

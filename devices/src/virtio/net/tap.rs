@@ -74,6 +74,11 @@ impl Tap {
         }
     }
 
+    /// The same device for another process.
+    pub fn share(&self) -> Result<OwnedFd, DeviceError> {
+        self.fd.try_clone().map_err(self.error("duplicate the descriptor of"))
+    }
+
     /// Feature bits it makes possible.
     pub fn features(&self) -> u64 {
         let guest = GUEST_OFFLOADS.map(|(feature, _)| feature);
@@ -99,10 +104,7 @@ impl Tap {
 
     /// The way out.
     pub fn gate(&self) -> Result<Gate, DeviceError> {
-        self.fd
-            .try_clone()
-            .map(Gate::new)
-            .map_err(self.error("duplicate the descriptor of"))
+        self.share().map(Gate::new)
     }
 
     /// Reads one frame with its header; what does not fit into `space` is lost.
