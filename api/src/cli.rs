@@ -13,6 +13,7 @@ use cutover_snapshot::spec::{BootProtocol, DiskSpec, NetSpec, SerialSpec};
 
 use crate::client::{VM_HELP, VmArgs};
 use crate::log::LogArgs;
+use crate::migration_command::{MIGRATE_HELP, MigrateArgs, TLS_HELP, TlsArgs};
 use crate::options;
 use crate::snapshot_command::{SNAPSHOT_HELP, SnapshotArgs};
 use crate::vmm::{VMM_HELP, VmmArgs};
@@ -41,6 +42,12 @@ pub enum Command {
     /// Make snapshots of running VMs, run VMs of them, and look after those on disk
     #[command(after_help = SNAPSHOT_HELP)]
     Snapshot(SnapshotArgs),
+    /// Have a running VM go on under another monitor, on this host or another
+    #[command(after_help = MIGRATE_HELP)]
+    Migrate(MigrateArgs),
+    /// Make certificates by which hosts know each other
+    #[command(after_help = TLS_HELP)]
+    Tls(TlsArgs),
     /// Tell whether this machine can run guests, and if not, why
     #[command(after_help = CHECK_HELP)]
     Check(CheckArgs),
@@ -214,6 +221,10 @@ Examples:
     cutover snapshot create web --store snapshots --name monday
     cutover snapshot restore snapshots/monday
 
+  Move a VM to another host while it runs:
+    cutover receive --listen tls://[::]:7000 --name web --api    (there)
+    cutover migrate web --to tls://there:7000                    (here)
+
 `cutover run --help` has more, and lists the exit codes.";
 
 const RUN_HELP: &str = "\
@@ -251,7 +262,7 @@ Signals:
   The first SIGTERM or SIGINT presses the guest's power button, the second ends the VM.
 
 Exit codes:
-  0  the guest shut itself down
+  0  the guest shut itself down, or has moved to another monitor
   1  the monitor failed
   2  the command line or the configuration file is wrong
   3  the guest asked for a reboot

@@ -10,7 +10,7 @@ use cutover_vmm::Exit;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitStatus {
-    /// Done; for `run`: the guest shut itself down; for `check`: this machine can run guests; for `vm`: every VM did as
+    /// Done; for `run`: the guest shut itself down, or goes on elsewhere; for `check`: this machine can run guests; for `vm`: every VM did as
     /// asked.
     Success = 0,
     /// The monitor failed; for `check`: this machine cannot run guests; for `vm`: no VM did as asked.
@@ -25,12 +25,15 @@ pub enum ExitStatus {
     Ended = 5,
     /// For `vm`: some VMs did as asked, and some did not.
     Partly = 6,
+    /// For `migrate`: the VM was handed over, and does not run here any more, but is not known to run there.
+    HandedOver = 7,
 }
 
 impl From<Exit> for ExitStatus {
     fn from(exit: Exit) -> Self {
         match exit {
-            Exit::Shutdown => Self::Success,
+            // Whoever restarts what has failed must not restart what runs elsewhere.
+            Exit::Shutdown | Exit::Migrated => Self::Success,
             Exit::Reboot => Self::Reboot,
             Exit::Panic => Self::Panic,
             Exit::Ended => Self::Ended,
@@ -107,12 +110,14 @@ mod tests {
             (Exit::Reboot, 3),
             (Exit::Panic, 4),
             (Exit::Ended, 5),
+            (Exit::Migrated, 0),
         ] {
             assert_eq!(ExitStatus::from(exit) as u8, code, "{exit:?}");
         }
         assert_eq!(ExitStatus::Failure as u8, 1);
         assert_eq!(ExitStatus::Usage as u8, 2);
         assert_eq!(ExitStatus::Partly as u8, 6);
+        assert_eq!(ExitStatus::HandedOver as u8, 7);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod config;
 pub mod exit;
 pub mod log;
 pub mod metrics;
+pub mod migration_command;
 pub mod options;
 pub mod plan;
 pub mod run;
@@ -20,6 +21,7 @@ pub mod server;
 mod signals;
 pub mod snapshot_command;
 mod text;
+mod tls_dir;
 pub mod vmm;
 
 use std::{env, io};
@@ -36,6 +38,8 @@ pub fn main() -> ExitStatus {
         Command::Vmm(args) => vmm::vmm(&args),
         Command::Vm(args) => client::run(&args),
         Command::Snapshot(args) => snapshot_command::run(&args),
+        Command::Migrate(args) => migration_command::migrate(&args),
+        Command::Tls(args) => migration_command::tls(&args),
         Command::Check(args) => check::check(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,11 +1,12 @@
-//! What the VM of a process is made of: a description, which is booted, or a snapshot, which is restored.
+//! What the VM of a process is made of: a description, which is booted, a snapshot, which is restored, or what another
+//! monitor sends.
 
 use cutover_snapshot::spec::VmSpec;
 use cutover_vmm::snapshot::RestoreRequest;
 use cutover_vmm::{Error, Options, Vmm};
 
 /// What a VM is made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum Plan {
     /// A description.
     Boot(VmSpec),

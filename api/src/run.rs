@@ -23,7 +23,7 @@ use crate::vmm::DEFAULT_ID;
 
 /// Why a VM could not be run to its end.
 #[derive(Debug, thiserror::Error)]
-enum RunError {
+pub(crate) enum RunError {
     #[error(transparent)]
     Vmm(#[from] cutover_vmm::Error),
     #[error("cannot prepare for signals")]
@@ -43,7 +43,8 @@ enum RunError {
 }
 
 impl RunError {
-    fn status(&self) -> ExitStatus {
+    /// How the process ends.
+    pub(crate) fn status(&self) -> ExitStatus {
         match self {
             Self::NoName | Self::Name(_) => ExitStatus::Usage,
             _ => ExitStatus::Failure,
@@ -53,45 +54,45 @@ impl RunError {
 
 /// Runs the VM that `args` describe, and tells how it ended.
 pub fn run(args: &RunArgs) -> ExitStatus {
-    run_plan(|| config::vm_spec(args).map(Plan::Boot), &args.monitor)
+    run_plan(|| config::vm_spec(args).map(Plan::Boot), &args.monitor).map_or_else(|failed| failed, ExitStatus::from)
 }
 
 /// Runs the VM of `plan` in this process, and tells how it ended. A plan that cannot be made is wrong usage.
-pub fn run_plan<E: Error>(plan: impl FnOnce() -> Result<Plan, E>, args: &MonitorArgs) -> ExitStatus {
-    let logger = match log::start(&args.log) {
-        Ok(logger) => logger,
-        Err(error) => {
-            report(&error);
-            return ExitStatus::Usage;
-        }
-    };
+///
+/// # Errors
+/// It could not be run to its end, of which the user has been told.
+pub fn run_plan<E: Error>(plan: impl FnOnce() -> Result<Plan, E>, args: &MonitorArgs) -> Result<Exit, ExitStatus> {
+    with_log(args, |logger| {
+        let plan = plan().map_err(|error| told(&error, ExitStatus::Usage))?;
+        let exit = run_to_end(&plan, args, logger).map_err(|error| told(&error, error.status()))?;
+        tracing::info!(name = plan.name(), ?exit, "the VM has ended");
+        Ok(exit)
+    })
+}
+
+/// Does `work` with the log that `args` ask for, and a terminal that survives panics.
+///
+/// # Errors
+/// There can be no such log, of which the user has been told; or those of `work`.
+pub fn with_log(
+    args: &MonitorArgs,
+    work: impl FnOnce(&Logger) -> Result<Exit, ExitStatus>,
+) -> Result<Exit, ExitStatus> {
+    let logger = log::start(&args.log).map_err(|error| told(&error, ExitStatus::Usage))?;
     restore_terminal_on_panic();
-    let status = match plan() {
-        Ok(plan) => run_vm(&plan, args, &logger),
-        Err(error) => {
-            report(&error);
-            ExitStatus::Usage
-        }
-    };
+    let exit = work(&logger);
     logger.tell_untold();
+    exit
+}
+
+/// `status`, after the user has been told of the error behind it.
+pub fn told(error: &dyn Error, status: ExitStatus) -> ExitStatus {
+    report(error);
     status
 }
 
-fn run_vm(plan: &Plan, args: &MonitorArgs, logger: &Logger) -> ExitStatus {
-    match run_to_end(plan, args, logger) {
-        Ok(exit) => {
-            tracing::info!(name = plan.name(), ?exit, "the VM has ended");
-            exit.into()
-        }
-        Err(error) => {
-            report(&error);
-            error.status()
-        }
-    }
-}
-
 fn run_to_end(plan: &Plan, args: &MonitorArgs, logger: &Logger) -> Result<Exit, RunError> {
-    let listener = listen(plan, args)?;
+    let listener = listen(plan.name(), args)?;
     let options = Options {
         seccomp: !args.no_seccomp,
         managed: listener.is_some(),
@@ -114,26 +115,42 @@ fn run_to_end(plan: &Plan, args: &MonitorArgs, logger: &Logger) -> Result<Exit, 
     Ok(exit?)
 }
 
-/// Listens for clients of the API, if there is to be one.
-fn listen(plan: &Plan, args: &MonitorArgs) -> Result<Option<Listener>, RunError> {
+/// Listens for clients of the API, if there is to be one, of a VM called `name`.
+///
+/// # Errors
+/// The name is missing or taken, or the socket cannot be had.
+pub(crate) fn listen(name: Option<&str>, args: &MonitorArgs) -> Result<Option<Listener>, RunError> {
     match (&args.api_sock, args.api) {
         (Some(path), _) => Ok(Some(Listener::bind(path, CLIENTS_WAITING_MAX)?)),
         (None, true) => {
-            let name = plan.name().ok_or(RunError::NoName)?;
-            Ok(Some(RuntimeDir::locate().listen(&name.parse()?)?))
+            let name = name.ok_or(RunError::NoName)?.parse()?;
+            Ok(Some(RuntimeDir::locate().listen(&name)?))
         }
         (None, false) => Ok(None),
     }
 }
 
 fn serve(listener: Listener, vmm: &Vmm, options: &Options, logger: &Logger) -> Result<Server, RunError> {
-    let id = vmm.spec().name.clone().unwrap_or_else(|| DEFAULT_ID.to_owned());
+    let id = id(vmm.spec().name.as_deref());
     let instance = Instance::of_built(id, vmm.into(), options.events.clone(), logger.clone())?;
+    start_server(listener, Arc::new(instance), options)
+}
+
+/// What a VM called `name` is called by its API.
+pub(crate) fn id(name: Option<&str>) -> String {
+    name.unwrap_or(DEFAULT_ID).to_owned()
+}
+
+/// Serves `instance` to the clients of `listener`.
+///
+/// # Errors
+/// The operating system refused what that takes.
+pub(crate) fn start_server(listener: Listener, instance: Arc<Instance>, options: &Options) -> Result<Server, RunError> {
     let options = server::Options {
         seccomp: options.seccomp,
         body_max: BODY_MAX,
     };
-    Server::start(Some(listener), Arc::new(instance), options).map_err(RunError::Server)
+    Server::start(Some(listener), instance, options).map_err(RunError::Server)
 }
 
 /// Warns where guests are likely to fail for want of hardware.

@@ -40,6 +40,9 @@ pub enum VmCommand {
     /// Let paused VMs go on
     #[command(after_help = RESUME_HELP)]
     Resume(VmsArgs),
+    /// Have VMs back that were handed over to another monitor, if it is certain that they do not run there
+    #[command(after_help = RECLAIM_HELP)]
+    Reclaim(VmsArgs),
     /// Press the power buttons of VMs, and end by force those that are still there after a time
     #[command(after_help = SHUTDOWN_HELP)]
     Shutdown(DownArgs),
@@ -207,8 +210,11 @@ impl FromStr for VmRef {
     }
 }
 
-/// Reads a time limit: `500ms`, `30s`, `1m30s`, or a number of seconds.
-fn timeout(text: &str) -> Result<Duration, String> {
+/// Reads a time: `500ms`, `30s`, `1m30s`, or a number of seconds.
+///
+/// # Errors
+/// It is none, or longer than a day.
+pub fn timeout(text: &str) -> Result<Duration, String> {
     let duration = match text.parse::<u64>() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
         Err(_) => text
@@ -275,6 +281,14 @@ Examples:
 const RESUME_HELP: &str = "\
 Examples:
   cutover vm resume web db";
+
+const RECLAIM_HELP: &str = "\
+A VM whose destination was lost just when it was told to run it stands still here, because it may run
+there: two of it would ruin its disks. This command is for whoever has looked, and knows that it does
+not. It is paused then. If it runs there, `cutover vm destroy` ends the one here.
+
+Examples:
+  cutover vm reclaim web && cutover vm resume web";
 
 const SHUTDOWN_HELP: &str = "\
 Examples:

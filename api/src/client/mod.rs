@@ -12,6 +12,7 @@ mod console;
 mod error;
 mod events;
 mod http;
+mod long;
 mod many;
 mod operation;
 mod show;
@@ -28,15 +29,16 @@ use serde_json::json;
 use tokio::runtime;
 use tokio::sync::mpsc;
 
+pub(crate) use args::timeout;
 pub use args::{VM_HELP, VmArgs, VmRef};
 pub(crate) use error::ClientError;
-pub(crate) use http::Vm;
+pub(crate) use long::{LOOK_EVERY, Work, WorkError};
 pub(crate) use many::one;
-pub(crate) use show::{bytes, time};
+pub(crate) use show::{bytes, milliseconds, time};
 
 use args::{ConsoleArgs, DownArgs, EventsArgs, MetricsArgs, PowerArgs, StatsArgs, VmCommand, VmsArgs};
 use events::{Follower, Seen};
-use http::INFO;
+use http::{INFO, Vm};
 use many::{Screen, Tally, all, ask_each, resolve};
 use operation::{Manner, Operation};
 
@@ -90,6 +92,7 @@ async fn execute(command: &VmCommand, directory: &RuntimeDir) -> Result<Tally, C
         VmCommand::Info(args) => info(args, directory).await,
         VmCommand::Pause(args) => change(Operation::Pause, args, true, directory).await,
         VmCommand::Resume(args) => change(Operation::Resume, args, true, directory).await,
+        VmCommand::Reclaim(args) => change(Operation::Reclaim, args, true, directory).await,
         VmCommand::Shutdown(args) => down(PowerAction::Shutdown, args, directory).await,
         VmCommand::Reboot(args) => down(PowerAction::Reboot, args, directory).await,
         VmCommand::Cycle(PowerArgs { vms, no_wait }) => {

@@ -23,6 +23,8 @@ pub enum Operation {
     Pause,
     /// Let them go on.
     Resume,
+    /// Have it back that was handed over to another monitor, and does not run there.
+    Reclaim,
     /// Switch it off or on, one way or another; the guest may take as long as said.
     Power(PowerAction, Option<Duration>),
 }
@@ -45,6 +47,10 @@ impl Operation {
         match self {
             Self::Pause => set_running(&vm, "Paused", manner.limit).await.map(|()| "paused"),
             Self::Resume => set_running(&vm, "Resumed", manner.limit).await.map(|()| "running"),
+            Self::Reclaim => vm
+                .tell(Method::PUT, "/v1/migration/reclaim", &json!({}), manner.limit)
+                .await
+                .map(|()| "paused"),
             Self::Power(action, time) => power(vm, action, time, manner).await,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write};
 use std::str::FromStr;
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use jiff::{SignedDuration, Timestamp};
@@ -252,6 +253,12 @@ pub fn time(nanoseconds: u64) -> String {
     } else {
         format!("{:#}", SignedDuration::from_secs(duration.as_secs()))
     }
+}
+
+/// A time in milliseconds, for what is short.
+pub fn milliseconds(nanoseconds: u64) -> String {
+    let milliseconds = Duration::from_nanos(nanoseconds).as_secs_f64() * 1000.0;
+    format!("{milliseconds:.2} ms")
 }
 
 #[cfg(test)]

@@ -3,10 +3,12 @@
 mod disk;
 mod key_value;
 mod net;
+mod pair;
 mod rate;
 mod serial;
 
 pub use disk::disk;
 pub use key_value::OptionError;
 pub use net::net;
+pub use pair::{Twice, file_of, pair, tap_of, unique};
 pub use serial::serial;

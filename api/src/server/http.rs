@@ -86,13 +86,14 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Failures are the client's, all of them: what it asks for cannot be.
+    /// Failures are the client's: what it asks for cannot be. But one that it cannot know of, and must.
     fn status(&self) -> StatusCode {
         match self {
             Self::BodyTooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::NoSuchMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooManyWatchers(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Vm(error) if is_gone(error) => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -101,6 +102,12 @@ impl Failure {
     fn leaves_rest(&self) -> bool {
         matches!(self, Self::BodyTooLong | Self::BodyTooSlow | Self::BodyBroken)
     }
+}
+
+/// Whether the VM was handed over to another monitor and is not known to run there.
+fn is_gone(error: &cutover_vmm::Error) -> bool {
+    use cutover_migration::Error::{Lost, OutcomeUnknown};
+    matches!(error, cutover_vmm::Error::Migration(OutcomeUnknown(_) | Lost(_)))
 }
 
 impl IntoResponse for Failure {

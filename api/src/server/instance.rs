@@ -14,6 +14,7 @@ use axum::http::StatusCode;
 use cutover_snapshot::spec::VmSpec;
 use cutover_vmm::dirty::DirtyRate;
 use cutover_vmm::events::{Subscription, TooManySubscribers};
+use cutover_vmm::migration::{MigrateRequest, MigrationReport, MigrationStatus};
 use cutover_vmm::snapshot::{RestoreRequest, SnapshotProgress, SnapshotReport, SnapshotRequest};
 use cutover_vmm::{Command, Controller, Error, EventLog, Refusal, Reply, Request, State, VmStats, Vmm};
 use jiff::Timestamp;
@@ -24,7 +25,9 @@ use super::firecracker::network_interfaces::NetworkInterfacePatch;
 use super::firecracker::rejection::Rejection;
 use super::firecracker::setup::{Change, Configuration, Needs, Setup};
 use super::http::{Failure, Outcome};
+use super::migrations::Migrations;
 use super::v1::events::{WATCHERS_MAX, Watcher};
+use super::v1::types::{MigrationProgressV1, MigrationStatusV1};
 use crate::log::Logger;
 use crate::metrics::firecracker::MetricsFile;
 use crate::metrics::prometheus;
@@ -69,6 +72,7 @@ pub struct Instance {
     events: EventLog,
     logger: Logger,
     metrics: Mutex<Option<MetricsFile>>,
+    migrations: Migrations,
     started: Notify,
     watchers: Watchers,
 }
@@ -107,6 +111,21 @@ impl Instance {
         Ok(instance)
     }
 
+    /// A VM that another monitor is to send, which [`finish_start`](Self::finish_start) has to be told of.
+    ///
+    /// # Errors
+    /// Too many watch the events already.
+    pub fn of_arriving(
+        id: String,
+        status: Arc<MigrationStatus>,
+        events: EventLog,
+        logger: Logger,
+    ) -> Result<Self, TooManySubscribers> {
+        let instance = Self::with(id, Setup::of_arriving(), Box::new(|_| ()), events, logger)?;
+        instance.migrations.arrives(status);
+        Ok(instance)
+    }
+
     fn with(
         id: String,
         setup: Setup,
@@ -124,6 +143,7 @@ impl Instance {
             events,
             logger,
             metrics: Mutex::default(),
+            migrations: Migrations::default(),
             started: Notify::new(),
             watchers: Watchers {
                 subscription: Mutex::new(Some(subscription)),
@@ -256,6 +276,7 @@ impl Instance {
         let built = match built {
             Ok(built) => built,
             Err(error) => {
+                self.migrations.end_arrival(&error);
                 self.setup().finish_start(None);
                 return Err(error.into());
             }
@@ -274,7 +295,7 @@ impl Instance {
     pub async fn state(&self) -> Result<Option<State>, Failure> {
         match self.vm.get() {
             None => Ok(None),
-            Some(_) => match self.ask(Command::State, || ()).await {
+            Some(_) => match self.ask(Command::State, |_| ()).await {
                 Err(Failure::Ended | Failure::Vm(Error::Refused(Refusal::Ended))) => Ok(Some(State::Ended)),
                 state => state.map(Some),
             },
@@ -286,7 +307,7 @@ impl Instance {
     /// # Errors
     /// It has not been started, or has ended.
     pub async fn stats(&self) -> Result<VmStats, Failure> {
-        self.ask(Command::Stats, || ()).await
+        self.ask(Command::Stats, |_| ()).await
     }
 
     /// How fast the guest has changed its memory since this was last asked.
@@ -294,7 +315,7 @@ impl Instance {
     /// # Errors
     /// The VM has not been started, or has ended; or KVM does not tell.
     pub async fn dirty_rate(&self) -> Result<DirtyRate, Failure> {
-        self.ask(Command::DirtyRate, || ()).await
+        self.ask(Command::DirtyRate, |_| ()).await
     }
 
     /// Asks the started VM for something that its state may change by.
@@ -302,7 +323,7 @@ impl Instance {
     /// # Errors
     /// Refused, with the reason.
     pub async fn request(&self, request: Request) -> Outcome {
-        self.ask(|reply| Command::Lifecycle(request, reply), || ()).await?;
+        self.ask(|reply| Command::Lifecycle(request, reply), |_| ()).await?;
         Ok(StatusCode::NO_CONTENT)
     }
 
@@ -325,8 +346,10 @@ impl Instance {
         let update = patch.update()?;
         let id = self.setup().drive(&patch.drive_id)?.drive_id.clone();
         let instance = self.clone();
-        let note_down = move || {
-            if let Ok(drive) = instance.setup().drive(&patch.drive_id) {
+        let note_down = move |updated: &Result<(), Error>| {
+            if updated.is_ok()
+                && let Ok(drive) = instance.setup().drive(&patch.drive_id)
+            {
                 drive.apply(&patch);
             }
         };
@@ -343,8 +366,10 @@ impl Instance {
         let update = patch.update()?;
         let id = self.setup().network_interface(&patch.iface_id)?.iface_id.clone();
         let instance = self.clone();
-        let note_down = move || {
-            if let Ok(interface) = instance.setup().network_interface(&patch.iface_id) {
+        let note_down = move |updated: &Result<(), Error>| {
+            if updated.is_ok()
+                && let Ok(interface) = instance.setup().network_interface(&patch.iface_id)
+            {
                 interface.apply(&patch);
             }
         };
@@ -358,7 +383,7 @@ impl Instance {
     /// # Errors
     /// Refused, failed, or cancelled; nothing is left of it.
     pub async fn snapshot(&self, request: SnapshotRequest) -> Result<SnapshotReport, Failure> {
-        self.ask(|reply| Command::Snapshot { request, reply }, || ()).await
+        self.ask(|reply| Command::Snapshot { request, reply }, |_| ()).await
     }
 
     /// How far the snapshot that is being made is; nothing if none is.
@@ -366,7 +391,7 @@ impl Instance {
     /// # Errors
     /// The VM has not been started, or has ended.
     pub async fn snapshot_progress(&self) -> Result<Option<SnapshotProgress>, Failure> {
-        self.ask(Command::SnapshotProgress, || ()).await
+        self.ask(Command::SnapshotProgress, |_| ()).await
     }
 
     /// Cancels the snapshot that is being made.
@@ -374,7 +399,7 @@ impl Instance {
     /// # Errors
     /// None is.
     pub async fn cancel_snapshot(&self) -> Outcome {
-        self.ask(Command::CancelSnapshot, || ()).await?;
+        self.ask(Command::CancelSnapshot, |_| ()).await?;
         Ok(StatusCode::NO_CONTENT)
     }
 
@@ -383,7 +408,55 @@ impl Instance {
     /// # Errors
     /// The VM has not been started, or has ended.
     pub async fn restore_progress(&self) -> Result<SnapshotProgress, Failure> {
-        self.ask(Command::RestoreProgress, || ()).await
+        self.ask(Command::RestoreProgress, |_| ()).await
+    }
+
+    /// Has the VM go on under another monitor; the answer comes when it does, and is perhaps the last of this process.
+    ///
+    /// # Errors
+    /// Refused, failed, or cancelled; then it goes on here. Or it was handed over, and is not known to run there.
+    pub async fn migrate(&self, request: MigrateRequest) -> Result<MigrationReport, Failure> {
+        let migrations = self.migrations.clone();
+        self.ask(
+            |reply| Command::Migrate { request, reply },
+            move |moved| migrations.note_down(moved),
+        )
+        .await
+    }
+
+    /// How far the migration is that is under way, from here or to here, and what came of the last one.
+    ///
+    /// # Errors
+    /// The VM has ended.
+    pub async fn migration(&self) -> Result<MigrationStatusV1, Failure> {
+        let under_way = match self.vm.get() {
+            Some(_) => self.ask(Command::MigrationProgress, |_| ()).await?,
+            None => self.migrations.arriving().map(|status| status.progress()),
+        };
+        Ok(MigrationStatusV1 {
+            under_way: under_way.map(MigrationProgressV1::from),
+            last: self.migrations.last(),
+        })
+    }
+
+    /// Cancels the migration that is under way, from here or to here.
+    ///
+    /// # Errors
+    /// None is, or it is too late.
+    pub async fn cancel_migration(&self) -> Outcome {
+        match (self.vm.get(), self.migrations.arriving()) {
+            (None, Some(status)) => status.cancel(),
+            (None, None) => return Err(Error::from(Refusal::NoMigrationUnderWay).into()),
+            (Some(_), _) => self.ask(Command::CancelMigration, |_| ()).await?,
+        }
+        Ok(StatusCode::NO_CONTENT)
+    }
+
+    /// Gives up waiting for a VM, if one is waited for.
+    pub fn cancel_arrival(&self) {
+        if let Some(status) = self.migrations.arriving() {
+            status.cancel();
+        }
     }
 
     /// Whether metrics are to be written to a file.
@@ -431,17 +504,17 @@ impl Instance {
         self.started.notified().await;
     }
 
-    /// Asks the state driver; where that succeeds, it calls `note_down` before anyone else is served.
+    /// Asks the state driver, which calls `note_down` with what came of it before anyone else is served.
     async fn ask<T: Send + 'static>(
         &self,
         command: impl FnOnce(Reply<T>) -> Command,
-        note_down: impl FnOnce() + Send + 'static,
+        note_down: impl FnOnce(&Result<T, Error>) + Send + 'static,
     ) -> Result<T, Failure> {
         self.check(Needs::Started)?;
         let vm = self.vm.get().ok_or(Failure::Ended)?;
         let (answer, answered) = oneshot::channel();
         vm(command(Reply::new(move |result: Result<T, Error>| {
-            let result = result.inspect(|_| note_down());
+            note_down(&result);
             if let Err(unheard) = answer.send(result) {
                 let error = unheard.err().map(|error| error.to_string());
                 tracing::info!(error, "a request was served whose client has gone away");
@@ -456,6 +529,6 @@ impl Instance {
 }
 
 /// Whoever panicked with the lock left a whole value behind: each change is complete before anything can panic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -26,6 +26,7 @@ pub mod connection;
 pub mod firecracker;
 pub mod http;
 pub mod instance;
+pub mod migrations;
 pub mod openapi;
 pub mod v1;
 

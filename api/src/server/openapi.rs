@@ -17,7 +17,7 @@ use super::firecracker::{
     snapshot, vm,
 };
 use super::instance::Instance;
-use super::v1::{self, dirty_rate, events, info, power, restore, snapshots, stats};
+use super::v1::{self, dirty_rate, events, info, migration, power, restore, snapshots, stats};
 
 const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/openapi.json"));
 
@@ -38,7 +38,8 @@ const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../res
         entropy::put, logger::put, machine_config::get, machine_config::put, machine_config::patch, metrics::put,
         network_interfaces::put, network_interfaces::patch, serial::put, snapshot::create, snapshot::load, vm::patch,
         vm::config, events::get, info::get, v1::metrics::get, power::put, stats::get, dirty_rate::get,
-        snapshots::post, snapshots::progress, snapshots::cancel, restore::put, restore::get, document
+        snapshots::post, snapshots::progress, snapshots::cancel, restore::put, restore::get, migration::post,
+        migration::get, migration::cancel, migration::reclaim, document
     )
 )]
 pub struct Api;

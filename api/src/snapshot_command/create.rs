@@ -1,41 +1,27 @@
 //! `cutover snapshot create`: a snapshot of a running VM, asked for over the VM's API.
-//!
-//! ```text
-//!  POST /v1/snapshots ──────────────── … ───────────────────────► the report, when the snapshot is permanent
-//!    meanwhile, every LOOK_EVERY:  GET …/current ──► progress bar
-//!    after Ctrl-C:                 DELETE …/current, until the answer tells that it is cancelled
-//! ```
 
 // Documentation here is help text, in which brackets mean that something can be left out.
 #![allow(rustdoc::broken_intra_doc_links)]
 
 use std::io;
 use std::path::{self, Path, PathBuf};
-use std::pin::pin;
-use std::time::Duration;
 
 use clap::Args;
-use indicatif::ProgressBar;
-use tokio::runtime;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::time::interval;
 
 use super::progress;
-use crate::client::{ClientError, Vm, VmRef, bytes, one, time};
+use crate::client::{VmRef, Work, WorkError, bytes, milliseconds, one, time};
 use crate::exit::{ExitStatus, after_printing, report};
 use crate::runtime_dir::RuntimeDir;
 use crate::server::v1::types::{
     COMPRESSION_MAX, ProgressV1, SnapshotDisksV1, SnapshotKindV1, SnapshotMethodV1, SnapshotReportV1, SnapshotV1,
 };
-use crate::signals::{Blocked, Time};
 use crate::text::escaped;
 
-const SNAPSHOTS: &str = "/v1/snapshots";
-const CURRENT: &str = "/v1/snapshots/current";
-/// How often the VM is asked how far it is.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// How long it may take to say so.
-const LOOK_LIMIT: Duration = Duration::from_secs(10);
+const SNAPSHOT: Work = Work {
+    what: "snapshot",
+    path: "/v1/snapshots",
+    current: "/v1/snapshots/current",
+};
 
 /// Arguments of `cutover snapshot create`.
 #[derive(Debug, Args)]
@@ -100,12 +86,8 @@ enum CreateError {
     NotText(PathBuf),
     #[error("{}: a snapshot is made in a directory; then `cutover snapshot export` takes it elsewhere", .0.display())]
     Elsewhere(PathBuf),
-    #[error("cannot prepare for waiting")]
-    Prepare(#[source] io::Error),
-    #[error("{vm}")]
-    Vm { vm: String, source: ClientError },
-    #[error("{0}: the snapshot is left to the VM: `cutover vm events` tells what becomes of it")]
-    Left(String),
+    #[error(transparent)]
+    Work(#[from] WorkError),
 }
 
 /// Has the VM make the snapshot, and tells what came of it.
@@ -130,20 +112,14 @@ pub fn run(args: &CreateArgs, json: bool) -> ExitStatus {
 fn create(args: &CreateArgs) -> Result<SnapshotReportV1, CreateError> {
     let body = body(args)?;
     let vm = one(&args.vm, &RuntimeDir::locate());
-    let signals = Blocked::block().map_err(CreateError::Prepare)?;
-    let (told, hear) = unbounded_channel();
-    let tell = move |time| {
-        // Nobody hears what comes when the snapshot is made.
-        let _ = told.send(time);
-    };
-    signals.serve(tell, false).map_err(CreateError::Prepare)?;
-    let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let bar = progress::bar("saving");
-    let created = runtime
-        .map_err(CreateError::Prepare)?
-        .block_on(wait_for(&vm, &body, hear, &bar));
+    let show = |progress: ProgressV1| {
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.done_bytes);
+    };
+    let created = SNAPSHOT.ask(&vm, &body, (!bar.is_hidden()).then_some(show));
     bar.finish_and_clear();
-    created
+    Ok(created?)
 }
 
 /// What to ask of the VM, which may run in another directory.
@@ -177,39 +153,6 @@ fn is_url(store: &Path) -> bool {
     store.to_str().is_some_and(|store| store.contains("://"))
 }
 
-/// Waits for the VM's answer.
-async fn wait_for(
-    vm: &Vm,
-    body: &SnapshotV1,
-    mut signals: UnboundedReceiver<Time>,
-    bar: &ProgressBar,
-) -> Result<SnapshotReportV1, CreateError> {
-    let mut answer = pin!(vm.have(SNAPSHOTS, body));
-    let mut looks = interval(LOOK_EVERY);
-    let mut is_unwanted = false;
-    loop {
-        tokio::select! {
-            result = &mut answer => return result.map_err(|source| CreateError::Vm { vm: vm.name.clone(), source }),
-            Some(time) = signals.recv() => match time {
-                Time::First => is_unwanted = true,
-                Time::Again => return Err(CreateError::Left(vm.name.clone())),
-            },
-            _ = looks.tick(), if is_unwanted || !bar.is_hidden() => look(vm, is_unwanted, bar).await,
-        }
-    }
-}
-
-/// Cancels the snapshot if it is unwanted, or shows how far it is. What goes wrong shows in the answer to whoever waits
-/// for it; a snapshot that has not begun yet is cancelled at the next look.
-async fn look(vm: &Vm, is_unwanted: bool, bar: &ProgressBar) {
-    if is_unwanted {
-        let _ = vm.delete(CURRENT, LOOK_LIMIT).await;
-    } else if let Ok(progress) = vm.get::<ProgressV1>(CURRENT, LOOK_LIMIT).await {
-        bar.set_length(progress.total_bytes);
-        bar.set_position(progress.done_bytes);
-    }
-}
-
 /// The report as people read it. The path comes from the VM, and must not steer the terminal.
 fn in_words(report: &SnapshotReportV1) -> String {
     let built_on = match &report.parent {
@@ -225,7 +168,7 @@ fn in_words(report: &SnapshotReportV1) -> String {
         escaped(&built_on),
     );
     text.push_str(&format!(
-        "made in {}, for {:.2} ms of which the guest stood still\n",
+        "made in {}, for {} of which the guest stood still\n",
         time(report.total_ns),
         milliseconds(report.pause_ns)
     ));
@@ -236,10 +179,6 @@ fn in_words(report: &SnapshotReportV1) -> String {
         ));
     }
     text
-}
-
-fn milliseconds(nanoseconds: u64) -> f64 {
-    Duration::from_nanos(nanoseconds).as_secs_f64() * 1000.0
 }
 
 #[cfg(test)]

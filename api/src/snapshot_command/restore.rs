@@ -15,8 +15,10 @@ use serde_json::json;
 use super::access::AccessArgs;
 use crate::cli::MonitorArgs;
 use crate::exit::{ExitStatus, after_printing};
+use crate::options::{self, Twice, unique};
 use crate::plan::Plan;
 use crate::run::run_plan;
+use crate::server::v1::types::ExitV1;
 
 /// Arguments of `cutover snapshot restore`.
 #[derive(Debug, Args)]
@@ -31,7 +33,7 @@ pub struct RestoreArgs {
     access: AccessArgs,
 
     /// Another tap device for a network interface
-    #[arg(long = "net", value_name = "ID=TAP", value_parser = tap, help_heading = "Devices")]
+    #[arg(long = "net", value_name = "ID=TAP", value_parser = options::tap_of, help_heading = "Devices")]
     taps: Vec<(String, String)>,
 
     /// Another MAC address for a network interface; the guest's driver learns of it when it next looks
@@ -39,7 +41,7 @@ pub struct RestoreArgs {
     macs: Vec<(String, MacAddr)>,
 
     /// Another file for a disk: the one to create if the disk is part of the snapshot, otherwise the one to use
-    #[arg(long = "disk", value_name = "ID=FILE", value_parser = file, help_heading = "Devices")]
+    #[arg(long = "disk", value_name = "ID=FILE", value_parser = options::file_of, help_heading = "Devices")]
     disks: Vec<(String, PathBuf)>,
 
     /// Directory in which to create files, as ID.img, for the disks that are part of the snapshot
@@ -122,31 +124,24 @@ Exit codes:
 /// Why the arguments make no sense.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum UsageError {
-    #[error("{option}: {id} is given twice")]
-    Twice { option: &'static str, id: String },
+    #[error(transparent)]
+    Twice(#[from] Twice),
     #[error("--paused: nobody could resume the VM: give --api or --api-sock PATH")]
     PausedForGood,
 }
 
 /// Runs the VM that `args` describe, and tells how it ended.
 pub fn run(args: &RestoreArgs, json: bool) -> ExitStatus {
-    let status = run_plan(|| request(args).map(Plan::Restore), &args.monitor);
-    let end = match status {
-        ExitStatus::Success => "shutdown",
-        ExitStatus::Reboot => "reboot",
-        ExitStatus::Panic => "panic",
-        ExitStatus::Ended => "ended",
-        _ => return status,
+    let exit = match run_plan(|| request(args).map(Plan::Restore), &args.monitor) {
+        Ok(exit) => exit,
+        Err(status) => return status,
     };
     if json {
-        let text = format!(
-            "{}\n",
-            json!({ "snapshot": args.snapshot.display().to_string(), "exit": end })
-        );
+        let end = json!({ "snapshot": args.snapshot.display().to_string(), "exit": ExitV1::from(exit) });
         // How the guest ended tells more than whether anybody reads this.
-        after_printing(text.as_bytes(), &mut io::stdout());
+        after_printing(format!("{end}\n").as_bytes(), &mut io::stdout());
     }
-    status
+    exit.into()
 }
 
 fn request(args: &RestoreArgs) -> Result<RestoreRequest, UsageError> {
@@ -184,37 +179,10 @@ fn request(args: &RestoreArgs) -> Result<RestoreRequest, UsageError> {
     })
 }
 
-/// The pairs by their ids, each of which is there once.
-fn unique<T: Clone>(option: &'static str, pairs: &[(String, T)]) -> Result<BTreeMap<String, T>, UsageError> {
-    let mut map = BTreeMap::new();
-    for (id, value) in pairs {
-        if map.insert(id.clone(), value.clone()).is_some() {
-            let id = id.clone();
-            return Err(UsageError::Twice { option, id });
-        }
-    }
-    Ok(map)
-}
-
-fn tap(text: &str) -> Result<(String, String), String> {
-    pair(text).map(|(id, tap)| (id, tap.to_owned()))
-}
-
 fn mac(text: &str) -> Result<(String, MacAddr), String> {
-    let (id, mac) = pair(text)?;
+    let (id, mac) = options::pair(text)?;
     let mac = mac.parse().map_err(|error| format!("{error}"))?;
     Ok((id, mac))
-}
-
-fn file(text: &str) -> Result<(String, PathBuf), String> {
-    pair(text).map(|(id, path)| (id, path.into()))
-}
-
-fn pair(text: &str) -> Result<(String, &str), String> {
-    match text.split_once('=') {
-        Some((id, value)) if !id.is_empty() && !value.is_empty() => Ok((id.to_owned(), value)),
-        _ => Err("write the id of the device, '=', and what it is to have".to_owned()),
-    }
 }
 
 #[cfg(test)]
@@ -299,7 +267,7 @@ mod tests {
         }
         let twice = request(&parse("s --net a=t1 --net a=t2").expect("well-formed"));
         let id = "a".to_owned();
-        assert_eq!(twice, Err(UsageError::Twice { option: "--net", id }));
+        assert_eq!(twice, Err(Twice { option: "--net", id }.into()));
         let paused = request(&parse("s --paused").expect("well-formed"));
         assert_eq!(paused, Err(UsageError::PausedForGood));
     }

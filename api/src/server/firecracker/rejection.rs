@@ -1,5 +1,6 @@
 //! Why a request is refused before it reaches a VM.
 
+use cutover_migration::transport::{Endpoint, NotAnEndpoint};
 use cutover_snapshot::spec::{CMDLINE_MAX, MEMORY_MAX, MEMORY_MIN, SpecError};
 
 use crate::server::v1::types::{COMPRESSION_MAX, POWER_TIMEOUT_MAX_MS};
@@ -80,12 +81,30 @@ pub enum Rejection {
     /// Firecracker's snapshots are of VMs that stand still.
     #[error("the VM has to be paused for that: PATCH /vm first, or POST /v1/snapshots, which does not take a pause")]
     NotPaused,
-    /// A snapshot says what a VM consists of.
-    #[error("{0} is configured already: a snapshot takes a process in which only log, metrics and console are")]
+    /// A snapshot, or a VM that arrives, says what it consists of.
+    #[error("{0} is configured already: that takes a process in which only log, metrics and console are")]
     Configured(&'static str),
     /// Not a level of zstd's.
     #[error("compress: {0} is out of range: levels are 1 to {COMPRESSION_MAX}")]
     Compression(i32),
+    /// Not an endpoint of migrations.
+    #[error(transparent)]
+    Endpoint(#[from] NotAnEndpoint),
+    /// Nobody is authenticated there.
+    #[error("{0}: anyone on the way can read and change what is sent there: use tls://, or set insecure")]
+    Insecure(Endpoint),
+    /// Beyond what a migration takes.
+    #[error("{field}: {given} is out of range: it is {min} to {max}")]
+    OutOfRange {
+        /// The field.
+        field: &'static str,
+        /// What it was given.
+        given: u64,
+        /// The least it takes.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
     /// The metrics of a process go to one place.
     #[error("metrics are configured already")]
     MetricsTaken,

@@ -120,6 +120,14 @@ impl Setup {
         }
     }
 
+    /// The setup of a VM that comes from another monitor.
+    pub fn of_arriving() -> Self {
+        Self {
+            stage: Stage::Restoring { track: false },
+            configuration: Configuration::default(),
+        }
+    }
+
     /// What is configured.
     pub fn configuration(&self) -> &Configuration {
         &self.configuration

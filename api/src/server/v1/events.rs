@@ -146,6 +146,16 @@ impl From<EventKind> for EventKindV1 {
                 reason,
             },
             EventKind::RestoreFinished => Self::RestoreFinished,
+            EventKind::MigrationStarted { to } => Self::MigrationStarted { to },
+            EventKind::MigrationRound { progress } => Self::MigrationRound {
+                progress: progress.into(),
+            },
+            EventKind::MigrationFinished { to, report } => Self::MigrationFinished {
+                to,
+                report: (&report).into(),
+            },
+            EventKind::MigrationFailed { to, reason } => Self::MigrationFailed { to, reason },
+            EventKind::Migrated => Self::Migrated,
         }
     }
 }
@@ -157,6 +167,7 @@ impl From<Exit> for ExitV1 {
             Exit::Reboot => Self::Reboot,
             Exit::Panic => Self::Panic,
             Exit::Ended => Self::Ended,
+            Exit::Migrated => Self::Migrated,
         }
     }
 }

@@ -82,6 +82,8 @@ impl From<State> for StateV1 {
             State::Running => Self::Running,
             State::Paused => Self::Paused,
             State::ShuttingDown { .. } => Self::ShuttingDown,
+            State::HandingOver { .. } => Self::HandingOver,
+            State::HandedOver { .. } => Self::HandedOver,
             State::Ended => Self::Ended,
         }
     }

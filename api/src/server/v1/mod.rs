@@ -11,6 +11,7 @@ pub mod dirty_rate;
 pub mod events;
 pub mod info;
 pub mod metrics;
+pub mod migration;
 pub mod power;
 pub mod restore;
 pub mod snapshots;
@@ -23,6 +24,11 @@ pub fn routes() -> Router<Arc<Instance>> {
         .route("/v1/events", get(events::get))
         .route("/v1/info", get(info::get))
         .route("/v1/metrics", get(metrics::get))
+        .route(
+            "/v1/migration",
+            get(migration::get).post(migration::post).delete(migration::cancel),
+        )
+        .route("/v1/migration/reclaim", put(migration::reclaim))
         .route("/v1/power", put(power::put))
         .route("/v1/restore", get(restore::get).put(restore::put))
         .route("/v1/snapshots", post(snapshots::post))

@@ -3,6 +3,7 @@
 //! Kept apart from the monitor's own types, so that those can change without the API noticing. Clients accept fields
 //! and event types that they do not know; servers refuse fields that they do not know.
 
+mod migration;
 mod snapshots;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use migration::{
+    DOWNTIME_MAX_MS, DowntimeV1, MigrationCompressionV1, MigrationDisksV1, MigrationEndV1, MigrationPhaseV1,
+    MigrationProgressV1, MigrationReportV1, MigrationStatusV1, MigrationV1, PageCountsV1, PostCopyV1, ReceptionV1,
+    RoundV1, STREAMS_DEFAULT,
+};
 pub use snapshots::{
     COMPRESSION_MAX, ClockV1, NetOverrideV1, ProgressV1, RestoreV1, SnapshotDisksV1, SnapshotKindV1, SnapshotMethodV1,
     SnapshotReportV1, SnapshotV1, TrustV1,
@@ -41,6 +47,10 @@ pub enum StateV1 {
     Paused,
     /// The guest runs, and has been asked to power down.
     ShuttingDown,
+    /// It stands still, and is about to be handed over to another monitor.
+    HandingOver,
+    /// It was handed over to another monitor, which has not said that it runs there: it does not run here any more.
+    HandedOver,
     /// Over.
     Ended,
 }
@@ -337,6 +347,32 @@ pub enum EventKindV1 {
     },
     /// All memory and all disks of the restored VM are there: its snapshot is not needed any more.
     RestoreFinished,
+    /// The VM is being migrated away.
+    MigrationStarted {
+        /// Where to.
+        to: String,
+    },
+    /// A round of sending pages begins, or the migration comes to another phase.
+    MigrationRound {
+        /// How far it has come.
+        progress: MigrationProgressV1,
+    },
+    /// The VM runs at the destination.
+    MigrationFinished {
+        /// Where it is.
+        to: String,
+        /// How it went.
+        report: MigrationReportV1,
+    },
+    /// The VM goes on here; or if it is handed over, nobody knows where it is.
+    MigrationFailed {
+        /// Where it should have gone.
+        to: String,
+        /// Why.
+        reason: String,
+    },
+    /// The VM came from another monitor, and goes on here.
+    Migrated,
     /// The events before this one are lost: the client was too far behind, or saw the last one in another process.
     /// `sequence` is that of the last event lost.
     Gap,
@@ -357,6 +393,8 @@ pub enum ExitV1 {
     Panic,
     /// Somebody ended it by force.
     Ended,
+    /// It goes on under another monitor.
+    Migrated,
 }
 
 #[cfg(test)]
