@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::message::Message;
 use crate::vm::VmError;
 
 /// Why a migration, or a part of it, failed.
@@ -160,4 +161,24 @@ pub enum Error {
     /// Part of the memory of a VM that runs is gone.
     #[error("the VM is lost: it ran at the destination before all of its memory was there: {0}")]
     Lost(String),
+}
+
+impl Error {
+    /// Whether it says no more than that the link ended: why, the peer may know.
+    pub(crate) fn is_of_link(&self) -> bool {
+        matches!(self, Self::Link { .. } | Self::Ended { .. } | Self::Silent { .. })
+    }
+
+    /// That `found` came.
+    pub(crate) fn unexpected(expected: &'static str, found: &impl Message) -> Self {
+        Self::Unexpected {
+            expected,
+            found: found.name(),
+        }
+    }
+
+    /// The VM, of this host, could not `action`.
+    pub(crate) fn vm(action: &'static str) -> impl FnOnce(VmError) -> Self {
+        move |source| Self::Vm { action, source }
+    }
 }

@@ -1,19 +1,31 @@
 //! Live migration: what is said between two monitors while a running VM moves from one to the other.
 //!
-//! Knows neither KVM nor devices: both ends are traits that the `vmm` crate implements.
+//! ```text
+//!  source::migrate ─┬─ link: messages ══════════════════════════ link ─┬─ destination::receive
+//!  policy, heat     ├─ streams: batches of encoded pages ═══ streams ──┤
+//!  SourceVm ────────┘                                                  └──── DestinationHost, DestinationVm
+//! ```
+//! Knows neither KVM nor devices: both ends are traits that the `vmm` crate implements. Blocking calls and threads, none
+//! of which waits for ever.
 #![forbid(unsafe_code)]
 
 pub mod batch;
 pub mod codec;
+pub mod destination;
 pub mod error;
 pub mod heat;
 pub mod limit;
+mod link;
+pub mod message;
 pub mod options;
 pub mod pages;
 pub mod policy;
 pub mod report;
+pub mod source;
 pub mod status;
+pub mod streams;
 pub mod transport;
 pub mod vm;
+pub mod wire;
 
 pub use error::Error;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -72,7 +72,7 @@ pub type Observer = Box<dyn Fn(&Progress) + Send + Sync>;
 #[derive(Default)]
 pub struct Status {
     progress: Mutex<Progress>,
-    cancelled: AtomicBool,
+    cancelled: Arc<AtomicBool>,
     observer: Option<Observer>,
 }
 
@@ -98,6 +98,11 @@ impl Status {
     /// Whether it is not wanted any more.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// What is set when it is not wanted any more.
+    pub(crate) fn cancel_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.cancelled)
     }
 
     /// Something changed that is no new phase or round.

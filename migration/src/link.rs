@@ -1,0 +1,113 @@
+//! The link that messages go over, and what to do when it ends.
+
+use std::io::{Read, Write};
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::message::{Message, ToDestination, ToSource};
+use crate::transport::{Connection, link_error};
+use crate::wire;
+
+/// How long a message may take to be sent.
+const SEND_MAX: Duration = Duration::from_secs(10);
+/// How long the peer has to hear why this side gives up, and to end the link.
+const PART_MAX: Duration = Duration::from_secs(1);
+/// Most bytes that are read and thrown away meanwhile.
+const PART_BYTES_MAX: u64 = 64 << 20;
+
+/// A link on which `Out` is sent and `In` received.
+#[derive(Debug)]
+pub struct Link<Out, In> {
+    connection: Connection,
+    messages: PhantomData<fn(Out) -> In>,
+}
+
+/// The source's end.
+pub type SourceLink = Link<ToDestination, ToSource>;
+/// The destination's end.
+pub type DestinationLink = Link<ToSource, ToDestination>;
+
+impl<Out: Message, In: Message> Link<Out, In> {
+    /// A link over `connection`.
+    pub fn new(connection: Connection) -> Self {
+        Self {
+            connection,
+            messages: PhantomData,
+        }
+    }
+
+    /// What it goes over: also a page stream.
+    pub fn connection(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+
+    /// The connection, which is no link any more.
+    pub fn into_connection(self) -> Connection {
+        self.connection
+    }
+
+    /// Sends `message`.
+    ///
+    /// # Errors
+    /// The link broke.
+    pub fn send(&mut self, message: &Out) -> Result<(), Error> {
+        let bytes = wire::encode(message)?;
+        self.connection.within(SEND_MAX);
+        self.connection
+            .write_all(&bytes)
+            .and_then(|()| self.connection.flush())
+            .map_err(link_error("send a message", "that it is taken"))
+    }
+
+    /// The next message, which comes within `limit`.
+    ///
+    /// # Errors
+    /// The peer gave up, the link broke, or what came is no message.
+    pub fn receive(&mut self, expected: &'static str, limit: Duration) -> Result<In, Error> {
+        self.receive_long(expected, limit, wire::MESSAGE_BYTES_MAX)
+    }
+
+    /// The next message, of at most `bytes_max` bytes.
+    ///
+    /// # Errors
+    /// As of [`receive`](Self::receive).
+    pub fn receive_long(&mut self, expected: &'static str, limit: Duration, bytes_max: usize) -> Result<In, Error> {
+        self.connection.within(limit);
+        let failed = |error| link_error("receive a message", expected)(error);
+        let message: In = wire::decode(&mut self.connection, bytes_max, failed)?;
+        match message.abort_reason() {
+            Some(reason) => Err(Error::Aborted(reason.to_owned())),
+            None => Ok(message),
+        }
+    }
+
+    /// Ends the link as `error` says, of which the peer hears unless it knows it better: an error of the link may have
+    /// its reason in what the peer says last. Returns what there is to be told.
+    pub fn part(&mut self, error: Error) -> Error {
+        self.connection.watch_nothing();
+        if error.is_of_link() {
+            let last = self.receive("a reason", PART_MAX);
+            return match last {
+                Err(reason @ Error::Aborted(_)) => reason,
+                _ => error,
+            };
+        }
+        if !matches!(error, Error::Aborted(_) | Error::Refused(_)) {
+            let told = self.send(&Out::abort(error.to_string()));
+            if told.is_ok() {
+                self.drain();
+            }
+        }
+        error
+    }
+
+    /// Reads what is still on its way, until the peer ends the link: closing it before would take back what was said.
+    fn drain(&mut self) {
+        self.connection.within(PART_MAX);
+        let mut rest = (&mut self.connection).take(PART_BYTES_MAX);
+        if let Err(error) = std::io::copy(&mut rest, &mut std::io::sink()) {
+            tracing::debug!(%error, "the peer did not end the link");
+        }
+    }
+}

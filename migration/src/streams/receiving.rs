@@ -1,0 +1,153 @@
+//! The destination's end of page streams.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
+
+use super::{OnThread, Others, all, end_together};
+use crate::batch::{self, HEADER_BYTES, Header, Kind, PAYLOAD_BYTES_MAX, RECORD_BYTES, RECORDS_MAX};
+use crate::codec::Decoder;
+use crate::error::Error;
+use crate::transport::{Connection, link_error};
+use crate::vm::{Image, ImageShape};
+
+/// How long a batch may take from the one before it until it is here.
+const BATCH_MAX: Duration = Duration::from_secs(60);
+
+/// The destination's end of all streams.
+pub struct Incoming {
+    images: Vec<(String, Arc<dyn Image>)>,
+    lanes: Vec<Lane>,
+    others: Others,
+    on_thread: OnThread,
+}
+
+/// One stream: its decoder, and memory that is used again for each batch.
+struct Lane {
+    decoder: Decoder,
+    rest: Vec<u8>,
+    sequence: u64,
+}
+
+impl Incoming {
+    /// Streams for `images`, which are called as in `shapes`: one, and those that are attached.
+    pub fn new(images: Vec<Arc<dyn Image>>, shapes: &[ImageShape], on_thread: OnThread) -> Self {
+        let names = shapes.iter().map(|shape| shape.name.clone());
+        Self {
+            images: names.zip(images).collect(),
+            lanes: vec![Lane::new()],
+            others: Others::new(),
+            on_thread,
+        }
+    }
+
+    /// The next stream goes over `connection`.
+    pub fn attach(&mut self, connection: Connection) {
+        self.lanes.push(Lane::new());
+        self.others.push(connection);
+    }
+
+    /// Puts the pages of round `number` in place; `link` is stream 0.
+    ///
+    /// # Errors
+    /// A stream broke, or what came is not what was sent, or not pages of these images.
+    pub fn receive_round(&mut self, link: &mut Connection, number: u32) -> Result<(), Error> {
+        let Self {
+            images,
+            lanes,
+            others,
+            on_thread,
+        } = self;
+        let (first, rest) = lanes.split_first_mut().expect("there is at least one stream");
+        let (images, broken, on_thread): (&[_], &AtomicBool, &OnThread) = (images, &others.broken, on_thread);
+        thread::scope(|scope| {
+            let mut outcomes = Vec::new();
+            let mut threads = Vec::new();
+            for (index, (lane, connection)) in rest.iter_mut().zip(&mut others.connections).enumerate() {
+                let body = move || {
+                    on_thread();
+                    end_together(lane.receive(connection, number, images), broken)
+                };
+                let name = format!("migration-{}", index + 1);
+                match thread::Builder::new().name(name).spawn_scoped(scope, body) {
+                    Ok(thread) => threads.push(thread),
+                    Err(error) => outcomes.push(end_together(Err(Error::Thread(error)), broken)),
+                }
+            }
+            outcomes.push(end_together(first.receive(link, number, images), broken));
+            let joined = threads.into_iter().map(|thread| {
+                let outcome = thread.join();
+                outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            outcomes.extend(joined);
+            all(outcomes).map(|_| ())
+        })
+    }
+}
+
+impl Lane {
+    fn new() -> Self {
+        Self {
+            decoder: Decoder::default(),
+            rest: vec![0; RECORDS_MAX * RECORD_BYTES + PAYLOAD_BYTES_MAX],
+            sequence: 0,
+        }
+    }
+
+    /// Puts the pages of this stream in place until it says that there are no more.
+    fn receive(&mut self, from: &mut Connection, round: u32, images: &[(String, Arc<dyn Image>)]) -> Result<(), Error> {
+        while self.receive_batch(from, round, images)? == Kind::Pages {}
+        Ok(())
+    }
+
+    fn receive_batch(
+        &mut self,
+        from: &mut Connection,
+        round: u32,
+        images: &[(String, Arc<dyn Image>)],
+    ) -> Result<Kind, Error> {
+        from.steadily_within(BATCH_MAX);
+        let failed = || link_error("receive pages", "a batch of pages");
+        let mut wire = [0; HEADER_BYTES];
+        from.read_exact(&mut wire).map_err(failed())?;
+        let header = Header::from_wire(&wire)?;
+        let rest = &mut self.rest[..header.rest_bytes()];
+        from.read_exact(rest).map_err(failed())?;
+        let records = batch::records(&wire, &header, rest)?;
+        check(&header, round, self.sequence)?;
+        self.sequence += 1;
+        if header.kind == Kind::RoundEnd {
+            return Ok(Kind::RoundEnd);
+        }
+        let Some((name, image)) = images.get(usize::from(header.image)) else {
+            return Err(invalid(format!("it is of image {} of {}", header.image, images.len())));
+        };
+        for (record, bytes) in records {
+            self.decoder.apply(name, image.as_ref(), &record, bytes)?;
+        }
+        Ok(Kind::Pages)
+    }
+}
+
+/// Whether the batch is the one that has to come next.
+fn check(header: &Header, round: u32, sequence: u64) -> Result<(), Error> {
+    if header.round != round {
+        return Err(invalid(format!("it is of round {} in round {round}", header.round)));
+    }
+    if header.sequence != sequence {
+        return Err(invalid(format!(
+            "it is number {} where {sequence} was next",
+            header.sequence
+        )));
+    }
+    Ok(())
+}
+
+fn invalid(reason: String) -> Error {
+    Error::Invalid {
+        what: "a batch of pages",
+        reason,
+    }
+}
