@@ -15,9 +15,28 @@ mod memory;
 mod request;
 mod source;
 
+use std::path::Path;
+
+use cutover_migration::transport::Security;
+use cutover_migration::transport::tls::Identity;
+
+use crate::Error;
+
 pub use cutover_migration::report::Report as MigrationReport;
 pub use cutover_migration::status::{Progress as MigrationProgress, Status as MigrationStatus};
 
 pub(crate) use self::job::{Migration, Step};
 pub use self::request::{MigrateRequest, MigratedDisks, ReceiveRequest};
 pub(crate) use self::source::Still;
+
+/// What protects a link, for a host with its certificate in the directory `tls`. Whether an unprotected one will do was
+/// for others to decide.
+///
+/// # Errors
+/// There is no certificate.
+fn security(tls: Option<&Path>) -> Result<Security, Error> {
+    Ok(Security {
+        insecure: true,
+        identity: tls.map(Identity::read).transpose()?,
+    })
+}

@@ -22,7 +22,7 @@ use super::job::{Answer, Step};
 use super::memory::{MemoryImage, numbered};
 use crate::Error;
 use crate::control::{JobStep, Mailbox};
-use crate::dirty::{Baseline, Consumer};
+use crate::dirty::{Baseline, Consumer, Layout};
 use crate::job::Context;
 use crate::page_fault;
 use crate::snapshot;
@@ -199,7 +199,16 @@ impl SourceVm for Source<'_> {
 
     fn stop(&mut self) -> Result<Stopped, VmError> {
         let still = self.ask(Step::Stop)?.ok_or("the guest was not stopped")?;
-        let dirty = self.take()?;
+        let mut dirty = self.take()?;
+        if let Some(memory) = dirty.first_mut() {
+            let layout = Layout::of(&self.subject.memory);
+            // KVM would wait for them at the destination before the guest runs.
+            still
+                .state
+                .pages_of_kvm()
+                .filter_map(|address| layout.number(address))
+                .for_each(|page| memory.insert(page));
+        }
         let mut state = Sections::default();
         still.state.write(&mut state)?;
         let after = still.at.saturating_duration_since(self.reserved);

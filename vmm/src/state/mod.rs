@@ -86,6 +86,12 @@ impl MachineState {
         cpu_needs::check_against(&self.cpu_needs(), &vm.supported_cpuid, vm.tsc_deadline)
     }
 
+    /// Guest addresses of the pages that KVM reads or writes as it is put into this state: what waits for their content
+    /// would wait for ever if that came later.
+    pub fn pages_of_kvm(&self) -> impl Iterator<Item = u64> {
+        self.vcpus.iter().flat_map(VcpuState::pages_of_kvm)
+    }
+
     /// What the guest needs of a host's CPU: what its first vCPU was shown, as were the others.
     pub fn cpu_needs(&self) -> CpuNeeds {
         cpu_needs::of(self.vcpus.first().map_or(&[], |vcpu| &vcpu.cpuid))

@@ -26,6 +26,22 @@ const MTRR_DEFAULT_TYPE: u32 = 0x2ff;
 const KVM_WALL_CLOCK: u32 = 0x11;
 const KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 
+/// Where KVM writes the time for the guest, old and new; where it tells of pages that are not there, of time that others
+/// had, and of interrupts that need no answer (Documentation/virt/kvm/x86/msr.rst).
+const KVM_PAGES: [u32; 5] = [0x12, 0x4b56_4d01, 0x4b56_4d02, 0x4b56_4d03, 0x4b56_4d04];
+/// The bit that says that there is such a page.
+const KVM_PAGE_ENABLED: u64 = 1;
+/// The bits of its address that tell pages apart.
+const PAGE_ADDRESS: u64 = !0xfff;
+
+/// Guest addresses of pages that KVM reads and writes by itself for a vCPU with these `msrs`.
+pub fn pages_of_kvm(msrs: &[Msr]) -> impl Iterator<Item = u64> {
+    let enabled = msrs
+        .iter()
+        .filter(|msr| KVM_PAGES.contains(&msr.index) && msr.value & KVM_PAGE_ENABLED != 0);
+    enabled.map(|msr| msr.value & PAGE_ADDRESS)
+}
+
 /// A register and its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Msr {
@@ -135,6 +151,18 @@ mod tests {
         assert_eq!(indices[..3], [TSC, 0x174, 0x277]);
         assert_eq!(indices.iter().filter(|&&index| index == MTRR_DEFAULT_TYPE).count(), 1);
         assert_eq!(indices.len(), 3 + 16 + 11 + 1);
+    }
+
+    #[test]
+    fn pages_of_kvm_are_those_that_the_guest_has_enabled() {
+        let msr = |index, value| Msr { index, value };
+        let msrs = [
+            msr(0x4b56_4d01, 0x7_f041),
+            msr(0x4b56_4d03, 0x9_0000),
+            msr(0x4b56_4d04, 0xa_1235),
+            msr(TSC, 0x1_0001),
+        ];
+        assert!(pages_of_kvm(&msrs).eq([0x7_f000, 0xa_1000]));
     }
 
     #[test]

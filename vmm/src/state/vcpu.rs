@@ -35,6 +35,12 @@ const LVT_MASKED: u32 = 1 << 16;
 const LVT_MODE: u32 = 0b11 << 17;
 const LVT_TSC_DEADLINE: u32 = 0b10 << 17;
 
+const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+const EFER_LMA: u64 = 1 << 10;
+/// The page of the page directory pointers in CR3, which has 32 bits then.
+const CR3_PAE_PAGE: u64 = 0xffff_f000;
+
 /// What there is of a vCPU's state on this host.
 #[derive(Debug)]
 pub struct Inventory {
@@ -139,6 +145,14 @@ impl VcpuState {
     pub fn cpuid(&self) -> Result<CpuId, Error> {
         CpuId::from_entries(&self.cpuid)
             .map_err(|_| Error::SavedState(format!("{} CPUID entries are too many", self.cpuid.len())))
+    }
+
+    /// Guest addresses of pages that KVM reads or writes when a vCPU is put into this state: those it shares with the
+    /// guest, and that of the page directory pointers (Intel SDM volume 3, 4.4.1) where KVM reads them itself.
+    pub fn pages_of_kvm(&self) -> impl Iterator<Item = u64> {
+        let pae = self.system.cr0 & CR0_PG != 0 && self.system.cr4 & CR4_PAE != 0 && self.system.efer & EFER_LMA == 0;
+        let pointers = (pae && self.pdptrs.is_none()).then_some(self.system.cr3 & CR3_PAE_PAGE);
+        msrs::pages_of_kvm(&self.msrs).chain(pointers)
     }
 
     /// What can be said against the state without KVM.
