@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!  state driver ── VmStats ─┬─► firecracker: a JSON line of increments, appended to a file or named pipe
-//!  log ── LogCounts ────────┴─► prometheus: text of totals, for who asks `/v1/metrics`
+//!  log ── LogCounts ────────┼─► prometheus: text of totals, for who asks `/v1/metrics`
+//!  migrations ── status ────┘
 //! ```
 
 pub mod firecracker;
+pub mod migration;
 pub mod prometheus;
 #[cfg(test)]
 pub(crate) mod testing;

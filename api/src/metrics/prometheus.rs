@@ -9,7 +9,9 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::migration::Migration;
 use crate::log::LogCounts;
+use crate::server::v1::types::MigrationStatusV1;
 
 /// What the text is, for `Content-Type`.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -29,13 +31,14 @@ struct Snapshot {
 ///
 /// # Errors
 /// None: a String takes all that is written to it.
-pub fn text(id: &str, vm: VmStats, log: LogCounts) -> Result<String, fmt::Error> {
+pub fn text(id: &str, vm: VmStats, migration: MigrationStatusV1, log: LogCounts) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix(PREFIX);
     registry.register_collector(Box::new(Snapshot {
         id: id.to_owned(),
         vm,
         log,
     }));
+    registry.register_collector(Box::new(Migration(migration)));
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
     Ok(text)
@@ -43,7 +46,7 @@ pub fn text(id: &str, vm: VmStats, log: LogCounts) -> Result<String, fmt::Error>
 
 impl Collector for Snapshot {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
-        let mut families = Families(encoder);
+        let mut families = Families::new(encoder);
         self.encode_vm(&mut families)?;
         self.encode_vcpus(&mut families)?;
         self.encode_disks(&mut families)?;
@@ -257,17 +260,30 @@ impl Snapshot {
 }
 
 /// Writes families of numbers: one name, one number for each set of labels.
-struct Families<'a>(DescriptorEncoder<'a>);
+pub struct Families<'a>(DescriptorEncoder<'a>);
 
-impl Families<'_> {
-    fn counter<N>(&mut self, name: &str, help: &str, unit: Option<Unit>, number: N) -> fmt::Result
+impl<'a> Families<'a> {
+    /// To be written by `encoder`.
+    pub fn new(encoder: DescriptorEncoder<'a>) -> Self {
+        Self(encoder)
+    }
+
+    /// A number that only grows.
+    ///
+    /// # Errors
+    /// Those of the encoder.
+    pub fn counter<N>(&mut self, name: &str, help: &str, unit: Option<Unit>, number: N) -> fmt::Result
     where
         ConstCounter<N>: EncodeMetric,
     {
         self.single(name, help, unit, &ConstCounter::new(number))
     }
 
-    fn gauge<N>(&mut self, name: &str, help: &str, unit: Option<Unit>, number: N) -> fmt::Result
+    /// A number.
+    ///
+    /// # Errors
+    /// Those of the encoder.
+    pub fn gauge<N>(&mut self, name: &str, help: &str, unit: Option<Unit>, number: N) -> fmt::Result
     where
         ConstGauge<N>: EncodeMetric,
     {
@@ -301,7 +317,11 @@ impl Families<'_> {
         )
     }
 
-    fn gauges<L, N>(
+    /// A number for each set of labels.
+    ///
+    /// # Errors
+    /// Those of the encoder.
+    pub fn gauges<L, N>(
         &mut self,
         name: &str,
         help: &str,
@@ -342,13 +362,14 @@ impl Families<'_> {
     }
 }
 
-/// Precise to the microsecond for the first 285 years.
+/// As seconds; precise to the microsecond for the first 285 years.
 #[expect(clippy::cast_precision_loss)]
-fn seconds(nanoseconds: u64) -> f64 {
+pub fn seconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e9
 }
 
-fn signed(number: u64) -> i64 {
+/// The same number, as far as a gauge can have it.
+pub fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
@@ -360,7 +381,7 @@ mod tests {
     #[test]
     fn every_number_has_a_type_a_help_and_the_labels_of_its_part() {
         let log = LogCounts { held_back: 7, lost: 1 };
-        let text = text("web", stats(10), log).expect("a String takes it");
+        let text = text("web", stats(10), MigrationStatusV1::default(), log).expect("a String takes it");
         for line in [
             "# TYPE cutover_vcpu_exits counter",
             "# HELP cutover_vcpu_exits Times a vCPU left the guest for the monitor, by reason",
@@ -384,7 +405,7 @@ mod tests {
 
     #[test]
     fn every_family_is_described_exactly_once() {
-        let text = text("web", stats(1), LogCounts::default()).expect("a String takes it");
+        let text = text("web", stats(1), MigrationStatusV1::default(), LogCounts::default()).expect("a String takes it");
         let types: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE ")).collect();
         let mut distinct = types.clone();
         distinct.sort_unstable();
@@ -401,13 +422,13 @@ mod tests {
         let mut vm = stats(1);
         vm.devices.disks.clear();
         vm.devices.rng = None;
-        let text = text("web", vm, LogCounts::default()).expect("a String takes it");
+        let text = text("web", vm, MigrationStatusV1::default(), LogCounts::default()).expect("a String takes it");
         assert!(!text.contains("disk") && !text.contains("rng"), "{text}");
     }
 
     #[test]
     fn text_in_labels_cannot_break_out_of_them() {
-        let text = text("a\"}\n", stats(1), LogCounts::default()).expect("a String takes it");
+        let text = text("a\"}\n", stats(1), MigrationStatusV1::default(), LogCounts::default()).expect("a String takes it");
         assert!(text.contains(r#"id="a\"}\n""#), "{text}");
     }
 }

@@ -495,7 +495,7 @@ impl Instance {
     /// The VM has not been started, or has ended.
     pub async fn prometheus(&self) -> Result<String, Failure> {
         let stats = self.stats().await?;
-        let text = prometheus::text(&self.id, stats, self.logger.counts());
+        let text = prometheus::text(&self.id, stats, self.migration().await?, self.logger.counts());
         Ok(text.expect("a String takes all that is written to it"))
     }
 

@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -150,10 +150,7 @@ impl Machine {
 
     /// `cutover vm` with `arguments`, on this machine: exit code, standard output, standard error.
     pub fn cutover(&self, arguments: &[&str]) -> (i32, String, String) {
-        let output = self.command(arguments).output().expect("built for this test");
-        let text = |bytes| String::from_utf8(bytes).expect("it is text");
-        let code = output.status.code().expect("it was not killed");
-        (code, text(output.stdout), text(output.stderr))
+        taken_apart(self.command(arguments).output().expect("built for this test"))
     }
 
     /// `cutover vm` with `arguments`, on this machine.
@@ -171,6 +168,13 @@ impl Machine {
             .stdin(Stdio::null());
         command
     }
+}
+
+/// Exit code, standard output, standard error.
+pub fn taken_apart(output: Output) -> (i32, String, String) {
+    let text = |bytes| String::from_utf8(bytes).expect("it is text");
+    let code = output.status.code().expect("it was not killed");
+    (code, text(output.stdout), text(output.stderr))
 }
 
 /// What a small VM called `name` says of itself.

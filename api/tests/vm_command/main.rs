@@ -1,7 +1,8 @@
-//! `cutover vm` and `cutover snapshot create` as scripts and people meet it, against made-up VMs on real sockets. Needs no KVM.
+//! `cutover vm`, `cutover snapshot create` and `cutover migrate` as scripts and people meet them, against made-up VMs on real sockets. Needs no KVM.
 
 mod events;
 mod fake;
+mod migrations;
 mod operations;
 mod questions;
 mod snapshots;

@@ -1,13 +1,13 @@
 //! `cutover snapshot create`: what a VM is asked, and what comes of its answers.
 
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::fake::Machine;
+use crate::fake::{Machine, taken_apart};
 
 const CREATE: [&str; 7] = ["snapshot", "create", "web", "--store", "/store", "--name", "monday"];
 
@@ -17,13 +17,6 @@ fn report() -> Value {
         "method": "copy_on_write", "pause_ns": 1_500_000, "total_ns": 2_000_000_000_u64, "memory_bytes": 128 << 20,
         "disk_bytes": 0, "file_bytes": 64 << 20,
     })
-}
-
-/// Exit code, standard output, standard error.
-fn taken_apart(output: Output) -> (i32, String, String) {
-    let text = |bytes| String::from_utf8(bytes).expect("it is text");
-    let code = output.status.code().expect("it was not killed");
-    (code, text(output.stdout), text(output.stderr))
 }
 
 #[test]

@@ -6,11 +6,14 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use cutover_devices::listener::Listener;
+use cutover_migration::status::Phase;
 use cutover_snapshot::spec::VmSpec;
 use cutover_vmm::dirty::DirtyRate;
+use cutover_vmm::migration::{MigrateRequest, MigrationProgress, MigrationReport};
 use cutover_vmm::snapshot::{Kind, Method, SnapshotProgress, SnapshotReport, SnapshotRequest};
 use cutover_vmm::{Command, DiskUpdate, Error, EventLog, NetUpdate, Refusal, Reply, State};
 use serde_json::Value;
@@ -42,8 +45,10 @@ pub struct Told {
     pub nets: HashMap<String, NetUpdate>,
     /// What a snapshot was asked for with, and whoever waits for it.
     pub snapshot: Option<(SnapshotRequest, Reply<SnapshotReport>)>,
-    /// Told when one was asked for.
-    snapshot_asked: Option<Sender<()>>,
+    /// The same of a migration.
+    pub migration: Option<(MigrateRequest, Reply<MigrationReport>)>,
+    /// Told when one of them was asked for.
+    work_asked: Option<Sender<()>>,
 }
 
 /// What a request was answered.
@@ -131,11 +136,24 @@ impl Fake {
         answer.fault()
     }
 
-    /// Has somebody told when a snapshot is asked for. It is under way until the test ends it.
-    pub fn snapshots_asked(&self) -> Receiver<()> {
+    /// Has somebody told when a snapshot or a migration is asked for. It is under way until the test ends it.
+    pub fn work_asked(&self) -> Receiver<()> {
         let (asked, hear) = channel();
-        self.told.lock().unwrap().snapshot_asked = Some(asked);
+        self.told.lock().unwrap().work_asked = Some(asked);
         hear
+    }
+
+    /// Sends a request for work that takes long, and returns when the VM has been asked, with whoever waits for the
+    /// answer.
+    pub fn ask<'scope>(
+        &'scope self,
+        scope: &'scope thread::Scope<'scope, '_>,
+        (method, path, body): (&'scope str, &'scope str, &'scope str),
+    ) -> thread::ScopedJoinHandle<'scope, Answer> {
+        let asked = self.work_asked();
+        let client = scope.spawn(move || self.request(method, path, body));
+        asked.recv().expect("the VM is asked");
+        client
     }
 
     /// Ends the snapshot that is under way; returns what was asked for.
@@ -145,10 +163,25 @@ impl Fake {
         request
     }
 
+    /// Ends the migration that is under way; returns what was asked for.
+    pub fn finish_migration(&self, outcome: Result<MigrationReport, Error>) -> MigrateRequest {
+        let (request, reply) = self.told.lock().unwrap().migration.take().expect("one is under way");
+        reply.send(outcome);
+        request
+    }
+
     /// Configures a kernel and starts the VM.
     pub fn start(&self) {
         self.done("PUT", "/boot-source", r#"{"kernel_image_path":"vmlinux"}"#);
         self.done("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    }
+}
+
+impl Told {
+    fn tell_of_work(&self) {
+        if let Some(asked) = &self.work_asked {
+            asked.send(()).expect("the test listens");
+        }
     }
 }
 
@@ -218,7 +251,7 @@ pub fn pretend(told: &Arc<Mutex<Told>>, plan: Plan) -> Built {
     let (spec, state) = match plan {
         Plan::Boot(spec) => (spec, State::Running),
         Plan::Restore(request) if request.paused => (saved_spec(), State::Paused),
-        Plan::Restore(_) => (saved_spec(), State::Running),
+        Plan::Restore(_) | Plan::Receive(..) => (saved_spec(), State::Running),
     };
     {
         let mut told = told.lock().unwrap();
@@ -263,9 +296,7 @@ fn serve(told: &mut Told, command: Command) {
         }
         Command::Snapshot { request, reply } => {
             told.snapshot = Some((request, reply));
-            if let Some(asked) = &told.snapshot_asked {
-                asked.send(()).expect("the test listens");
-            }
+            told.tell_of_work();
         }
         Command::SnapshotProgress(reply) => {
             let is_under_way = told.snapshot.is_some();
@@ -277,6 +308,27 @@ fn serve(told: &mut Told, command: Command) {
                 reply.send(Ok(()));
             }
             None => reply.send(Err(Refusal::NoSnapshotUnderWay.into())),
+        },
+        Command::Migrate { reply, .. } if told.migration.is_some() => {
+            reply.send(Err(Refusal::MigrationUnderWay.into()));
+        }
+        Command::Migrate { request, reply } => {
+            told.migration = Some((request, reply));
+            told.tell_of_work();
+        }
+        Command::MigrationProgress(reply) => reply.send(Ok(told.migration.as_ref().map(|_| MigrationProgress {
+            phase: Phase::PreCopy,
+            round: 2,
+            pages_left: 7,
+            expected_downtime: Some(Duration::from_millis(12)),
+            ..MigrationProgress::default()
+        }))),
+        Command::CancelMigration(reply) => match told.migration.take() {
+            Some((_, waiting)) => {
+                waiting.send(Err(cutover_migration::Error::Cancelled.into()));
+                reply.send(Ok(()));
+            }
+            None => reply.send(Err(Refusal::NoMigrationUnderWay.into())),
         },
         Command::RestoreProgress(reply) => reply.send(Ok(SnapshotProgress { done: 8, total: 8 })),
     }

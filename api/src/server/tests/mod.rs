@@ -3,5 +3,6 @@
 mod events;
 mod fake;
 mod hostile;
+mod migrations;
 mod requests;
 mod snapshots;

@@ -8,7 +8,7 @@ use cutover_vmm::snapshot::{ClockPolicy, Disks, Kind, SnapshotRequest, Source, T
 use cutover_vmm::{Error, Refusal};
 use serde_json::{Value, json};
 
-use super::fake::{Answer, Fake, pretend, snapshot_report};
+use super::fake::{Fake, pretend, snapshot_report};
 use crate::plan::Plan;
 use crate::server::v1::types::SnapshotReportV1;
 
@@ -19,18 +19,6 @@ const LOAD: &str =
 const RESTORE: &str = r#"{"snapshot":"/store/monday","paused":true}"#;
 const NOTHING_UNDER_WAY: &str = r#"{"under_way":false,"done_bytes":0,"total_bytes":0}"#;
 
-/// Asks for a snapshot, and returns when the VM has been asked, with whoever waits for the answer.
-fn ask<'scope>(
-    scope: &'scope thread::Scope<'scope, '_>,
-    fake: &'scope Fake,
-    (method, path, body): (&'scope str, &'scope str, &'scope str),
-) -> thread::ScopedJoinHandle<'scope, Answer> {
-    let asked = fake.snapshots_asked();
-    let client = scope.spawn(move || fake.request(method, path, body));
-    asked.recv().expect("the VM is asked");
-    client
-}
-
 fn progress(fake: &Fake) -> Value {
     fake.get("/v1/snapshots/current")
 }
@@ -40,7 +28,7 @@ fn a_snapshot_is_answered_when_it_is_permanent_and_everyone_else_is_served_meanw
     let fake = Fake::new();
     fake.start();
     thread::scope(|scope| {
-        let client = ask(scope, &fake, ("POST", "/v1/snapshots", SNAPSHOT));
+        let client = fake.ask(scope, ("POST", "/v1/snapshots", SNAPSHOT));
         assert_eq!(
             progress(&fake),
             json!({ "under_way": true, "done_bytes": 5, "total_bytes": 10 })
@@ -78,7 +66,7 @@ fn a_snapshot_that_is_cancelled_is_refused_to_whoever_waits_for_it() {
     let nothing = fake.refused("DELETE", "/v1/snapshots/current", "");
     assert_eq!(nothing, Refusal::NoSnapshotUnderWay.to_string());
     thread::scope(|scope| {
-        let client = ask(scope, &fake, ("POST", "/v1/snapshots", SNAPSHOT));
+        let client = fake.ask(scope, ("POST", "/v1/snapshots", SNAPSHOT));
         fake.done("DELETE", "/v1/snapshots/current", "");
         let answer = client.join().expect("answered");
         assert_eq!(
@@ -94,7 +82,7 @@ fn a_snapshot_that_is_cancelled_is_refused_to_whoever_waits_for_it() {
 fn a_snapshot_goes_on_when_the_client_that_asked_for_it_goes_away() {
     let fake = Fake::new();
     fake.start();
-    let asked = fake.snapshots_asked();
+    let asked = fake.work_asked();
     let mut client = fake.connect();
     let length = SNAPSHOT.len();
     write!(
@@ -107,7 +95,7 @@ fn a_snapshot_goes_on_when_the_client_that_asked_for_it_goes_away() {
     assert_eq!(progress(&fake)["under_way"], true);
     fake.finish_snapshot();
     thread::scope(|scope| {
-        let next = ask(scope, &fake, ("POST", "/v1/snapshots", SNAPSHOT));
+        let next = fake.ask(scope, ("POST", "/v1/snapshots", SNAPSHOT));
         fake.finish_snapshot();
         assert_eq!(next.join().expect("answered").status, 201);
     });
@@ -121,7 +109,7 @@ fn firecrackers_snapshot_takes_a_pause_and_leaves_the_vm_paused() {
     assert!(reason.contains("has to be paused"), "{reason}");
     fake.done("PATCH", "/vm", r#"{"state":"Paused"}"#);
     thread::scope(|scope| {
-        let client = ask(scope, &fake, ("PUT", "/snapshot/create", CREATE));
+        let client = fake.ask(scope, ("PUT", "/snapshot/create", CREATE));
         let request = fake.finish_snapshot();
         let files = Target::Files {
             state: "state".into(),
