@@ -32,6 +32,11 @@ pub(crate) fn client_program(name: &str) -> PathBuf {
     environment.join("bin").join(name)
 }
 
+/// The program that runs others on another host.
+pub(crate) fn on_other_host() -> PathBuf {
+    variable("CUTOVER_ON_OTHER_HOST", "the program on-other-host")
+}
+
 /// Where tests leave something for those on a later host, which is not on tmpfs.
 pub fn legacy() -> PathBuf {
     variable("CUTOVER_LEGACY", "a directory that later hosts have too")

@@ -40,7 +40,7 @@ impl Receiver {
         command.args(["receive", "--insecure", "--listen", &format!("tcp://{address}")]);
         command.args(arguments);
         let managed = start_receiving(command);
-        poll_until("the receiver listens", || listens(address).then_some(()));
+        wait_for_listener(address, || fs::read_to_string("/proc/net/tcp").expect("Linux has it"));
         Self { managed, address }
     }
 
@@ -79,23 +79,24 @@ pub fn free_address() -> SocketAddr {
     SocketAddrV4::new(Ipv4Addr::new(127, 1, 0, number), PORT).into()
 }
 
-/// Whether somebody listens at `address`; without connecting, which would be noticed.
-fn listens(address: SocketAddr) -> bool {
-    /// `TCP_LISTEN`, as `/proc/net/tcp` has it.
+/// Waits until somebody listens at `address`, by `table`, which is `/proc/net/tcp` of that host. A connection would be
+/// noticed.
+#[track_caller]
+pub fn wait_for_listener(address: SocketAddr, table: impl Fn() -> String) {
+    /// `TCP_LISTEN`, as the table has it.
     const LISTENING: &str = "0A";
-    let SocketAddr::V4(address) = address else {
-        return false;
+    let SocketAddr::V4(v4) = address else {
+        panic!("{address} is in another table");
     };
-    let local = format!(
-        "{:08X}:{:04X}",
-        u32::from_ne_bytes(address.ip().octets()),
-        address.port()
-    );
-    let table = fs::read_to_string("/proc/net/tcp").expect("Linux has it");
-    table.lines().any(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        fields.next() == Some(local.as_str()) && fields.nth(1) == Some(LISTENING)
-    })
+    // The address as the processor reads it from memory.
+    let local = format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port());
+    poll_until("the receiver listens", || {
+        let listens = |line: &str| {
+            let mut fields = line.split_whitespace().skip(1);
+            fields.next() == Some(local.as_str()) && fields.nth(1) == Some(LISTENING)
+        };
+        table().lines().any(listens).then_some(())
+    });
 }
 
 impl ManagedVm {

@@ -38,6 +38,8 @@ pub struct Options {
     pub exit_after_injection: bool,
     /// How long a host may print nothing before it is taken for hung and ended; only where there are several.
     pub silence_max: Option<Duration>,
+    /// The run is over when the first host is done. The others serve it, start again when they fail, and are ended then.
+    pub first_leads: bool,
 }
 
 impl Default for Options {
@@ -49,6 +51,7 @@ impl Default for Options {
             icount: false,
             exit_after_injection: true,
             silence_max: None,
+            first_leads: false,
         }
     }
 }

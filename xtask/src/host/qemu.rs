@@ -26,6 +26,8 @@ pub struct Host<'a> {
     pub link: Option<(&'a Path, &'a Path)>,
     /// Whether a person sits at the console.
     pub interactive: bool,
+    /// Whether it starts again when it was reset, instead of ending.
+    pub restarts: bool,
 }
 
 /// QEMU's arguments for `host`.
@@ -41,8 +43,10 @@ pub fn arguments(image: &Image, options: &Options, host: &Host) -> Vec<OsString>
         "-no-user-config",
         "-display",
         "none",
-        "-no-reboot",
     ]);
+    if !host.restarts {
+        add(&["-no-reboot"]);
+    }
     if options.icount {
         add(&[
             "-accel",

@@ -56,6 +56,7 @@ pub fn run(workspace: &Workspace, image: &Image, options: &Options, command: &[O
                 run: &directory,
                 link: link.map(|link| (link.host.as_path(), link.switch.as_path())),
                 interactive,
+                restarts: options.first_leads && number > 1,
             },
         );
         hosts.push(RunningHost::start(
@@ -65,6 +66,14 @@ pub fn run(workspace: &Workspace, image: &Image, options: &Options, command: &[O
             interactive,
             directory,
         )?);
+    }
+    if options.first_leads {
+        let followers = hosts.split_off(1);
+        let code = hosts.remove(0).wait(options.silence_max);
+        for follower in followers {
+            follower.end()?;
+        }
+        return code;
     }
     // All are waited for before the first failure is reported, so that what the others found out is not lost.
     let codes: Vec<_> = hosts.into_iter().map(|host| host.wait(options.silence_max)).collect();
@@ -119,6 +128,13 @@ impl RunningHost {
             output,
             directory,
         })
+    }
+
+    /// Ends the host by force.
+    fn end(mut self) -> Result<()> {
+        self.qemu.kill()?;
+        self.qemu.wait()?;
+        Ok(())
     }
 
     /// Waits for the host's end and returns the exit code of its command. A host that prints nothing for longer than

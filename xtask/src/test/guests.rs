@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tempfile::TempDir;
 
 use super::libtest::{self, Tally};
@@ -18,8 +19,38 @@ pub const COMMAND: &str = "run-guest-tests";
 /// A file system in memory, where disks, sockets and shared memory of guests work at full speed.
 const MEMORY_FILE_SYSTEM: &str = "/dev/shm";
 
-/// What the names of tests contain that go on with what others left, on a host that was started after theirs.
-pub const LATER: &str = "on_a_later_host";
+/// Which hosts tests need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Setting {
+    /// Any host.
+    Any,
+    /// One that was started after that of others, to go on with what they left.
+    Later,
+    /// Two that are joined by a network.
+    Joined,
+}
+
+impl Setting {
+    /// That of a test, by what its name contains.
+    pub fn of(test: &str) -> Self {
+        if test.contains("on_a_later_host") {
+            Self::Later
+        } else if test.contains("between_hosts") {
+            Self::Joined
+        } else {
+            Self::Any
+        }
+    }
+
+    /// As it is written on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Any => "any",
+            Self::Later => "later",
+            Self::Joined => "joined",
+        }
+    }
+}
 
 /// What to run, and with what.
 #[derive(Args)]
@@ -36,9 +67,12 @@ pub struct Arguments {
     /// A directory in which tests on one host leave something for those on a later one
     #[arg(long)]
     legacy: PathBuf,
-    /// Run the tests that go on with what others left, instead of all others
+    /// The program by which a test runs others on another host
     #[arg(long)]
-    later: bool,
+    on_other_host: PathBuf,
+    /// Run the tests for which this host is
+    #[arg(long, value_enum, default_value = "any")]
+    setting: Setting,
     /// Run only the tests whose names contain this
     #[arg(long)]
     filter: Option<String>,
@@ -47,31 +81,50 @@ pub struct Arguments {
     binaries: Vec<PathBuf>,
 }
 
-/// Runs the tests and returns 0 if all passed, 1 if not.
+/// Runs the tests and returns 0 if all passed, 1 if not. Of joined hosts only the first one does; the others run
+/// programs for it, for as long as they live.
 pub fn run(arguments: &Arguments) -> Result<i32> {
+    let joined = arguments.setting == Setting::Joined;
+    let share = Share::from_environment()?;
+    if joined && share.host > 1 {
+        let error = Command::new(&arguments.on_other_host).arg("serve").exec();
+        return Err(error).with_context(|| format!("cannot run {}", arguments.on_other_host.display()));
+    }
+    let share = if joined { Share { host: 1, hosts: 1 } } else { share };
     let scratch = TempDir::with_prefix_in("cutover-", MEMORY_FILE_SYSTEM)
         .with_context(|| format!("cannot create a directory in {MEMORY_FILE_SYSTEM}"))?;
-    let guests = scratch.path().join("guests");
-    ui::step("copying the guest images to memory", || {
-        stage(&arguments.guests, &guests)
-    })?;
-    let share = Share::from_environment()?;
+    let guests = if joined {
+        // Where every host has them.
+        arguments.guests.clone()
+    } else {
+        let guests = scratch.path().join("guests");
+        ui::step("copying the guest images to memory", || {
+            stage(&arguments.guests, &guests)
+        })?;
+        guests
+    };
     let mut total = Tally::default();
     for binary in &arguments.binaries {
         let mut names = libtest::names(binary, arguments.filter.as_deref())?;
-        names.retain(|name| name.contains(LATER) == arguments.later);
+        names.retain(|name| Setting::of(name) == arguments.setting);
         let names = share.of(&names);
         if names.is_empty() {
             continue;
         }
+        let mut command = Command::new(binary);
+        if joined {
+            // There is one other host, and tests switch it off.
+            command.arg("--test-threads=1");
+        }
         let tally = libtest::run(
-            Command::new(binary)
+            command
                 .arg("--exact")
                 .args(names)
                 .env("CUTOVER_BIN", &arguments.monitor)
                 .env("CUTOVER_GUESTS", &guests)
                 .env("CUTOVER_CLIENTS", &arguments.clients)
                 .env("CUTOVER_LEGACY", &arguments.legacy)
+                .env("CUTOVER_ON_OTHER_HOST", &arguments.on_other_host)
                 .env("CUTOVER_SCRATCH", scratch.path()),
         )?;
         total.add(tally);
@@ -126,6 +179,20 @@ pub fn copy(from: &Path, directory: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tests_are_told_apart_by_the_hosts_they_need() {
+        assert_eq!(
+            Setting::of("snapshot::travel::a_guest_goes_on_on_a_later_host"),
+            Setting::Later
+        );
+        assert_eq!(Setting::of("migration::between_hosts::a_guest_moves"), Setting::Joined);
+        assert_eq!(Setting::of("boot::a_guest_boots"), Setting::Any);
+        for setting in Setting::value_variants() {
+            let value = setting.to_possible_value().expect("none is hidden");
+            assert_eq!(value.get_name(), setting.name());
+        }
+    }
 
     #[test]
     fn hosts_share_the_tests_without_leaving_one_out() {

@@ -14,11 +14,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use self::guests::Setting;
 use crate::workspace::{Executable, Workspace, cargo};
 use crate::{clients, guest, host, setup, ui};
 
 /// The package whose tests start guests.
 const GUEST_TESTS: &str = "cutover-tests";
+
+/// Its program by which a test runs others on another host.
+const ON_OTHER_HOST: &str = "on-other-host";
 
 /// Its test binary that holds what repeats for long.
 const SOAK: &str = "soak";
@@ -34,6 +38,15 @@ const HOSTS: host::Options = host::Options {
     icount: false,
     exit_after_injection: true,
     silence_max: Some(Duration::from_secs(10 * 60)),
+    first_leads: false,
+};
+
+/// Two hosts for the tests that need two, joined by a network. The tests run on the first; the second runs programs for
+/// them. Nested also where the machine itself can run guests: it is one host.
+const JOINED_HOSTS: host::Options = host::Options {
+    memory_mib: 3072,
+    first_leads: true,
+    ..HOSTS
 };
 
 /// Runs all tests but the soak tests, or those whose names contain `filter`. Returns 0 if all passed.
@@ -47,26 +60,20 @@ pub fn test(workspace: &Workspace, filter: Option<&str>) -> Result<i32> {
             .current_dir(&workspace.root),
     )?;
     unit.report();
-    let binaries = guest_test_binaries(workspace)?;
-    let binaries = binaries.into_iter().filter(|binary| binary.name != SOAK);
-    let code = run_guest_tests(workspace, &HOSTS, binaries, filter)?;
+    let tests = GuestTests::build(workspace, |name| name != SOAK)?;
+    let code = run_guest_tests(workspace, &HOSTS, &tests, filter)?;
     Ok(if unit.succeeded() { code } else { 1 })
 }
 
 /// Runs the soak tests, or those whose names contain `filter`. Returns 0 if all passed.
 pub fn soak(workspace: &Workspace, filter: Option<&str>) -> Result<i32> {
     setup::ensure_packages()?;
-    let binaries = guest_test_binaries(workspace)?;
+    let tests = GuestTests::build(workspace, |name| name == SOAK)?;
     let hosts = host::Options {
         silence_max: None,
         ..HOSTS
     };
-    run_guest_tests(
-        workspace,
-        &hosts,
-        binaries.into_iter().filter(|binary| binary.name == SOAK),
-        filter,
-    )
+    run_guest_tests(workspace, &hosts, &tests, filter)
 }
 
 /// Builds the `cutover` program as it is released: under emulation, an unoptimized one would take most of the time.
@@ -79,25 +86,44 @@ pub fn build_monitor(workspace: &Workspace) -> Result<PathBuf> {
     Ok(monitor.path)
 }
 
-fn guest_test_binaries(workspace: &Workspace) -> Result<Vec<Executable>> {
-    let mut built = workspace.build(cargo().args(["test", "--release", "--no-run", "--package", GUEST_TESTS]))?;
-    built.retain(|executable| executable.is_test);
-    Ok(built)
+/// Programs that test with guests.
+struct GuestTests {
+    binaries: Vec<Executable>,
+    /// By which a test runs others on another host.
+    on_other_host: PathBuf,
+}
+
+impl GuestTests {
+    /// Builds them, and of the test binaries keeps those whose names are `wanted`.
+    fn build(workspace: &Workspace, wanted: impl Fn(&str) -> bool) -> Result<Self> {
+        let mut binaries =
+            workspace.build(cargo().args(["test", "--release", "--no-run", "--package", GUEST_TESTS]))?;
+        let on_other_host = binaries
+            .iter()
+            .find(|built| !built.is_test && built.name == ON_OTHER_HOST)
+            .with_context(|| format!("cargo built no program called {ON_OTHER_HOST}"))?;
+        let on_other_host = on_other_host.path.clone();
+        binaries.retain(|built| built.is_test && wanted(&built.name));
+        Ok(Self {
+            binaries,
+            on_other_host,
+        })
+    }
 }
 
 fn run_guest_tests(
     workspace: &Workspace,
     hosts: &host::Options,
-    binaries: impl Iterator<Item = Executable>,
+    tests: &GuestTests,
     filter: Option<&str>,
 ) -> Result<i32> {
     let mut chosen = Vec::new();
-    let mut later = false;
-    for binary in binaries {
+    let mut settings = Vec::new();
+    for binary in &tests.binaries {
         let names = libtest::names(&binary.path, filter)?;
-        later |= names.iter().any(|name| name.contains(guests::LATER));
+        settings.extend(names.iter().map(|name| Setting::of(name)));
         if !names.is_empty() {
-            chosen.push(binary.path);
+            chosen.push(OsString::from(&binary.path));
         }
     }
     if chosen.is_empty() {
@@ -112,7 +138,6 @@ fn run_guest_tests(
     let shared = workspace.target.join("host");
     fs::create_dir_all(&shared)?;
     let legacy = TempDir::with_prefix_in("legacy-", &shared)?;
-    ui::say("tests with real guests");
     let mut command: Vec<OsString> = vec![std::env::current_exe()?.into(), guests::COMMAND.into()];
     command.extend([
         "--monitor".into(),
@@ -123,27 +148,44 @@ fn run_guest_tests(
         clients.into(),
         "--legacy".into(),
         legacy.path().into(),
+        "--on-other-host".into(),
+        tests.on_other_host.clone().into(),
     ]);
     if let Some(filter) = filter {
         command.extend(["--filter".into(), filter.into()]);
     }
-    command.extend(chosen.into_iter().map(OsString::from));
-    let code = run_to_the_end(workspace, hosts, &command)?;
-    if !later {
-        return Ok(code);
+    command.extend(chosen);
+    let mut worst = 0;
+    for setting in [Setting::Any, Setting::Later, Setting::Joined] {
+        if settings.contains(&setting) {
+            let arguments = ["--setting", setting.name()].map(OsString::from);
+            let command = [&command[..], &arguments].concat();
+            worst = worst.max(run_in(workspace, setting, hosts, &command)?);
+        }
     }
-    ui::say("tests on a later host");
-    command.push("--later".into());
-    let one = host::Options {
-        hosts: 1,
-        ..hosts.clone()
-    };
-    Ok(code.max(run_to_the_end(workspace, &one, &command)?))
+    Ok(worst)
 }
 
-/// Runs guest tests; returns 0 if all passed, 1 if not.
-fn run_to_the_end(workspace: &Workspace, hosts: &host::Options, command: &[OsString]) -> Result<i32> {
-    let code = host::run_where_guests_run(workspace, hosts, command)?;
+/// Runs guest tests on the hosts they need; returns 0 if all passed, 1 if not.
+fn run_in(workspace: &Workspace, setting: Setting, hosts: &host::Options, command: &[OsString]) -> Result<i32> {
+    let code = match setting {
+        Setting::Any => {
+            ui::say("tests with real guests");
+            host::run_where_guests_run(workspace, hosts, command)?
+        }
+        Setting::Later => {
+            ui::say("tests on a later host");
+            let one = host::Options {
+                hosts: 1,
+                ..hosts.clone()
+            };
+            host::run_where_guests_run(workspace, &one, command)?
+        }
+        Setting::Joined => {
+            ui::say("tests between two hosts");
+            host::run_nested(workspace, &JOINED_HOSTS, command)?
+        }
+    };
     if code > 1 {
         bail!("the tests with guests ended with exit code {code}, before they were through");
     }

@@ -1,5 +1,6 @@
 //! Guests that move between two monitors: nothing lost, nothing stale, nothing doubled, and never two of one guest.
 
+mod between_hosts;
 mod failures;
 mod load;
 mod network;
