@@ -13,7 +13,7 @@ use cutover_snapshot::spec::{BootProtocol, DiskSpec, NetSpec, SerialSpec};
 
 use crate::client::{VM_HELP, VmArgs};
 use crate::log::LogArgs;
-use crate::migration_command::{MIGRATE_HELP, MigrateArgs, TLS_HELP, TlsArgs};
+use crate::migration_command::{MIGRATE_HELP, MigrateArgs, RECEIVE_HELP, ReceiveArgs, TLS_HELP, TlsArgs};
 use crate::options;
 use crate::snapshot_command::{SNAPSHOT_HELP, SnapshotArgs};
 use crate::vmm::{VMM_HELP, VmmArgs};
@@ -45,6 +45,9 @@ pub enum Command {
     /// Have a running VM go on under another monitor, on this host or another
     #[command(after_help = MIGRATE_HELP)]
     Migrate(MigrateArgs),
+    /// Wait for a VM that another monitor sends, and run it
+    #[command(after_help = RECEIVE_HELP)]
+    Receive(Box<ReceiveArgs>),
     /// Make certificates by which hosts know each other
     #[command(after_help = TLS_HELP)]
     Tls(TlsArgs),

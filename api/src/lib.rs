@@ -39,6 +39,7 @@ pub fn main() -> ExitStatus {
         Command::Vm(args) => client::run(&args),
         Command::Snapshot(args) => snapshot_command::run(&args),
         Command::Migrate(args) => migration_command::migrate(&args),
+        Command::Receive(args) => migration_command::receive(&args),
         Command::Tls(args) => migration_command::tls(&args),
         Command::Check(args) => check::check(&args),
         Command::Completions { shell } => {

@@ -1,7 +1,10 @@
 //! What the VM of a process is made of: a description, which is booted, a snapshot, which is restored, or what another
 //! monitor sends.
 
+use std::sync::Arc;
+
 use cutover_snapshot::spec::VmSpec;
+use cutover_vmm::migration::{MigrationStatus, ReceiveRequest};
 use cutover_vmm::snapshot::RestoreRequest;
 use cutover_vmm::{Error, Options, Vmm};
 
@@ -12,6 +15,8 @@ pub enum Plan {
     Boot(VmSpec),
     /// A snapshot.
     Restore(RestoreRequest),
+    /// A VM that another monitor sends; this tells how far it is.
+    Receive(ReceiveRequest, Arc<MigrationStatus>),
 }
 
 impl Plan {
@@ -20,6 +25,7 @@ impl Plan {
         match self {
             Self::Boot(spec) => spec.name.as_deref(),
             Self::Restore(request) => request.name.as_deref(),
+            Self::Receive(request, _) => request.name.as_deref(),
         }
     }
 
@@ -31,6 +37,7 @@ impl Plan {
         match self {
             Self::Boot(spec) => Vmm::build(spec, options),
             Self::Restore(request) => Vmm::restore(request, options),
+            Self::Receive(request, status) => Vmm::receive(request, options, status, &mut |_| Ok(())),
         }
     }
 }

@@ -45,7 +45,12 @@ fn encode_progress(progress: &MigrationProgressV1, families: &mut Families<'_>) 
         None,
         signed(progress.pages_left),
     )?;
-    families.counter("migration_sent_pages", "Pages sent in all rounds", None, progress.pages_sent)?;
+    families.counter(
+        "migration_sent_pages",
+        "Pages sent in all rounds",
+        None,
+        progress.pages_sent,
+    )?;
     families.counter(
         "migration_sent",
         "Bytes sent, all that is on the wire",
@@ -139,7 +144,10 @@ mod tests {
 
     fn lines(status: MigrationStatusV1) -> Vec<String> {
         let text = text("web", stats(1), status, LogCounts::default()).expect("a String takes it");
-        text.lines().filter(|line| line.contains("migration")).map(str::to_owned).collect()
+        text.lines()
+            .filter(|line| line.contains("migration"))
+            .map(str::to_owned)
+            .collect()
     }
 
     fn assert_has(lines: &[String], expected: &[&str]) {

@@ -405,7 +405,8 @@ mod tests {
 
     #[test]
     fn every_family_is_described_exactly_once() {
-        let text = text("web", stats(1), MigrationStatusV1::default(), LogCounts::default()).expect("a String takes it");
+        let text =
+            text("web", stats(1), MigrationStatusV1::default(), LogCounts::default()).expect("a String takes it");
         let types: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE ")).collect();
         let mut distinct = types.clone();
         distinct.sort_unstable();
@@ -428,7 +429,8 @@ mod tests {
 
     #[test]
     fn text_in_labels_cannot_break_out_of_them() {
-        let text = text("a\"}\n", stats(1), MigrationStatusV1::default(), LogCounts::default()).expect("a String takes it");
+        let text =
+            text("a\"}\n", stats(1), MigrationStatusV1::default(), LogCounts::default()).expect("a String takes it");
         assert!(text.contains(r#"id="a\"}\n""#), "{text}");
     }
 }

@@ -6,6 +6,7 @@
 
 mod bar;
 mod migrate;
+mod receive;
 mod tls;
 
 use cutover_migration::transport::Endpoint;
@@ -13,6 +14,7 @@ use cutover_migration::transport::Endpoint;
 use crate::options;
 
 pub use migrate::{HELP as MIGRATE_HELP, MigrateArgs, run as migrate};
+pub use receive::{HELP as RECEIVE_HELP, ReceiveArgs, run as receive};
 pub use tls::{HELP as TLS_HELP, TlsArgs, run as tls};
 
 /// Why arguments make no sense.

@@ -298,13 +298,22 @@ mod tests {
         assert_eq!(request.disks["root"], PathBuf::from("/r=1.img"));
         assert_eq!(request.disks_dir, Some("d".into()));
         assert_eq!(request.tls, Some("/tls".into()));
-        assert_eq!((request.name.as_deref(), request.serial), (Some("web"), SerialSpec::Null));
+        assert_eq!(
+            (request.name.as_deref(), request.serial),
+            (Some("web"), SerialSpec::Null)
+        );
         assert!(args.json && args.monitor.api);
     }
 
     #[test]
     fn what_makes_no_sense_is_wrong_usage() {
-        for line in ["", "--listen host:1", "--listen unix:a --tap t", "--listen unix:a --disk =f", "x --listen unix:a"] {
+        for line in [
+            "",
+            "--listen host:1",
+            "--listen unix:a --tap t",
+            "--listen unix:a --disk =f",
+            "x --listen unix:a",
+        ] {
             assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
         }
         let plain = request(&parse("--listen tcp://[::]:7000").expect("well-formed"));

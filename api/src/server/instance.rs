@@ -14,7 +14,7 @@ use axum::http::StatusCode;
 use cutover_snapshot::spec::VmSpec;
 use cutover_vmm::dirty::DirtyRate;
 use cutover_vmm::events::{Subscription, TooManySubscribers};
-use cutover_vmm::migration::{MigrateRequest, MigrationReport, MigrationStatus};
+use cutover_vmm::migration::{MigrateRequest, MigrationReport, MigrationStatus, ReceiveRequest};
 use cutover_vmm::snapshot::{RestoreRequest, SnapshotProgress, SnapshotReport, SnapshotRequest};
 use cutover_vmm::{Command, Controller, Error, EventLog, Refusal, Reply, Request, State, VmStats, Vmm};
 use jiff::Timestamp;
@@ -450,6 +450,21 @@ impl Instance {
             (Some(_), _) => self.ask(Command::CancelMigration, |_| ()).await?,
         }
         Ok(StatusCode::NO_CONTENT)
+    }
+
+    /// Waits for a VM that another monitor sends, which then is the one of this process, with its name and console.
+    ///
+    /// # Errors
+    /// It has been started, something of it is configured already, or no VM has arrived; then that can be tried again.
+    pub async fn receive(self: &Arc<Self>, request: ReceiveRequest) -> Outcome {
+        let serial = self.setup().restore(false)?;
+        let request = ReceiveRequest {
+            name: Some(self.id.clone()),
+            serial,
+            ..request
+        };
+        self.build(Plan::Receive(request, self.migrations.begin_arrival()))
+            .await
     }
 
     /// Gives up waiting for a VM, if one is waited for.

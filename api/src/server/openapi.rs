@@ -39,7 +39,7 @@ const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../res
         network_interfaces::put, network_interfaces::patch, serial::put, snapshot::create, snapshot::load, vm::patch,
         vm::config, events::get, info::get, v1::metrics::get, power::put, stats::get, dirty_rate::get,
         snapshots::post, snapshots::progress, snapshots::cancel, restore::put, restore::get, migration::post,
-        migration::get, migration::cancel, migration::reclaim, document
+        migration::get, migration::cancel, migration::receive, migration::reclaim, document
     )
 )]
 pub struct Api;

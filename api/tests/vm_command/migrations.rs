@@ -45,7 +45,11 @@ fn the_vm_is_asked_once_and_its_report_is_shown_in_words_or_as_json() {
     assert_eq!((code, errors.as_str()), (0, ""));
     assert_eq!(serde_json::from_str::<Value>(&out).expect("JSON"), report());
     let requests = asked.requests();
-    assert_eq!(requests.len(), 2, "nobody looks at the progress where there is no terminal");
+    assert_eq!(
+        requests.len(),
+        2,
+        "nobody looks at the progress where there is no terminal"
+    );
     assert_eq!(requests[0].line, "POST /v1/migration");
     let mut body = json!({
         "to": "tls://host2:7000", "downtime_ms": 30, "streams": 4, "post_copy": "never", "compression": "auto",

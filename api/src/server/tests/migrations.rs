@@ -46,7 +46,10 @@ fn a_migration_is_answered_when_the_vm_runs_elsewhere_and_told_of_meanwhile() {
         assert_eq!(answered, (&report()).into());
     });
     let last = &fake.get(MIGRATION)["last"];
-    assert_eq!((&last["outcome"], &last["report"]["total_ns"]), (&json!("moved"), &json!(5)));
+    assert_eq!(
+        (&last["outcome"], &last["report"]["total_ns"]),
+        (&json!("moved"), &json!(5))
+    );
 }
 
 #[test]
@@ -59,10 +62,16 @@ fn a_migration_that_is_cancelled_is_refused_to_whoever_waits_for_it_and_the_vm_s
         let client = fake.ask(scope, TO_HOST2);
         fake.done("DELETE", MIGRATION, "");
         let answer = client.join().expect("answered");
-        assert_eq!((answer.status, answer.fault().as_str()), (400, "the migration was cancelled"));
+        assert_eq!(
+            (answer.status, answer.fault().as_str()),
+            (400, "the migration was cancelled")
+        );
     });
     let status = fake.get(MIGRATION);
-    assert_eq!(status, json!({ "last": { "outcome": "failed", "reason": "the migration was cancelled" } }));
+    assert_eq!(
+        status,
+        json!({ "last": { "outcome": "failed", "reason": "the migration was cancelled" } })
+    );
     assert_eq!(fake.get("/v1/info")["state"], "running");
 }
 
@@ -74,7 +83,9 @@ fn a_vm_that_was_handed_over_and_not_heard_of_has_a_status_of_its_own_and_can_be
         let client = fake.ask(scope, TO_HOST2);
         let handed_over = [Handover::Begin, Handover::Commit]
             .into_iter()
-            .try_fold(State::Running, |state, step| state.after_handover(step).map(|step| step.next));
+            .try_fold(State::Running, |state, step| {
+                state.after_handover(step).map(|step| step.next)
+            });
         fake.told.lock().unwrap().state = Some(handed_over.expect("it runs"));
         fake.finish_migration(Err(cutover_migration::Error::OutcomeUnknown("cut".to_owned()).into()));
         let answer = client.join().expect("answered");
@@ -111,7 +122,10 @@ fn what_is_no_migration_is_refused_with_the_reason() {
         let fault = fake.refused("POST", MIGRATION, body);
         assert!(fault.contains(reason), "{body}: {fault}");
     }
-    assert!(fake.told.lock().unwrap().migration.is_none(), "none of it reached the VM");
+    assert!(
+        fake.told.lock().unwrap().migration.is_none(),
+        "none of it reached the VM"
+    );
 }
 
 #[test]
@@ -148,7 +162,10 @@ fn waiting_for_a_vm_can_be_given_up_and_begun_again() {
         assert!(status.is_cancelled());
         (build.answer)(Err(cutover_migration::Error::Cancelled.into()));
         let answer = client.join().expect("answered");
-        assert_eq!((answer.status, answer.fault().as_str()), (400, "the migration was cancelled"));
+        assert_eq!(
+            (answer.status, answer.fault().as_str()),
+            (400, "the migration was cancelled")
+        );
     });
     let status: Value = fake.get(MIGRATION);
     assert_eq!(status["last"]["reason"], "the migration was cancelled");

@@ -75,6 +75,18 @@ pub async fn cancel(State(instance): State<Arc<Instance>>) -> Outcome {
     instance.cancel_migration().await
 }
 
+/// Waits for a VM that another monitor sends, and runs it. Before the start only, and instead of it.
+///
+/// The answer comes when the VM runs here, or if it does not come; then another can be waited for. `DELETE /v1/migration`
+/// gives up.
+#[utoipa::path(
+    put, path = "/v1/migration/receive", operation_id = "putReception", tag = "cutover",
+    request_body = ReceptionV1, responses(Changed)
+)]
+pub async fn receive(State(instance): State<Arc<Instance>>, Json(body): Json<ReceptionV1>) -> Outcome {
+    instance.receive(body.try_into()?).await
+}
+
 /// Has a VM back that was handed over to another monitor and is not known to run there; it is paused then.
 ///
 /// Whoever asks has made certain that it does not run there: two of it would ruin its disks.

@@ -28,6 +28,7 @@ pub fn routes() -> Router<Arc<Instance>> {
             "/v1/migration",
             get(migration::get).post(migration::post).delete(migration::cancel),
         )
+        .route("/v1/migration/receive", put(migration::receive))
         .route("/v1/migration/reclaim", put(migration::reclaim))
         .route("/v1/power", put(power::put))
         .route("/v1/restore", get(restore::get).put(restore::put))
