@@ -10,7 +10,7 @@ use cutover_snapshot::spec::VmSpec;
 use kvm_bindings::CpuId;
 
 use crate::control::{Ending, Mailbox};
-use crate::cpu::{self, BareVcpu, Buses, Vcpu, VcpuHandle};
+use crate::cpu::{self, BareVcpu, Buses, Throttle, Vcpu, VcpuHandle};
 use crate::device_manager::{DeviceManager, DiskLocks};
 use crate::dirty::Tracker;
 use crate::driver::Options;
@@ -108,6 +108,11 @@ impl Machine {
             let _ = answer.recv();
         }
         self.devices.pause();
+    }
+
+    /// What slows its guest down; at full speed for now.
+    pub fn throttle(&self) -> Throttle {
+        Throttle::of(self.vcpus.iter().map(VcpuHandle::throttled).collect())
     }
 
     /// What each vCPU has done so far.

@@ -15,6 +15,7 @@ mod counters;
 mod cpuid;
 mod kick;
 mod registers;
+mod throttle;
 
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
@@ -26,11 +27,11 @@ use cutover_devices::bus::Bus;
 use cutover_devices::{GuestMemory, OnThread, THREAD_STACK_SIZE};
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::Killable;
 
 use self::counters::{ExitCounters, ExitKind};
 use self::cpuid::Topology;
-use self::kick::ImmediateExit;
+use self::kick::{ImmediateExit, Kicker};
+use self::throttle::{Rest, Throttled};
 use crate::Error;
 use crate::boot::Entry;
 use crate::control::{Ending, Mailbox};
@@ -41,6 +42,7 @@ use crate::stats::VcpuStats;
 
 pub use self::cpuid::shown_here;
 pub use self::kick::install_handler as install_kick_handler;
+pub use self::throttle::Throttle;
 
 /// The two buses a vCPU's exits lead to.
 #[derive(Clone, Default)]
@@ -66,7 +68,8 @@ enum Command {
 pub struct VcpuHandle {
     cpu: u8,
     commands: Sender<Command>,
-    immediate_exit: Arc<ImmediateExit>,
+    kicker: Arc<Kicker>,
+    rest: Arc<Rest>,
     exits: Arc<ExitCounters>,
     /// Until it is joined.
     thread: Option<JoinHandle<()>>,
@@ -110,21 +113,23 @@ impl BareVcpu {
     ) -> Result<VcpuHandle, Error> {
         let (commands, received) = channel();
         let cpu = self.cpu;
-        let immediate_exit = Arc::new(ImmediateExit::map(&self.fd, vm.fd.run_size())?);
-        let exits = Arc::<ExitCounters>::default();
-        let (counters, flag) = (exits.clone(), immediate_exit.clone());
+        let kicker = Arc::new(Kicker::new(ImmediateExit::map(&self.fd, vm.fd.run_size())?));
+        let (exits, rest) = (Arc::<ExitCounters>::default(), Arc::<Rest>::default());
+        let (counters, kicked, rests) = (exits.clone(), kicker.clone(), rest.clone());
         let thread = std::thread::Builder::new()
             .name(format!("vcpu-{cpu}"))
             .stack_size(THREAD_STACK_SIZE)
             .spawn(move || {
                 on_thread();
+                kicked.is_for_this_thread();
                 // Without a vCPU there is nothing but the end.
                 if let Ok(Command::Install(vcpu)) = received.recv() {
                     VcpuThread {
                         vcpu: *vcpu,
                         buses,
                         driver,
-                        immediate_exit: flag,
+                        kicker: kicked,
+                        rest: rests,
                         exits: counters,
                         commands: received,
                     }
@@ -135,7 +140,8 @@ impl BareVcpu {
         Ok(VcpuHandle {
             cpu,
             commands,
-            immediate_exit,
+            kicker,
+            rest,
             exits,
             thread: Some(thread),
         })
@@ -231,7 +237,7 @@ impl VcpuHandle {
     pub fn pause(&self) -> Receiver<()> {
         let (done, answer) = channel();
         let _ = self.commands.send(Command::Pause(done));
-        self.kick();
+        self.kicker.kick();
         answer
     }
 
@@ -242,6 +248,14 @@ impl VcpuHandle {
         answer
     }
 
+    /// What a [`Throttle`] needs of it.
+    pub fn throttled(&self) -> Throttled {
+        Throttled {
+            kicker: self.kicker.clone(),
+            rest: self.rest.clone(),
+        }
+    }
+
     /// What it has done so far.
     pub fn stats(&self) -> VcpuStats {
         VcpuStats {
@@ -250,21 +264,12 @@ impl VcpuHandle {
             exits: self.exits.read(),
         }
     }
-
-    fn kick(&self) {
-        self.immediate_exit.set();
-        if let Some(thread) = &self.thread
-            && let Err(error) = thread.kill(kick::signal())
-        {
-            tracing::debug!(cpu = self.cpu, %error, "vCPU thread is gone");
-        }
-    }
 }
 
 impl Drop for VcpuHandle {
     fn drop(&mut self) {
         let _ = self.commands.send(Command::End);
-        self.kick();
+        self.kicker.kick();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -302,7 +307,8 @@ struct VcpuThread {
     vcpu: Vcpu,
     buses: Buses,
     driver: Arc<Mailbox>,
-    immediate_exit: Arc<ImmediateExit>,
+    kicker: Arc<Kicker>,
+    rest: Arc<Rest>,
     exits: Arc<ExitCounters>,
     commands: Receiver<Command>,
 }
@@ -312,7 +318,7 @@ impl VcpuThread {
         let mut running = false;
         loop {
             let command = if running {
-                self.commands.try_recv().ok()
+                self.next_command()
             } else {
                 self.commands.recv().ok()
             };
@@ -337,6 +343,14 @@ impl VcpuThread {
                 None if running => running = matches!(self.run_guest(), Stopped::Kicked),
                 None => return,
             }
+        }
+    }
+
+    /// A command to the running vCPU, if there is one. If it is slowed down, it stands still here.
+    fn next_command(&self) -> Option<Command> {
+        match self.rest.left() {
+            Some(left) => self.commands.recv_timeout(left).ok(),
+            None => self.commands.try_recv().ok(),
         }
     }
 
@@ -403,15 +417,15 @@ impl VcpuThread {
 
     fn kicked(&self) -> Stopped {
         self.exits.count(ExitKind::Interrupted);
-        self.immediate_exit.clear();
+        self.kicker.immediate_exit.clear();
         Stopped::Kicked
     }
 
     /// KVM finishes an access whose answer we gave only at the next `KVM_RUN`; state read before that is half done.
     fn complete_pending_io(&mut self) {
-        self.immediate_exit.set();
+        self.kicker.immediate_exit.set();
         let outcome = self.vcpu.fd.run().map(|exit| format!("{exit:?}"));
-        self.immediate_exit.clear();
+        self.kicker.immediate_exit.clear();
         match outcome {
             Err(error) if error.errno() == libc::EINTR => {}
             other => tracing::warn!(cpu = self.vcpu.cpu, ?other, "vCPU did not stop at once"),

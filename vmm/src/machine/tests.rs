@@ -193,6 +193,55 @@ fn each_device_has_a_section_under_its_name() {
     restore(&spec, memory, &read, ClockPolicy::Corrected, &Arc::default()).unwrap();
 }
 
+/// Counts in memory for ever.
+const COUNTING_ON: &[u8] = &[
+    0xbf, 0x00, 0x00, 0x20, 0x00, // mov edi, COUNT
+    0x48, 0xff, 0x07, // again: inc qword [rdi]
+    0xeb, 0xfb, // jmp again
+];
+
+#[test]
+fn a_guest_that_is_slowed_down_stands_still_most_of_the_time_and_pauses_at_once() {
+    const KICKS: u64 = 50;
+    if !has_kvm() {
+        return;
+    }
+    let kernel = kernel(COUNTING_ON);
+    let machine = Machine::build(&tiny_spec(kernel.path()), &Options::default(), &Arc::default()).unwrap();
+    let stats = || machine.vcpu_stats().remove(0);
+    let wait = |done: &dyn Fn() -> bool| {
+        let end = Instant::now() + PATIENCE;
+        while !done() {
+            assert!(Instant::now() < end, "it does not happen");
+            std::thread::yield_now();
+        }
+    };
+    let mut throttle = machine.throttle();
+    machine.run();
+    throttle.set(95).unwrap();
+    wait(&|| stats().exits.interrupted > 0);
+    let (began, first, counted) = (Instant::now(), stats(), count(machine.memory()));
+    wait(&|| stats().exits.interrupted >= first.exits.interrupted + KICKS);
+    let ran = Duration::from_nanos(stats().cpu_time_ns - first.cpu_time_ns);
+    let time = began.elapsed();
+    assert!(ran * 2 < time, "it ran for {ran:?} of {time:?}");
+    assert!(
+        count(machine.memory()) > counted,
+        "it does not stand still all the time"
+    );
+    // Whether it stands still just now or not.
+    for _ in 0..10 {
+        machine.stop();
+        machine.run();
+    }
+    throttle.set(0).unwrap();
+    let (undone, counted) = (stats().exits.interrupted, count(machine.memory()));
+    wait(&|| count(machine.memory()) > counted);
+    machine.stop();
+    // One that was on its way, and the pause.
+    assert!(stats().exits.interrupted <= undone + 2, "somebody still kicks it");
+}
+
 #[test]
 fn disks_are_of_one_machine_at_a_time_and_go_over_together() {
     if !has_kvm() {

@@ -22,6 +22,7 @@ use super::job::{Answer, Step};
 use super::memory::{MemoryImage, numbered};
 use crate::Error;
 use crate::control::{JobStep, Mailbox};
+use crate::cpu::Throttle;
 use crate::dirty::{Baseline, Consumer, Layout};
 use crate::job::Context;
 use crate::page_fault;
@@ -76,6 +77,8 @@ pub struct Subject {
     pub handed: Descriptors,
     /// Tells what changes in its memory, unless that is handed over; has told nothing yet.
     pub changes: Option<Consumer>,
+    /// Slows the guest down, until this is dropped.
+    pub throttle: Throttle,
     /// Whether another process fills its memory: then untouched pages may not be zero.
     pub filled_from_outside: bool,
 }
@@ -99,6 +102,7 @@ impl Subject {
             cpu: machine.cpu_needs(),
             handed,
             changes,
+            throttle: machine.throttle(),
             filled_from_outside,
         })
     }
@@ -193,8 +197,8 @@ impl SourceVm for Source<'_> {
         Ok(pages)
     }
 
-    fn throttle(&mut self, _percent: u8) -> Result<(), VmError> {
-        Ok(())
+    fn throttle(&mut self, percent: u8) -> Result<(), VmError> {
+        Ok(self.subject.throttle.set(percent)?)
     }
 
     fn stop(&mut self) -> Result<Stopped, VmError> {
@@ -225,6 +229,7 @@ impl SourceVm for Source<'_> {
     }
 
     fn resume(&mut self) {
+        self.subject.throttle.undo();
         // Whatever it says: a VM that is gone does not go on.
         let _ = self.ask(Step::Resume);
     }
