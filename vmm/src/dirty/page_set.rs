@@ -13,6 +13,7 @@
 //! Pages have guest addresses, and numbers: those of the memory image of a snapshot, which has no gaps between slots.
 
 use std::iter;
+use std::ops::Range;
 use std::sync::Arc;
 
 use cutover_devices::GuestMemory;
@@ -115,6 +116,32 @@ impl Layout {
             (most - page % most).min(slot.pages - page)
         });
         PageRange { pages, ..range }
+    }
+
+    /// The block of at most `most` pages that the page at guest address `address` is of, and that begins at a multiple of
+    /// that in its slot.
+    pub fn block(&self, address: u64, most: u64) -> PageRange {
+        let page = PageRange::page(address);
+        self.slot_at(page.start).map_or(page, |slot| {
+            let index = (page.start - slot.start) / PAGE_SIZE;
+            let first = index - index % most;
+            PageRange {
+                start: slot.start + first * PAGE_SIZE,
+                pages: most.min(slot.pages - first),
+            }
+        })
+    }
+
+    /// The pages with these `numbers`, as far as there are any, slot by slot.
+    pub fn numbered(&self, numbers: Range<u64>) -> impl Iterator<Item = PageRange> {
+        self.slots.iter().filter_map(move |slot| {
+            let first = numbers.start.max(slot.first_number);
+            let end = numbers.end.min(slot.first_number + slot.pages);
+            (first < end).then(|| PageRange {
+                start: slot.start + (first - slot.first_number) * PAGE_SIZE,
+                pages: end - first,
+            })
+        })
     }
 
     /// How many pages there are.

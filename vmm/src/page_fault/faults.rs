@@ -1,11 +1,12 @@
-//! Faults as they come, for threads that wait for them until told to stop.
+//! Faults as they come, for threads that wait for them until told to stop, or for a while.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use cutover_devices::THREAD_STACK_SIZE;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use super::Unavailable;
@@ -82,6 +83,25 @@ impl Faults {
             }
         }
         Ok(None)
+    }
+
+    /// The pages of the faults that there are, at most `most`, after waiting for one until `patience` is over.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn next_within(&self, patience: Duration, most: usize) -> io::Result<Vec<PageRange>> {
+        let patience = Timespec::try_from(patience).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&self.uffd, PollFlags::IN)], Some(&patience)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut pages = Vec::new();
+        while pages.len() < most
+            && let Some(address) = self.uffd.next_fault()?
+        {
+            pages.extend(self.space.page_at(address));
+        }
+        Ok(pages)
     }
 
     /// Ends [`next`](Self::next) for all who wait.

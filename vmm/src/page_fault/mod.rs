@@ -1,5 +1,5 @@
 //! Page faults of guest memory, taken care of by the monitor (userfaultfd): a snapshot that copies memory behind the
-//! running guest, a restore that fills it before the running guest.
+//! running guest, a restore that fills it before the running guest, a migration after which the rest of it is yet to come.
 //!
 //! ```text
 //!                              writes to protected pages        accesses to missing pages
@@ -11,9 +11,12 @@
 //!         │                                                     ▲
 //!         └──► ImageWriter          (image of a snapshot)  Reader
 //! ```
+//! [`Arriving`] is as `LazyMemory`, but that what it reads comes from another host.
+//!
 //! Who faults waits in the kernel, holding whatever locks it has. So the threads here take no lock but their own, and
 //! do nothing to guest memory but read pages that are there.
 
+mod arriving;
 mod batch;
 mod copy_on_write;
 mod end;
@@ -29,6 +32,7 @@ pub(crate) mod tests;
 
 use std::io;
 
+pub use self::arriving::Arriving;
 pub use self::copy_on_write::{CopyOnWrite, FrozenPages};
 pub use self::end::{end_process, with_sources};
 pub use self::external::ExternalMemory;

@@ -30,6 +30,34 @@ impl Area {
         }
         Ok(())
     }
+
+    /// As [`bytes`](Self::bytes), for slices.
+    pub fn len(self) -> usize {
+        as_usize(self.bytes)
+    }
+
+    fn start_pointer(self) -> *mut libc::c_void {
+        std::ptr::with_exposed_provenance_mut(as_usize(self.start))
+    }
+}
+
+/// Has the pages of `area`, of memory with `backing`, be as if nobody had touched them.
+///
+/// # Errors
+/// The kernel refused.
+pub fn discard(area: Area, backing: Backing) -> io::Result<()> {
+    let advice = match backing {
+        Backing::Anonymous => libc::MADV_DONTNEED,
+        // Those of the file, not only of this mapping.
+        Backing::Shared | Backing::HugePages => libc::MADV_REMOVE,
+    };
+    // SAFETY: the area is of guest memory, which Rust holds no reference to; nobody but the guest minds its content.
+    let result = unsafe { libc::madvise(area.start_pointer(), area.len(), advice) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Makes the pages of `area` present, with the content they have: zeros if they were never touched.
@@ -37,9 +65,8 @@ impl Area {
 /// # Errors
 /// The kernel refused, or is older than 5.14.
 pub fn populate(area: Area) -> io::Result<()> {
-    let start = std::ptr::with_exposed_provenance_mut::<libc::c_void>(as_usize(area.start));
     // SAFETY: the area is of guest memory; reading it changes no content.
-    let result = unsafe { libc::madvise(start, as_usize(area.bytes), libc::MADV_POPULATE_READ) };
+    let result = unsafe { libc::madvise(area.start_pointer(), area.len(), libc::MADV_POPULATE_READ) };
     if result == 0 {
         Ok(())
     } else {

@@ -1,5 +1,6 @@
 //! Page faults of real memory, written and read by threads, system calls and tiny guests.
 
+mod arriving;
 mod copy_on_write;
 pub(crate) mod external;
 mod lazy;

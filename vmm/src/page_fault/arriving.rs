@@ -1,0 +1,239 @@
+//! Memory of a guest that runs though not all of it is there: the rest comes from the host that it moved away from
+//! (post-copy).
+//!
+//! ```text
+//!  guest ──── fault ────► wanted ──── numbers of pages, those waited for first ────► source
+//!    ▲                                                                                  │
+//!    └── goes on ◄── arrive, arrive_zero ◄──────── streams: what is wanted, and the rest ┘
+//! ```
+//! All memory has its faults handed over, but only some of it is missing. A page that is neither missing nor there was
+//! never touched: it is zero, here as at the source. A page that is missing may be there all the same, with content from
+//! before the guest last wrote it: so what is missing is dropped first.
+//!
+//! Pages are claimed under a lock and put without it, each once: several streams bring them, and bring some twice.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cutover_devices::GuestMemory;
+use cutover_migration::pages::PageBits;
+use cutover_migration::vm::ArrivingMemory;
+use cutover_snapshot::size::ByteSize;
+use vm_memory::GuestMemoryBackend;
+
+use super::Unavailable;
+use super::end::end_process;
+use super::faults::Faults;
+use super::space::{Area, Space, discard};
+use super::uffd::{Mode, Uffd};
+use crate::Error;
+use crate::dirty::page_set::set_words;
+use crate::dirty::{Layout, PAGE_SIZE, PageRange, PageSet};
+
+/// Pages of a block: with one that somebody waits for, what is missing of its block is wanted too.
+const BLOCK_PAGES: u64 = 16;
+
+/// Most faults that are taken up at a time.
+const FAULTS_MAX: usize = 64;
+
+/// See the module. To be dropped when all is there, or nobody uses the memory any more: who touches what is missing then
+/// finds zeros.
+pub struct Arriving {
+    faults: Faults,
+    /// What was missing at first.
+    expected: PageSet,
+    requests: Mutex<Requests>,
+    /// Pages that are not there yet.
+    left: AtomicU64,
+}
+
+struct Requests {
+    /// Pages that nobody has brought.
+    missing: PageSet,
+    /// Those of them, and others, that the source was asked for.
+    asked: PageSet,
+}
+
+impl Arriving {
+    /// Whether memory can arrive later here.
+    ///
+    /// # Errors
+    /// The kernel lacks what it takes or does not permit it, or `memory` is in huge pages.
+    pub fn check(memory: &GuestMemory) -> Result<(), Unavailable> {
+        let space = Space::of_small_pages(memory)?;
+        Uffd::open(Mode::Missing, space.backing).map(drop)
+    }
+
+    /// From now on the `missing` pages of `memory` are to come; what they contain is dropped. The rest is there as far as
+    /// the monitor has written it, or zero. Nobody uses `memory` just now.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check); or `missing` is of another VM, or somebody else takes care of the memory's faults.
+    pub fn start(memory: &GuestMemory, missing: &PageBits) -> Result<Self, Error> {
+        let space = Space::of_small_pages(memory)?;
+        if missing.pages() != space.layout.pages() {
+            return Err(Error::MemoryImage {
+                image: ByteSize::from_bytes(missing.pages() * PAGE_SIZE),
+                memory: ByteSize::from_bytes(space.layout.pages() * PAGE_SIZE),
+            });
+        }
+        let mut expected = PageSet::empty(&space.layout);
+        for pages in missing.ranges().flat_map(|numbers| space.layout.numbered(numbers)) {
+            expected.insert_range(pages);
+        }
+        // Registered before anything is dropped: the kernel makes no huge pages of what is there meanwhile.
+        let faults = Faults::of(space, Mode::Missing)?;
+        drop_stale(&faults.space, &expected).map_err(Error::os("drop what guest memory contained before"))?;
+        Ok(Self {
+            left: AtomicU64::new(expected.len()),
+            requests: Mutex::new(Requests {
+                missing: expected.clone(),
+                asked: PageSet::empty(&faults.space.layout),
+            }),
+            expected,
+            faults,
+        })
+    }
+
+    /// Ends the process, as the guest cannot go on.
+    fn end(&self, reason: &str) -> ! {
+        let missing = ByteSize::from_bytes(self.left.load(Ordering::Acquire) * PAGE_SIZE);
+        end_process(&format!(
+            "the VM is lost: {missing} of its memory did not come from the host that it moved away from, and will not \
+             come any more: {reason}"
+        ))
+    }
+
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.faults.space.layout
+    }
+
+    /// Has `put` put what is missing of `pages`; it is told where, and how many bytes of them come before.
+    fn bring(&self, pages: Range<u64>, put: impl Fn(Area, usize) -> io::Result<()>) -> io::Result<()> {
+        if pages.start > pages.end || pages.end > self.layout().pages() {
+            let message = format!("guest memory has no pages {} to {}", pages.start, pages.end);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        for range in self.layout().numbered(pages.clone()) {
+            // In a statement of its own, so that the lock is not held while pages are put.
+            let claimed = self.requests().claim(range);
+            for part in claimed {
+                let number = self.layout().number(part.start).expect("a page of the memory");
+                let before = usize::try_from((number - pages.start) * PAGE_SIZE).map_err(io::Error::other)?;
+                put(self.faults.space.area(part), before)?;
+                self.left.fetch_sub(part.pages, Ordering::AcqRel);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has pages be zero that nobody will bring.
+    fn zero_untouched(&self, pages: impl Iterator<Item = PageRange>) -> io::Result<()> {
+        for page in pages {
+            match self.faults.uffd.zero(self.faults.space.area(page)) {
+                // It was there: two waited for it.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The numbers of pages that are wanted now, of which some wait, for up to `patience` for the first.
+    fn next_wanted(&self, patience: Duration) -> io::Result<Vec<u64>> {
+        let faults = self.faults.next_within(patience, FAULTS_MAX)?;
+        let (expected, untouched): (Vec<_>, Vec<_>) =
+            faults.into_iter().partition(|page| self.expected.contains(page.start));
+        self.zero_untouched(untouched.into_iter())?;
+        Ok(self.requests().want(&expected, self.layout()))
+    }
+}
+
+impl Requests {
+    /// What is missing of `range`; it is up to the caller to put it.
+    fn claim(&mut self, range: PageRange) -> Vec<PageRange> {
+        let claimed = self.missing.ranges_in(range).collect();
+        self.missing.remove_range(range);
+        claimed
+    }
+
+    /// What the source is to be asked for as somebody waits for `pages`: these first, then what is around them.
+    fn want(&mut self, pages: &[PageRange], layout: &Layout) -> Vec<u64> {
+        let mut wanted = Vec::new();
+        for page in pages {
+            self.want_missing(*page, layout, &mut wanted);
+        }
+        for page in pages {
+            self.want_missing(layout.block(page.start, BLOCK_PAGES), layout, &mut wanted);
+        }
+        wanted
+    }
+
+    fn want_missing(&mut self, range: PageRange, layout: &Layout, wanted: &mut Vec<u64>) {
+        let missing: Vec<_> = self.missing.ranges_in(range).collect();
+        let pages = missing.into_iter().flat_map(|range| range.parts(1));
+        for page in pages {
+            if !self.asked.contains(page.start) {
+                self.asked.insert_range(page);
+                wanted.extend(layout.number(page.start));
+            }
+        }
+    }
+}
+
+impl ArrivingMemory for Arriving {
+    fn wanted(&self, patience: Duration) -> Vec<u64> {
+        self.next_wanted(patience).unwrap_or_else(|error| {
+            self.end(&format!(
+                "the kernel does not let page faults be taken care of: {error}"
+            ))
+        })
+    }
+
+    fn arrive(&self, pages: Range<u64>, content: &[u8]) -> io::Result<()> {
+        self.bring(pages, |area, before| {
+            let part = content.get(before..).and_then(|rest| rest.get(..area.len()));
+            self.faults.uffd.copy(area, part.ok_or(io::ErrorKind::InvalidInput)?)
+        })
+    }
+
+    fn arrive_zero(&self, pages: Range<u64>) -> io::Result<()> {
+        self.bring(pages, |area, _| self.faults.uffd.zero(area))
+    }
+
+    fn complete(&self) {
+        if self.left.load(Ordering::Acquire) > 0 {
+            self.end("that host says that it has sent all");
+        }
+        self.faults.hand_back();
+    }
+
+    fn lost(&self, reason: &str) {
+        self.end(reason);
+    }
+}
+
+/// Drops what memory contains, but for what the monitor has written and is not `expected`.
+fn drop_stale(space: &Space, expected: &PageSet) -> io::Result<()> {
+    let mut kept = PageSet::empty(&space.layout);
+    for (slot, region) in space.layout.slots().iter().zip(space.memory.iter()) {
+        for (word, bits) in set_words(&(**region).bitmap().get_and_reset()) {
+            kept.insert(slot.first_word + word, bits);
+        }
+    }
+    kept.subtract(expected);
+    // What is neither kept nor expected is zero: so there are few ranges, however scattered what is expected.
+    for slot in space.layout.slots() {
+        for range in kept.gaps_in(slot.range()) {
+            discard(space.area(range), space.backing)?;
+        }
+    }
+    Ok(())
+}
