@@ -25,6 +25,7 @@ use crate::job::Context;
 use crate::lifecycle::{Action, Exit, Refusal, Request, State, Step};
 use crate::machine::Machine;
 use crate::migration::Migration;
+use crate::page_fault::Arriving;
 use crate::seccomp::{self, ThreadKind};
 use crate::snapshot::{self, RestoreRequest, Restored, SnapshotReport, SnapshotRequest, Snapshots};
 use crate::stats::VmStats;
@@ -130,18 +131,20 @@ impl Vmm {
     }
 
     /// The VM of `spec` that has come from another monitor: `machine`, which [runs](Machine::run) already or is to stay
-    /// paused. Its end is reported to `mailbox`.
+    /// paused, with what is still `arriving` of its memory. Its end is reported to `mailbox`.
     pub(crate) fn arrived(
         spec: VmSpec,
         machine: Machine,
         incarnation: u64,
         runs: bool,
+        arriving: Option<Arc<Arriving>>,
         options: &Options,
         mailbox: Arc<Mailbox>,
     ) -> Self {
         let mut driver = Driver::new(spec, options, mailbox);
         driver.incarnation = incarnation;
         driver.as_it_is = true;
+        driver.snapshots = Snapshots::of_arrived(arriving);
         driver.running_since = runs.then(Instant::now);
         driver.enter(if runs { State::Running } else { State::Paused });
         driver.log(EventKind::Migrated);

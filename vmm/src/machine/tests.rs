@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use cutover_migration::pages::PageBits;
+use cutover_migration::vm::ArrivingMemory;
 use cutover_snapshot::manifest::{Draft, MemoryRegion};
 use cutover_snapshot::spec::{DiskIo, DiskSpec, RateLimiterSpec, RngSpec, SerialSpec};
 use cutover_snapshot::state_file::{self, StateFile};
@@ -11,7 +13,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::*;
 use crate::control::Message;
+use crate::dirty::PAGE_SIZE;
 use crate::layout::VM_GENERATION_ID;
+use crate::page_fault::Arriving;
 use crate::snapshot::ClockPolicy;
 use crate::state::check_cpu;
 use crate::testing::{has_kvm, kernel, tiny_spec};
@@ -240,6 +244,47 @@ fn a_guest_that_is_slowed_down_stands_still_most_of_the_time_and_pauses_at_once(
     machine.stop();
     // One that was on its way, and the pause.
     assert!(stats().exits.interrupted <= undone + 2, "somebody still kicks it");
+}
+
+#[test]
+fn a_machine_goes_on_while_its_memory_is_still_on_its_way() {
+    if !has_kvm() {
+        return;
+    }
+    let kernel = kernel(COUNTING);
+    let spec = tiny_spec(kernel.path());
+    let (source, state, counted) = saved(&spec);
+    let driver = Arc::<Mailbox>::default();
+    // As it was some time before.
+    let memory = memory::map(&spec.memory).unwrap();
+    memory.write_obj(counted / 2, COUNT).unwrap();
+    let machine = restore(&spec, memory, &state, ClockPolicy::Corrected, &driver).unwrap();
+    let pages = spec.memory.size.bytes() / PAGE_SIZE;
+    let arriving = Arriving::start(machine.memory(), &PageBits::full(pages)).unwrap();
+    machine.run();
+    let mut pulled = Vec::new();
+    let ended = loop {
+        for page in arriving.wanted(Duration::from_millis(10)) {
+            let mut content = [0; 4096];
+            source
+                .memory()
+                .read_slice(&mut content, GuestAddress(page * PAGE_SIZE))
+                .unwrap();
+            arriving.arrive(page..page + 1, &content).unwrap();
+            pulled.push(page);
+        }
+        if let Message::Ended(ending) = driver.receive(Some(Instant::now())) {
+            break ending;
+        }
+    };
+    assert!(matches!(ended, Ending::Guest(GuestEnd::Shutdown)));
+    assert_eq!(count(machine.memory()), ENOUGH);
+    assert!(pulled.contains(&(COUNT.0 / PAGE_SIZE)), "{pulled:?}");
+    assert!(
+        (pulled.len() as u64) < pages,
+        "only what it touches, and what is around that"
+    );
+    machine.stop();
 }
 
 #[test]

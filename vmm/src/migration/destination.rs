@@ -26,6 +26,7 @@ use crate::device_manager::DiskLocks;
 use crate::dirty::PAGE_SIZE;
 use crate::driver::{Options, Vmm};
 use crate::machine::{Machine, Reserved};
+use crate::page_fault::Arriving;
 use crate::state::{MachineState, check_cpu};
 use crate::{Error, host, memory, overrides};
 
@@ -61,6 +62,8 @@ enum Stage {
         machine: Box<Machine>,
         /// Whether it is to.
         runs: bool,
+        /// Its memory, if it runs before all of that is there.
+        arriving: Option<Arc<Arriving>>,
     },
     /// Its state was none.
     Failed,
@@ -203,9 +206,6 @@ impl DestinationVm for Incoming {
         state: &Sections,
         missing: Option<PageBits>,
     ) -> Result<Option<Arc<dyn ArrivingMemory>>, VmError> {
-        if missing.is_some() {
-            return Err("memory that arrives later is not supported".into());
-        }
         let Stage::Reserved(reserved) = std::mem::replace(&mut self.stage, Stage::Failed) else {
             return Err("the VM has a state already".into());
         };
@@ -214,15 +214,25 @@ impl DestinationVm for Incoming {
         let since_asked = u64::try_from(self.asked.elapsed().as_nanos()).unwrap_or(u64::MAX);
         // The reservation took a moment to come here, by which the guest's clocks will be late; they never go back.
         let passed_ns = since_asked.saturating_sub(moment.after_ns);
+        let machine = reserved.load(&machine_state, passed_ns)?;
+        // KVM has touched some pages by now, and nobody does before the guest runs.
+        let arriving = missing.map(|missing| Arriving::start(machine.memory(), &missing));
+        let arriving = arriving.transpose()?.map(Arc::new);
         self.stage = Stage::Loaded {
-            machine: Box::new(reserved.load(&machine_state, passed_ns)?),
+            machine: Box::new(machine),
             runs: moment.runs,
+            arriving: arriving.clone(),
         };
-        Ok(None)
+        Ok(arriving.map(|memory| memory as Arc<dyn ArrivingMemory>))
     }
 
     fn run(self) -> Result<Vmm, VmError> {
-        let Stage::Loaded { machine, runs } = self.stage else {
+        let Stage::Loaded {
+            machine,
+            runs,
+            arriving,
+        } = self.stage
+        else {
             return Err("the VM has no state yet".into());
         };
         machine.devices.take_disks()?;
@@ -235,6 +245,7 @@ impl DestinationVm for Incoming {
             *machine,
             self.incarnation,
             runs,
+            arriving,
             &self.options,
             self.mailbox,
         ))

@@ -15,12 +15,13 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cutover_devices::GuestMemory;
 use cutover_migration::pages::PageBits;
 use cutover_migration::vm::ArrivingMemory;
+use cutover_snapshot::image::Progress;
 use cutover_snapshot::size::ByteSize;
 use vm_memory::GuestMemoryBackend;
 
@@ -46,6 +47,8 @@ pub struct Arriving {
     /// What was missing at first.
     expected: PageSet,
     requests: Mutex<Requests>,
+    /// Notified when all is there.
+    ended: Condvar,
     /// Pages that are not there yet.
     left: AtomicU64,
 }
@@ -55,6 +58,8 @@ struct Requests {
     missing: PageSet,
     /// Those of them, and others, that the source was asked for.
     asked: PageSet,
+    /// Whether all is there.
+    complete: bool,
 }
 
 impl Arriving {
@@ -92,10 +97,35 @@ impl Arriving {
             requests: Mutex::new(Requests {
                 missing: expected.clone(),
                 asked: PageSet::empty(&faults.space.layout),
+                complete: false,
             }),
+            ended: Condvar::new(),
             expected,
             faults,
         })
+    }
+
+    /// How much is there, of all memory.
+    pub fn progress(&self) -> Progress {
+        let total = self.layout().pages();
+        Progress {
+            done: (total - self.left.load(Ordering::Acquire)) * PAGE_SIZE,
+            total: total * PAGE_SIZE,
+        }
+    }
+
+    /// Waits until all is there, or is no longer `wanted`: after that changed, whoever waits has to be
+    /// [woken](Self::wake).
+    pub fn wait(&self, wanted: &dyn Fn() -> bool) {
+        let wait = |requests: &mut Requests| !requests.complete && wanted();
+        drop(self.ended.wait_while(self.requests(), wait));
+    }
+
+    /// Has those who wait look again whether they want to.
+    pub fn wake(&self) {
+        // Whoever holds the lock has looked already, or not yet.
+        drop(self.requests());
+        self.ended.notify_all();
     }
 
     /// Ends the process, as the guest cannot go on.
@@ -213,6 +243,8 @@ impl ArrivingMemory for Arriving {
             self.end("that host says that it has sent all");
         }
         self.faults.hand_back();
+        self.requests().complete = true;
+        self.ended.notify_all();
     }
 
     fn lost(&self, reason: &str) {

@@ -1,4 +1,5 @@
-//! What is still to come of a restored VM: its guest runs while memory and disks are filled behind it.
+//! What is still to come of a VM that was restored, or has moved here: its guest runs while memory and disks are filled
+//! behind it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,13 +7,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::disks::{DiskFilling, WhenFilled};
 use super::request::SnapshotProgress;
 use crate::events::{EventKind, EventLog};
-use crate::page_fault::{ExternalMemory, LazyMemory, end_process, with_sources};
+use crate::page_fault::{Arriving, ExternalMemory, LazyMemory, end_process, with_sources};
 
 /// See the module. What is dropped, with all clones, before it is complete is filled no further.
 #[derive(Clone, Default)]
 pub struct Filling {
     /// Memory, if it is filled lazily.
     pub memory: Option<Arc<LazyMemory>>,
+    /// Memory, if the rest of it comes from the host that the VM moved away from.
+    pub arriving: Option<Arc<Arriving>>,
     /// Memory, if another process fills it: how far, it does not tell.
     pub external: Option<Arc<ExternalMemory>>,
     /// Disks, if there are any in the snapshot.
@@ -35,6 +38,9 @@ impl Filling {
         if let Some(memory) = &self.memory {
             memory.wait(wanted);
         }
+        if let Some(memory) = &self.arriving {
+            memory.wait(wanted);
+        }
         if let Some(disks) = &self.disks {
             disks.wait(wanted);
         }
@@ -45,6 +51,9 @@ impl Filling {
         if let Some(memory) = &self.memory {
             memory.wake();
         }
+        if let Some(memory) = &self.arriving {
+            memory.wake();
+        }
         if let Some(disks) = &self.disks {
             disks.wake();
         }
@@ -53,8 +62,9 @@ impl Filling {
     /// How far it has come.
     pub fn progress(&self) -> SnapshotProgress {
         let memory = self.memory.as_ref().map(|memory| memory.progress());
+        let arriving = self.arriving.as_ref().map(|memory| memory.progress());
         let disks = self.disks.as_ref().map(|disks| disks.progress());
-        let parts = [memory, disks].into_iter().flatten();
+        let parts = [memory, arriving, disks].into_iter().flatten();
         parts.fold(SnapshotProgress::default(), |all, part| SnapshotProgress {
             done: all.done + part.done,
             total: all.total + part.total,

@@ -26,6 +26,7 @@ use crate::events::EventKind;
 use crate::job::{Context, Job, JobKind};
 use crate::lifecycle::Refusal;
 use crate::machine::{Machine, confined};
+use crate::page_fault::Arriving;
 use crate::seccomp::ThreadKind;
 
 /// What is the same for all snapshots.
@@ -124,6 +125,17 @@ impl Snapshots {
             bases,
             filling,
             under_way: None,
+        }
+    }
+
+    /// Those of a machine that has moved here, of which some memory may be `arriving` yet.
+    pub fn of_arrived(arriving: Option<Arc<Arriving>>) -> Self {
+        Self {
+            filling: Filling {
+                arriving,
+                ..Filling::default()
+            },
+            ..Self::default()
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use cutover_devices::GuestMemory;
 use cutover_migration::pages::PageBits;
 use cutover_migration::vm::ArrivingMemory;
+use cutover_snapshot::image::Progress;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::*;
@@ -115,7 +116,10 @@ fn whoever_reads_memory_finds_what_it_has_where_it_comes_from() {
         all.dedup();
         assert_eq!(all.len(), sent.len(), "nothing is wanted twice");
         assert!(all.into_iter().eq(origin.missing.iter()), "nothing else is wanted");
+        let all = origin.content.len() as u64;
+        assert_eq!(arriving.progress(), Progress { done: all, total: all });
         arriving.complete();
+        arriving.wait(&|| true);
         assert!(
             CopyOnWrite::arm(&memory, confined()).is_ok(),
             "nobody else takes care of faults"
@@ -234,7 +238,10 @@ fn what_cannot_be_is_refused_and_memory_is_waited_for_on() {
 #[test]
 fn memory_that_is_still_to_come_can_be_given_up() {
     let memory = two_slots();
-    let (arriving, _) = begin(&memory);
+    let (arriving, origin) = begin(&memory);
+    let there = origin.content.len() as u64 - origin.missing.len() * PAGE_SIZE;
+    assert_eq!(arriving.progress().done, there);
+    arriving.wait(&|| false);
     drop(arriving);
     assert_eq!(memory.read_obj::<u8>(GuestAddress(2 << 12)).unwrap(), 0);
 }
