@@ -247,7 +247,8 @@ pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Bac
             &[DISK, CLEAN_UP, BUILD, PAGE_FAULT, SNAPSHOT],
             &[ioctls::VM, ioctls::FILES, uffd::REQUESTS],
         ),
-        ThreadKind::Migration => (&[MIGRATION], &[ioctls::VM, ioctls::SOCKETS]),
+        // Those of a destination put pages that arrive while the guest runs.
+        ThreadKind::Migration => (&[MIGRATION], &[ioctls::VM, ioctls::SOCKETS, uffd::REQUESTS]),
         ThreadKind::Api => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP, API], &[]),
     };
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = [RUNTIME]

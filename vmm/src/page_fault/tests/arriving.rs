@@ -14,6 +14,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::super::*;
 use super::{SLOT_1, assert_ended, both_kinds, confined, content, in_another_process, layout, two_slots};
 use crate::dirty::PAGE_SIZE;
+use crate::seccomp::{self, ThreadKind};
 use crate::testing::{POKE, TinyGuest};
 
 /// Where the tiny guest has its program.
@@ -92,12 +93,12 @@ fn begin(memory: &GuestMemory) -> (Arriving, Origin) {
     (arriving, origin)
 }
 
-/// Has `use_memory` done while what it touches comes, on a thread that is confined as those that do so.
+/// Has `use_memory` done while what it touches comes, by a thread that is confined as those of a migration.
 fn while_it_comes(arriving: &Arriving, origin: &Origin, use_memory: impl FnOnce()) -> Vec<u64> {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let answers = scope.spawn(|| {
-            confined()();
+            seccomp::confine_or_abort(ThreadKind::Migration);
             origin.answer(arriving, &done)
         });
         use_memory();
@@ -138,6 +139,7 @@ fn what_is_pushed_by_several_streams_and_pulled_meanwhile_comes_once() {
             for stream in 0..3 {
                 let (arriving, origin) = (&arriving, &origin);
                 scope.spawn(move || {
+                    seccomp::confine_or_abort(ThreadKind::Migration);
                     // Overlapping, across the gap between the slots, and in other orders.
                     for step in 0..pages / 7 {
                         let first = (step * 7 + stream * 100) % (pages - 20);
