@@ -24,7 +24,7 @@ use crate::events::{EventKind, EventLog};
 use crate::job::Context;
 use crate::lifecycle::{Action, Exit, Refusal, Request, State, Step};
 use crate::machine::Machine;
-use crate::migration::Migration;
+use crate::migration::{Migration, MigrationStatus, ReceiveRequest};
 use crate::page_fault::Arriving;
 use crate::seccomp::{self, ThreadKind};
 use crate::snapshot::{self, RestoreRequest, Restored, SnapshotReport, SnapshotRequest, Snapshots};
@@ -128,6 +128,22 @@ impl Vmm {
         driver.snapshots = snapshots;
         driver.as_it_is = request.paused;
         Ok(Self { machine, driver })
+    }
+
+    /// Waits for a VM that another monitor moves here, and returns when it runs: before the calling thread becomes its state
+    /// driver, and without it. `admit` is asked about the VM before anything of it is built; `status` tells how far it has
+    /// come, and cancels.
+    ///
+    /// # Errors
+    /// It cannot be listened there, nobody waits any more, the VM cannot run here, or its source gave it up: nothing is
+    /// left of it here then, and it goes on there.
+    pub fn receive(
+        request: &ReceiveRequest,
+        options: &Options,
+        status: &Arc<MigrationStatus>,
+        admit: &mut dyn FnMut(&VmSpec) -> Result<(), String>,
+    ) -> Result<Self, Error> {
+        crate::migration::receive(request, options, status, admit)
     }
 
     /// The VM of `spec` that has come from another monitor: `machine`, which [runs](Machine::run) already or is to stay

@@ -12,6 +12,7 @@ use super::*;
 use crate::events::Event;
 use crate::testing::{has_kvm, kernel, tiny_spec};
 
+mod migrations;
 mod snapshots;
 
 /// Longest wait for something that must happen.

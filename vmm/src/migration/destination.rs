@@ -10,13 +10,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use cutover_migration::destination::{self, Waiting};
 use cutover_migration::pages::PageBits;
+use cutover_migration::transport::Listener;
 use cutover_migration::vm::{
     ArrivingMemory, Descriptors, DestinationHost, DestinationVm, Image, ImageShape, MEMORY_IMAGE, Reservation, VmError,
 };
 use cutover_snapshot::section::State as Sections;
 use cutover_snapshot::spec::{NetSpec, TapSpec, VmSpec};
 
+use super::MigrationStatus;
 use super::handed;
 use super::memory::MemoryImage;
 use super::request::ReceiveRequest;
@@ -25,10 +28,37 @@ use crate::control::Mailbox;
 use crate::device_manager::DiskLocks;
 use crate::dirty::PAGE_SIZE;
 use crate::driver::{Options, Vmm};
-use crate::machine::{Machine, Reserved};
+use crate::machine::{Machine, Reserved, confined};
 use crate::page_fault::Arriving;
+use crate::seccomp::ThreadKind;
 use crate::state::{MachineState, check_cpu};
 use crate::{Error, host, memory, overrides};
+
+/// Waits for a VM as `request` says, and takes it in if it can be and `admit` has nothing against it; returns when it runs
+/// here. `status` tells how far it has come, and that nobody waits any more.
+///
+/// # Errors
+/// As [`Vmm::receive`].
+pub fn receive(
+    request: &ReceiveRequest,
+    options: &Options,
+    status: &MigrationStatus,
+    admit: &mut dyn FnMut(&VmSpec) -> Result<(), String>,
+) -> Result<Vmm, Error> {
+    let security = super::security(request.tls.as_deref())?;
+    let listener = Listener::bind(&request.listen, &security)?;
+    let waiting = Waiting {
+        listener: &listener,
+        status,
+        on_thread: confined(options, ThreadKind::Migration),
+    };
+    let mut host = Host {
+        request,
+        options,
+        admit,
+    };
+    Ok(destination::receive(&waiting, &mut host)?)
+}
 
 /// Whoever takes a VM in.
 pub struct Host<'a> {

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
+use cutover_migration::source;
 use cutover_migration::status::Status;
 use cutover_migration::transport::Endpoint;
 
@@ -61,7 +62,7 @@ impl Migration {
     /// Begins to do what `request` says, once what is `filling` the VM's memory is done; what comes of it goes to `reply`.
     ///
     /// # Errors
-    /// KVM does not tell what changes, or there is no thread.
+    /// This host has no certificate there, KVM does not tell what changes, or there is no thread.
     pub fn begin(context: &Context<'_>, filling: Filling, request: MigrateRequest) -> Result<Self, Error> {
         let subject = Subject::of(context, &request.to, filling.external.is_some())?;
         let status = Arc::new(observed(&context.options.events));
@@ -75,13 +76,21 @@ impl Migration {
             }
         };
         let on_thread = confined(context.options, ThreadKind::Migration);
-        let (to, shared) = (request.to.clone(), status.clone());
+        let security = super::security(request.tls.as_deref())?;
+        let (to, shared, on_stream_thread) = (request.to.clone(), status.clone(), on_thread.clone());
         let job = Job::begin(&JOB, context.mailbox, on_thread, cancel, move |driver| {
             // Memory that is not there yet cannot be told from what is zero.
             filling.wait(&|| !shared.is_cancelled());
             let mut vm = Source::new(subject, driver, answered);
-            let outcome = move_away(&mut vm, &request, &shared);
-            driver.step(JobStep::Migration(Step::Done(outcome.map_err(Error::from))));
+            let request = source::Request {
+                to: &request.to,
+                security: &security,
+                options: &request.options,
+                status: &shared,
+                on_thread: on_stream_thread,
+            };
+            let outcome = source::migrate(&mut vm, &request).map_err(Error::from);
+            driver.step(JobStep::Migration(Step::Done(outcome)));
         })?;
         Ok(Self {
             answers,
@@ -145,13 +154,4 @@ fn observed(events: &EventLog) -> Status {
             progress: progress.clone(),
         });
     }))
-}
-
-/// Moves `vm`.
-fn move_away(
-    _vm: &mut dyn cutover_migration::vm::SourceVm,
-    _request: &MigrateRequest,
-    _status: &Status,
-) -> Result<MigrationReport, cutover_migration::Error> {
-    Err(cutover_migration::Error::Cancelled)
 }

@@ -25,6 +25,7 @@ use crate::Error;
 pub use cutover_migration::report::Report as MigrationReport;
 pub use cutover_migration::status::{Progress as MigrationProgress, Status as MigrationStatus};
 
+pub(crate) use self::destination::receive;
 pub(crate) use self::job::{Migration, Step};
 pub use self::request::{MigrateRequest, MigratedDisks, ReceiveRequest};
 pub(crate) use self::source::Still;

@@ -1,0 +1,293 @@
+//! Real VMs that move from one monitor to another, both in this process.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+
+use cutover_migration::Error as MigrationError;
+use cutover_migration::options::Options as Wishes;
+use cutover_migration::transport::Endpoint;
+use tempfile::TempDir;
+
+use super::snapshots::{COUNTING, Shelf, moment, wait_for_a_round};
+use super::*;
+use crate::migration::{MigrateRequest, MigratedDisks, MigrationReport, MigrationStatus, ReceiveRequest};
+use crate::snapshot::Kind;
+
+/// A place to meet for two monitors.
+struct Rendezvous(TempDir);
+
+/// A monitor that waits for a VM.
+struct Receiver {
+    status: Arc<MigrationStatus>,
+    /// The VM, or why none came.
+    arrival: JoinHandle<Result<RunningVm, Error>>,
+}
+
+impl Rendezvous {
+    fn new() -> Self {
+        Self(TempDir::new().expect("temporary directory"))
+    }
+
+    fn socket(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Has a monitor wait at `name` for a VM that it admits if `admit` says so.
+    fn receive(&self, name: &str, mut admit: impl FnMut(&VmSpec) -> Result<(), String> + Send + 'static) -> Receiver {
+        let socket = self.socket(name);
+        let request = ReceiveRequest {
+            listen: Endpoint::Unix(socket.clone()),
+            tls: None,
+            name: None,
+            nets: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            disks_dir: None,
+            serial: SerialSpec::Null,
+        };
+        let status = Arc::<MigrationStatus>::default();
+        let shared = status.clone();
+        let arrival = std::thread::spawn(move || {
+            try_start(true, move |options| {
+                Vmm::receive(&request, options, &shared, &mut admit)
+            })
+        });
+        let end = Instant::now() + PATIENCE;
+        while !socket.exists() {
+            assert!(Instant::now() < end, "nobody listens at {}", socket.display());
+            std::thread::yield_now();
+        }
+        Receiver { status, arrival }
+    }
+
+    fn request(&self, name: &str) -> MigrateRequest {
+        MigrateRequest {
+            to: Endpoint::Unix(self.socket(name)),
+            tls: None,
+            options: Wishes::default(),
+            disks: MigratedDisks::Shared,
+        }
+    }
+
+    /// Moves `guest`, whose monitor ends, to another that waits at `name`.
+    fn migrate(&self, guest: RunningVm, name: &str) -> (RunningVm, MigrationReport) {
+        let receiver = self.receive(name, |_| Ok(()));
+        let report = guest
+            .vm
+            .migrate(self.request(name))
+            .unwrap_or_else(|error| panic!("{}", chain_of(&error)));
+        let (exit, happened) = guest.exit();
+        assert_eq!(exit, Exit::Migrated);
+        assert_eq!(states(&happened).last(), Some(&"ended"));
+        (receiver.arrived(), report)
+    }
+}
+
+impl Receiver {
+    fn arrived(self) -> RunningVm {
+        match self.arrival.join().expect("no panic") {
+            Ok(vm) => vm,
+            Err(error) => panic!("nothing arrived: {}", chain_of(&error)),
+        }
+    }
+
+    /// Why nothing has arrived.
+    fn refused(self) -> String {
+        match self.arrival.join().expect("no panic") {
+            Ok(_) => panic!("a VM arrived"),
+            Err(error) => chain_of(&error),
+        }
+    }
+}
+
+/// An error with its causes.
+fn chain_of(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// The first of the counters of `guest`, all of which are of one moment.
+fn counted(guest: &RunningVm, shelf: &Shelf, name: &str) -> u32 {
+    let request = shelf.request(name, Kind::Full);
+    guest.vm.snapshot(request).expect("a snapshot");
+    moment(&shelf.counters(name))
+}
+
+#[test]
+fn a_running_guest_goes_on_under_another_monitor_where_it_was() {
+    let Some(mut guest) = run(COUNTING, true) else { return };
+    let (shelf, rendezvous) = (Shelf::new(), Rendezvous::new());
+    wait_for_a_round(&guest.vm);
+    let mut last = counted(&guest, &shelf, "source");
+    for round in 0..4 {
+        let name = format!("round-{round}");
+        let (arrived, report) = rendezvous.migrate(guest, &name);
+        assert!(report.pages.total() >= 256, "{report:?}");
+        assert!(states(&arrived.happened()).ends_with(&["running"]));
+        assert!(arrived.happened().contains(&EventKind::Migrated));
+        wait_for_a_round(&arrived.vm);
+        let now = counted(&arrived, &shelf, &name);
+        assert!(now > last, "{now} after {last}");
+        last = now;
+        guest = arrived;
+    }
+    guest.vm.destroy().expect("a running VM can be destroyed");
+    guest.exit();
+}
+
+#[test]
+fn a_paused_guest_arrives_paused_as_it_was() {
+    let Some(guest) = run(COUNTING, true) else { return };
+    let (shelf, rendezvous) = (Shelf::new(), Rendezvous::new());
+    wait_for_a_round(&guest.vm);
+    guest.vm.pause().expect("a running VM can be paused");
+    let before = counted(&guest, &shelf, "before");
+    let (arrived, _) = rendezvous.migrate(guest, "there");
+    assert_eq!(arrived.vm.state().expect("it lives"), State::Paused);
+    assert_eq!(counted(&arrived, &shelf, "after"), before);
+    assert_eq!(shelf.counters("after"), shelf.counters("before"));
+    arrived.vm.resume().expect("a paused VM can be resumed");
+    wait_for_a_round(&arrived.vm);
+    arrived.vm.destroy().expect("a running VM can be destroyed");
+    arrived.exit();
+}
+
+#[test]
+fn a_guest_that_is_refused_goes_on_where_it_is_and_can_be_migrated_again() {
+    let Some(guest) = run(COUNTING, true) else { return };
+    let rendezvous = Rendezvous::new();
+    let receiver = rendezvous.receive("full", |_| Err("the inn is full".to_owned()));
+    let error = guest.vm.migrate(rendezvous.request("full")).expect_err("refused");
+    assert!(chain_of(&error).contains("the inn is full"), "{}", chain_of(&error));
+    receiver.refused();
+    wait_for_a_round(&guest.vm);
+    assert_eq!(guest.vm.state().expect("it lives"), State::Running);
+    let failed = |kind: &EventKind| matches!(kind, EventKind::MigrationFailed { .. });
+    assert!(guest.happened().iter().any(failed));
+    let (arrived, _) = rendezvous.migrate(guest, "free");
+    wait_for_a_round(&arrived.vm);
+    arrived.vm.destroy().expect("a running VM can be destroyed");
+    arrived.exit();
+}
+
+#[test]
+fn nobody_listens_and_nothing_has_happened() {
+    let Some(guest) = run(COUNTING, true) else { return };
+    let rendezvous = Rendezvous::new();
+    guest
+        .vm
+        .migrate(rendezvous.request("nowhere"))
+        .expect_err("nobody is there");
+    wait_for_a_round(&guest.vm);
+    assert_eq!(refusal(guest.vm.cancel_migration()), Refusal::NoMigrationUnderWay);
+    assert_eq!(refusal(guest.vm.reclaim()), Refusal::NotHandedOver);
+    guest.vm.destroy().expect("a running VM can be destroyed");
+    guest.exit();
+}
+
+#[test]
+fn a_reception_that_is_cancelled_ends_without_a_vm() {
+    let receiver = Rendezvous::new().receive("alone", |_| Ok(()));
+    receiver.status.cancel();
+    receiver.refused();
+}
+
+/// Passes on what two monitors say to each other, and cuts the link when it has passed on so many bytes.
+struct Cutter {
+    thread: JoinHandle<()>,
+}
+
+/// Which way bytes are counted.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    ToDestination,
+    ToSource,
+}
+
+impl Cutter {
+    /// Between `front`, where it waits for one connection, and `back`.
+    fn between(front: PathBuf, back: PathBuf, way: Way, bytes: u64) -> Self {
+        let listener = UnixListener::bind(front).expect("a socket");
+        let thread = std::thread::spawn(move || {
+            let (source, _) = listener.accept().expect("the source connects");
+            let destination = UnixStream::connect(back).expect("the destination waits");
+            let (to_destination, to_source) = match way {
+                Way::ToDestination => (bytes, u64::MAX),
+                Way::ToSource => (u64::MAX, bytes),
+            };
+            std::thread::scope(|scope| {
+                scope.spawn(|| pass(&source, &destination, to_destination));
+                scope.spawn(|| pass(&destination, &source, to_source));
+            });
+        });
+        Self { thread }
+    }
+}
+
+/// Passes on at most `bytes`, then cuts both connections.
+fn pass(from: &UnixStream, mut to: &UnixStream, bytes: u64) {
+    // Whatever the reason is for which it ends.
+    let _ = std::io::copy(&mut from.take(bytes), &mut to);
+    for end in [from, to] {
+        let _ = end.shutdown(Shutdown::Both);
+    }
+}
+
+#[test]
+fn wherever_the_link_is_cut_one_of_the_two_goes_on_from_where_it_was() {
+    let Some(mut guest) = run(COUNTING, true) else { return };
+    let (shelf, rendezvous) = (Shelf::new(), Rendezvous::new());
+    wait_for_a_round(&guest.vm);
+    let mut last = counted(&guest, &shelf, "first");
+    let to_destination =
+        [0, 10, 100, 1_500, 20_000, 900_000, 1_080_000, 1_200_000].map(|bytes| (Way::ToDestination, bytes));
+    let to_source = (0..8).map(|step| (Way::ToSource, step * 25));
+    for (number, (way, bytes)) in to_destination.into_iter().chain(to_source).enumerate() {
+        let [front, back, saved] = ["front", "back", "saved"].map(|name| format!("{name}-{number}"));
+        let receiver = rendezvous.receive(&back, |_| Ok(()));
+        let cutter = Cutter::between(rendezvous.socket(&front), rendezvous.socket(&back), way, bytes);
+        let outcome = guest.vm.migrate(rendezvous.request(&front));
+        cutter.thread.join().expect("no panic");
+        // One that was cut off before it knew what came waits for the next.
+        receiver.status.cancel();
+        let arrival = receiver.arrival.join().expect("no panic");
+        guest = match (outcome, arrival) {
+            (Ok(_), Ok(arrived)) => {
+                assert_eq!(guest.exit().0, Exit::Migrated);
+                arrived
+            }
+            (Err(Error::Migration(MigrationError::OutcomeUnknown(_))), arrival) => {
+                let state = guest.vm.state().expect("it has not ended");
+                assert!(matches!(state, State::HandedOver { .. }), "{state}");
+                assert_eq!(refusal(guest.vm.resume()), Refusal::HandedOver);
+                match arrival {
+                    Ok(arrived) => {
+                        guest.vm.destroy().expect("a VM that was handed over can be destroyed");
+                        guest.exit();
+                        arrived
+                    }
+                    Err(_) => {
+                        guest.vm.reclaim().expect("a VM that was handed over can be had back");
+                        guest.vm.resume().expect("a paused VM can be resumed");
+                        guest
+                    }
+                }
+            }
+            (Err(error), Err(_)) => {
+                let state = guest.vm.state().expect("it lives");
+                assert_eq!(state, State::Running, "after {}", chain_of(&error));
+                guest
+            }
+            (Ok(_), Err(error)) => panic!("{way:?} {bytes}: it is nowhere: {}", chain_of(&error)),
+            (Err(error), Ok(_)) => panic!("{way:?} {bytes}: two of it: {}", chain_of(&error)),
+        };
+        wait_for_a_round(&guest.vm);
+        let now = counted(&guest, &shelf, &saved);
+        assert!(now > last, "{way:?} {bytes}: {now} after {last}");
+        last = now;
+    }
+    guest.vm.destroy().expect("a running VM can be destroyed");
+    guest.exit();
+}
