@@ -1,14 +1,16 @@
 //! Batches: what page streams consist of.
 //!
 //! ```text
-//!  header (32 bytes)                                    records (16 each)                     payload
-//!  ┌───────┬──────┬───────┬─────────┬───────┬─────────┬──────────┬──────────┐┌───────┬───────┬──────────┬───────┐┌──────────
-//!  │ magic │ kind │ image │ records │ round │ payload │ sequence │ checksum ││ first │ pages │ encoding │ bytes ││ bytes of
-//!  │ u32   │ u8   │ u8    │ u16     │ u32   │ u32     │ u64      │ u64      ││ u64   │ u16   │ u16      │ u32   ││ each …
-//!  └───────┴──────┴───────┴─────────┴───────┴─────────┴──────────┴──────────┘└───────┴───────┴──────────┴───────┘└──────────
+//!  header (40 bytes)                                                   records (16 each)                     payload
+//!  ┌───────┬──────┬───────┬─────────┬───────┬─────────┬──────────┬─────┬─────┐┌───────┬───────┬──────────┬───────┐┌─────────
+//!  │ magic │ kind │ image │ records │ round │ payload │ sequence │ sum │ sum ││ first │ pages │ encoding │ bytes ││ bytes of
+//!  │ u32   │ u8   │ u8    │ u16     │ u32   │ u32     │ u64      │ u64 │ u64 ││ u64   │ u16   │ u16      │ u32   ││ each …
+//!  └───────┴──────┴───────┴─────────┴───────┴─────────┴──────────┴──│──┴──│──┘└───────┴───────┴──────────┴───────┘└─────────
+//!   ◄──────────────────── of all this ────────────────────────────────────┘    ◄──────── the first sum is of this ────────►
 //! ```
-//! Little-endian. The checksum is XXH3-64 of the header before it, the records, and the payload: pages are not touched
-//! before all of their batch is known to be what was sent. Batches of a stream count up from 0, so that none is missing.
+//! Little-endian; sums are XXH3-64. The header has its own, so that a damaged length is not believed. Pages are not
+//! touched before all of their batch is known to be what was sent. Batches of a stream count up from 0, so that none is
+//! missing.
 
 use std::hash::Hasher as _;
 use std::io::IoSlice;
@@ -26,12 +28,12 @@ pub const RECORDS_MAX: usize = BATCH_PAGES;
 /// Most bytes of a payload: no encoding of a page is longer than the page.
 pub const PAYLOAD_BYTES_MAX: usize = BATCH_PAGES * PAGE_BYTES;
 /// Bytes of a header.
-pub const HEADER_BYTES: usize = 32;
+pub const HEADER_BYTES: usize = 40;
 /// Bytes of a record.
 pub const RECORD_BYTES: usize = 16;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"CoPg");
-/// Bytes of the header that the checksum covers: all but itself.
+/// Bytes of the header that its own checksum covers: all but itself.
 const SUMMED_BYTES: usize = HEADER_BYTES - 8;
 
 /// How the content of pages is written. The numbers are those on the wire.
@@ -48,6 +50,8 @@ pub enum Encoding {
     Lz4 = 3,
     /// Compressed with Zstandard.
     Zstd = 4,
+    /// How each word differs from the one before.
+    Pattern = 5,
 }
 
 /// Consecutive pages of a batch that are encoded as one.
@@ -107,11 +111,13 @@ pub struct Header {
     pub payload: u32,
     /// Which batch of its stream it is.
     pub sequence: u64,
+    /// Of what follows.
+    pub checksum: u64,
 }
 
 impl Encoding {
     fn from_wire(number: u16) -> Option<Self> {
-        [Self::Zero, Self::Raw, Self::Delta, Self::Lz4, Self::Zstd]
+        [Self::Zero, Self::Raw, Self::Delta, Self::Lz4, Self::Zstd, Self::Pattern]
             .into_iter()
             .find(|&encoding| encoding as u16 == number)
     }
@@ -168,8 +174,8 @@ impl Batch {
 }
 
 impl Header {
-    /// The header with the checksum of it and of what follows.
-    pub fn to_wire(self, rest: &[IoSlice<'_>]) -> [u8; HEADER_BYTES] {
+    /// The header as bytes.
+    pub fn to_wire(self) -> [u8; HEADER_BYTES] {
         let mut wire = [0; HEADER_BYTES];
         wire[..4].copy_from_slice(&MAGIC.to_le_bytes());
         wire[4] = match self.kind {
@@ -181,21 +187,28 @@ impl Header {
         wire[8..12].copy_from_slice(&self.round.to_le_bytes());
         wire[12..16].copy_from_slice(&self.payload.to_le_bytes());
         wire[16..24].copy_from_slice(&self.sequence.to_le_bytes());
-        let mut sum = Hasher::new();
-        sum.write(&wire[..SUMMED_BYTES]);
-        rest.iter().for_each(|piece| sum.write(piece));
-        wire[SUMMED_BYTES..].copy_from_slice(&sum.finish().to_le_bytes());
+        wire[24..32].copy_from_slice(&self.checksum.to_le_bytes());
+        let sum = Hasher::oneshot(&wire[..SUMMED_BYTES]);
+        wire[SUMMED_BYTES..].copy_from_slice(&sum.to_le_bytes());
         wire
     }
 
-    /// Reads a header, of which only the bounds are checked yet.
+    /// Reads a header.
     ///
     /// # Errors
-    /// It is not one, or what it tells of is too large.
+    /// It is not one, not what was sent, or what it tells of is too large.
     pub fn from_wire(wire: &[u8; HEADER_BYTES]) -> Result<Self, Error> {
         let magic = u32_at(wire, 0);
         if magic != MAGIC {
             return Err(invalid(format!("it begins with {magic:08x}, not with {MAGIC:08x}")));
+        }
+        let (found, expected) = (Hasher::oneshot(&wire[..SUMMED_BYTES]), u64_at(wire, SUMMED_BYTES));
+        if found != expected {
+            return Err(Error::Damaged {
+                what: "the header of a batch of pages".to_owned(),
+                expected,
+                found,
+            });
         }
         let header = Self {
             kind: match wire[4] {
@@ -208,6 +221,7 @@ impl Header {
             round: u32_at(wire, 8),
             payload: u32_at(wire, 12),
             sequence: u64_at(wire, 16),
+            checksum: u64_at(wire, 24),
         };
         if usize::from(header.records) > RECORDS_MAX {
             return Err(invalid(format!(
@@ -230,19 +244,22 @@ impl Header {
     }
 }
 
-/// Checks a batch that has arrived, and takes it apart: each record with its bytes.
+/// The checksum of what follows a header.
+pub fn checksum(pieces: &[IoSlice<'_>]) -> u64 {
+    let mut sum = Hasher::new();
+    pieces.iter().for_each(|piece| sum.write(piece));
+    sum.finish()
+}
+
+/// Checks what has arrived after `header`, and takes it apart: each record with its bytes.
 ///
 /// # Errors
 /// It is not what was sent, or its records do not account for its bytes.
 pub fn records<'a>(
-    wire: &[u8; HEADER_BYTES],
     header: &Header,
     rest: &'a [u8],
 ) -> Result<impl Iterator<Item = (Record, &'a [u8])> + use<'a>, Error> {
-    let mut sum = Hasher::new();
-    sum.write(&wire[..SUMMED_BYTES]);
-    sum.write(rest);
-    let (found, expected) = (sum.finish(), u64_at(wire, SUMMED_BYTES));
+    let (found, expected) = (Hasher::oneshot(rest), header.checksum);
     if found != expected {
         return Err(Error::Damaged {
             what: format!("batch {} of pages, of round {},", header.sequence, header.round),

@@ -29,3 +29,6 @@ pub mod vm;
 pub mod wire;
 
 pub use error::Error;
+
+#[cfg(test)]
+mod tests;

@@ -69,6 +69,3 @@ fn all<T>(outcomes: Vec<Result<T, Error>>) -> Result<Vec<T>, Error> {
         None => Ok(values),
     }
 }
-
-#[cfg(test)]
-mod tests;

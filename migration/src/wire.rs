@@ -1,13 +1,15 @@
 //! Messages as bytes.
 //!
 //! ```text
-//!  ┌───────┬────────┬──────────┐┌─────────────────────
-//!  │ magic │ length │ checksum ││ the message, postcard
-//!  │ u32   │ u32    │ u64      ││
-//!  └───────┴────────┴──────────┘└─────────────────────
+//!  ┌───────┬────────┬─────┬─────┐┌───────────────────────
+//!  │ magic │ length │ sum │ sum ││ the message, postcard
+//!  │ u32   │ u32    │ u64 │ u64 ││
+//!  └───────┴────────┴──│──┴──│──┘└───────────────────────
+//!   ◄── of all this ─────────┘    ◄── the first sum is of this
 //! ```
-//! Little-endian. The checksum is XXH3-64 of the length and the message. What a peer says of the length is checked
-//! before, and memory is taken as bytes arrive, so that nobody makes the other side allocate what he does not send.
+//! Little-endian; sums are XXH3-64. The header has its own, so that a damaged length is not believed. What a peer says
+//! of the length is checked before, and memory is taken as bytes arrive, so that nobody makes the other side allocate
+//! what he does not send.
 
 use std::io::{self, Read};
 
@@ -17,13 +19,13 @@ use crate::error::Error;
 use crate::message::Message;
 
 /// Bytes before a message.
-pub const HEADER_BYTES: usize = 16;
+pub const HEADER_BYTES: usize = 24;
 /// Most bytes of a message other than [`State`](crate::message::ToDestination::State).
 pub const MESSAGE_BYTES_MAX: usize = 2 << 20;
 
-const MAGIC: [u8; 4] = *b"CoMg";
+const MAGIC: u32 = u32::from_le_bytes(*b"CoMg");
 /// Memory that is taken for a message before any of it has arrived.
-const FIRST_BYTES: usize = 64 << 10;
+const FIRST_BYTES: usize = 4 << 10;
 
 /// The bytes of `message`.
 ///
@@ -37,9 +39,10 @@ pub fn encode(message: &impl Message) -> Result<Vec<u8>, Error> {
     let body = postcard::to_stdvec(message).map_err(|error| invalid(error.to_string()))?;
     let length = u32::try_from(body.len()).map_err(|_| invalid(format!("{} bytes are too long", body.len())))?;
     let mut wire = Vec::with_capacity(HEADER_BYTES + body.len());
-    wire.extend(MAGIC);
+    wire.extend(MAGIC.to_le_bytes());
     wire.extend(length.to_le_bytes());
-    wire.extend(checksum(length, &body).to_le_bytes());
+    wire.extend(XxHash3_64::oneshot(&body).to_le_bytes());
+    wire.extend(XxHash3_64::oneshot(&wire).to_le_bytes());
     wire.extend(body);
     Ok(wire)
 }
@@ -55,31 +58,24 @@ pub fn decode<M: Message>(
 ) -> Result<M, Error> {
     let mut header = [0; HEADER_BYTES];
     from.read_exact(&mut header).map_err(&failed)?;
-    let ([magic, length, low, high], []) = header.as_chunks::<4>() else {
-        unreachable!("a header is four times four bytes");
+    let ([first, body_sum, header_sum], []) = header.as_chunks::<8>() else {
+        unreachable!("a header is three times eight bytes");
     };
-    if *magic != MAGIC {
-        let (first, _) = header.split_first_chunk().expect("a header has more than 8 bytes");
+    let opening = u64::from_le_bytes(*first);
+    let (magic, length) = (opening & u64::from(u32::MAX), opening >> u32::BITS);
+    if magic != u64::from(MAGIC) {
         return Err(Error::NotAPeer(*first));
     }
-    let length = u32::from_le_bytes(*length);
-    if length as usize > bytes_max {
+    check_sum("the header of a message", &header[..HEADER_BYTES - 8], *header_sum)?;
+    if length > bytes_max as u64 {
         return Err(invalid(format!("{length} bytes are more than {bytes_max}")));
     }
-    let mut body = Vec::with_capacity(FIRST_BYTES.min(length as usize));
-    let read = from.take(u64::from(length)).read_to_end(&mut body).map_err(&failed)?;
-    if read < length as usize {
+    let mut body = Vec::with_capacity(FIRST_BYTES);
+    let read = from.take(length).read_to_end(&mut body).map_err(&failed)?;
+    if (read as u64) < length {
         return Err(failed(io::ErrorKind::UnexpectedEof.into()));
     }
-    let expected = u64::from(u32::from_le_bytes(*low)) | u64::from(u32::from_le_bytes(*high)) << u32::BITS;
-    let found = checksum(length, &body);
-    if found != expected {
-        return Err(Error::Damaged {
-            what: "a message".to_owned(),
-            expected,
-            found,
-        });
-    }
+    check_sum("a message", &body, *body_sum)?;
     match postcard::take_from_bytes(&body) {
         Ok((message, [])) => Ok(message),
         Ok((_, rest)) => Err(invalid(format!("it goes on for {} bytes after its end", rest.len()))),
@@ -87,9 +83,16 @@ pub fn decode<M: Message>(
     }
 }
 
-fn checksum(length: u32, body: &[u8]) -> u64 {
-    // The length as the seed: one pass, and a message cut short has another checksum.
-    XxHash3_64::oneshot_with_seed(u64::from(length), body)
+fn check_sum(what: &str, bytes: &[u8], expected: [u8; 8]) -> Result<(), Error> {
+    let (found, expected) = (XxHash3_64::oneshot(bytes), u64::from_le_bytes(expected));
+    if found != expected {
+        return Err(Error::Damaged {
+            what: what.to_owned(),
+            expected,
+            found,
+        });
+    }
+    Ok(())
 }
 
 fn invalid(reason: String) -> Error {

@@ -1,15 +1,16 @@
 //! How pages are sent on the link at hand: what is measured, and what follows from it.
 //!
 //! ```text
-//!             link faster than lz4            slower                         ever slower
+//!             fast link                       slower                         ever slower
 //!             │                               │                              │
 //!  Wide: as they are ──────────────► Narrow: deltas, lz4 ─────────► Narrow: deltas, zstd
 //!                                      │ ▲
-//!             data does not shrink     ▼ │ a look at every 1st, 2nd, 4th, … 16th run finds that it does again
+//!          compressing does not pay    ▼ │ a look at every 1st, 2nd, 4th, … 16th run finds that it does again
 //!                                    Narrow: deltas
 //! ```
-//! Sending and compressing overlap: the kernel sends what it was given while the next pages are compressed. So what
-//! counts of a way is the slower of the two, and a compressor pays as long as it is faster than the link.
+//! To remember what was sent costs a copy of it in fresh memory; so a link is narrow if it takes many times as long as
+//! that copy. Sending and compressing overlap: the kernel sends what it was given while the next pages are compressed. So
+//! what counts of a way is the slower of the two, and it pays to compress what is at the destination sooner for it.
 //!
 //! Measurements come from outside, so that everything here can be computed.
 
@@ -18,18 +19,18 @@ use std::time::Duration;
 use super::compressor::Tool;
 use crate::options::Compression;
 
-/// A run of pages is compressed if that leaves at most this share of it.
-const WORTH_PERCENT: usize = 90;
+/// It pays to compress if it takes at most this share of the time that it takes to send as it is.
+const WORTH_PERCENT: u64 = 90;
 /// Most runs that are sent uncompressed before the next look at whether they shrink.
 const BACKOFF_MAX: u32 = 16;
 /// Bytes over which the link's speed is taken.
 const LINK_WINDOW_BYTES: u64 = 1 << 20;
 /// Time after which it is taken at the latest.
 const LINK_WINDOW: Duration = Duration::from_millis(200);
-/// The link is narrow if it has less than this share of lz4's speed; it is wide again if it has all of it.
-const NARROW_PERCENT: u64 = 75;
-/// By how much slower lz4 is assumed to be with data that shrinks than with data that does not.
-const LZ4_SHRINKING_SLOWDOWN: u64 = 4;
+/// A link becomes narrow if pages could be copied so many times as fast as they are sent.
+const NARROW_COPIES: u64 = 8;
+/// It becomes wide again if they could be copied no more than so many times as fast.
+const WIDE_COPIES: u64 = 4;
 /// Every so many runs the tool is tried that is not in use.
 const RETRY_RUNS: u32 = 64;
 
@@ -47,24 +48,24 @@ pub enum Width {
 pub enum Attempt {
     /// Send it as it is.
     None,
-    /// Compress a page of it, to see whether it shrinks.
+    /// Compress a page of it, to see whether that pays.
     Look,
     /// Compress it.
     Compress,
 }
 
-/// How fast a tool is, and what it leaves.
-#[derive(Clone, Copy, Debug, Default)]
+/// What a tool takes and leaves, of data where it pays.
+#[derive(Clone, Copy, Debug)]
 struct Figures {
-    /// Bytes taken in per second; 0 if not known.
-    bytes_per_second: u64,
-    /// Of 1000 bytes that shrink at all, how many are left.
-    left_permille: u64,
+    /// To compress a MiB, in nanoseconds.
+    ns_per_mib: u64,
+    /// Bytes that are left of it.
+    left_per_mib: u64,
 }
 
-/// Whether data shrinks.
+/// Whether it pays to compress the data at hand.
 #[derive(Clone, Copy, Debug)]
-enum Shrinking {
+enum Paying {
     Yes,
     /// Not when it was looked at; after `wait` more runs it is looked at again.
     No {
@@ -83,10 +84,12 @@ pub struct Choice {
     link: u64,
     /// What was sent since that was taken, and how long it took.
     window: (u64, Duration),
+    /// Bytes per second that can be copied to fresh memory; 0 if not known.
+    copying: u64,
     narrow: bool,
-    lz4: Figures,
-    zstd: Figures,
-    shrinking: Shrinking,
+    lz4: Option<Figures>,
+    zstd: Option<Figures>,
+    paying: Paying,
     runs: u32,
 }
 
@@ -98,10 +101,11 @@ impl Choice {
             limit: None,
             link: 0,
             window: Default::default(),
+            copying: 0,
             narrow: false,
-            lz4: Figures::default(),
-            zstd: Figures::default(),
-            shrinking: Shrinking::No { wait: 0, backoff: 1 },
+            lz4: None,
+            zstd: None,
+            paying: Paying::No { wait: 0, backoff: 1 },
             runs: 0,
         }
     }
@@ -132,9 +136,14 @@ impl Choice {
         self.window = Default::default();
     }
 
-    /// Whether lz4's speed has to be known to decide, and is not: a run of pages is to be [measured](Self::measured).
+    /// Whether it has to be known how fast pages can be [copied](Self::copied), and is not.
     pub fn wants_sample(&self) -> bool {
-        self.compression == Compression::Auto && self.lz4.bytes_per_second == 0 && self.link().is_some()
+        self.compression == Compression::Auto && self.copying == 0 && self.link().is_some()
+    }
+
+    /// `bytes` were copied to fresh memory in `took`.
+    pub fn copied(&mut self, bytes: u64, took: Duration) {
+        self.copying = speed(bytes, took);
     }
 
     /// How the next pages are to be sent.
@@ -143,8 +152,8 @@ impl Choice {
             (Compression::Never, _) | (Compression::Auto, None) => false,
             (Compression::Always, _) => true,
             (Compression::Auto, Some(link)) => {
-                let percent = if self.narrow { 100 } else { NARROW_PERCENT };
-                link < self.lz4.bytes_per_second.saturating_mul(percent) / 100
+                let copies = if self.narrow { WIDE_COPIES } else { NARROW_COPIES };
+                link < self.copying / copies
             }
         };
         if self.narrow { Width::Narrow } else { Width::Wide }
@@ -152,10 +161,10 @@ impl Choice {
 
     /// What to do with the next run of pages.
     pub fn attempt(&mut self) -> Attempt {
-        match &mut self.shrinking {
-            Shrinking::Yes => Attempt::Compress,
-            Shrinking::No { wait: 0, .. } => Attempt::Look,
-            Shrinking::No { wait, .. } => {
+        match &mut self.paying {
+            Paying::Yes => Attempt::Compress,
+            Paying::No { wait: 0, .. } => Attempt::Look,
+            Paying::No { wait, .. } => {
                 *wait -= 1;
                 Attempt::None
             }
@@ -164,15 +173,11 @@ impl Choice {
 
     /// With what to compress the next run.
     pub fn tool(&mut self) -> Tool {
-        if self.lz4.bytes_per_second == 0 {
-            return Tool::Lz4;
-        }
-        if self.zstd.bytes_per_second == 0 {
-            return Tool::Zstd;
-        }
-        // Without a measurement, as for the narrowest link.
-        let link = self.link().unwrap_or(1);
-        let (better, other) = if self.zstd.ns_per_mib(link) < self.lz4.ns_per_mib(link) {
+        let (Some(lz4), Some(zstd)) = (self.lz4, self.zstd) else {
+            return if self.lz4.is_none() { Tool::Lz4 } else { Tool::Zstd };
+        };
+        let link = self.link_or_least();
+        let (better, other) = if zstd.ns(link) < lz4.ns(link) {
             (Tool::Zstd, Tool::Lz4)
         } else {
             (Tool::Lz4, Tool::Zstd)
@@ -181,41 +186,50 @@ impl Choice {
         if self.runs == 0 { other } else { better }
     }
 
-    /// `tool` made `left` bytes of `bytes` in `took`. Tells whether that is worth it.
-    pub fn measured(&mut self, tool: Tool, bytes: usize, left: usize, took: Duration) -> bool {
-        let shrank = self.looked(bytes, left);
-        let mut found = Figures {
-            bytes_per_second: speed(bytes as u64, took),
-            left_permille: left as u64 * 1000 / (bytes as u64).max(1),
-        };
+    /// `tool` made `left` bytes of a run of `bytes` in `took`.
+    pub fn compressed(&mut self, tool: Tool, bytes: usize, left: usize, took: Duration) {
+        let found = Figures::of(bytes, left, took);
+        let pays = self.pays(&found);
         let figures = match tool {
             Tool::Lz4 => &mut self.lz4,
             Tool::Zstd => &mut self.zstd,
         };
-        if figures.are_of_shrinking() && shrank {
-            figures.bytes_per_second = figures.bytes_per_second.midpoint(found.bytes_per_second);
-            figures.left_permille = figures.left_permille.midpoint(found.left_permille);
-        } else if shrank {
-            *figures = found;
-        } else if figures.bytes_per_second == 0 && tool == Tool::Lz4 {
-            found.bytes_per_second /= LZ4_SHRINKING_SLOWDOWN;
-            *figures = found;
+        match figures {
+            None => *figures = Some(found),
+            Some(figures) if pays => figures.blend(&found),
+            Some(_) => {}
         }
-        shrank
+        // Also a tool that is not the best one for this link tells whether data shrinks.
+        self.note(pays);
     }
 
-    /// `left` bytes were made of `bytes`. Tells whether that is worth it.
-    pub fn looked(&mut self, bytes: usize, left: usize) -> bool {
-        let shrank = left * 100 <= bytes * WORTH_PERCENT;
-        self.shrinking = match self.shrinking {
-            _ if shrank => Shrinking::Yes,
-            Shrinking::Yes => Shrinking::No { wait: 1, backoff: 1 },
-            Shrinking::No { backoff, .. } => {
+    /// `left` bytes were made of a page of `bytes` in `took`. Tells whether that pays.
+    pub fn looked(&mut self, bytes: usize, left: usize, took: Duration) -> bool {
+        let pays = self.pays(&Figures::of(bytes, left, took));
+        self.note(pays);
+        pays
+    }
+
+    fn note(&mut self, pays: bool) {
+        self.paying = match self.paying {
+            _ if pays => Paying::Yes,
+            Paying::Yes => Paying::No { wait: 1, backoff: 1 },
+            Paying::No { backoff, .. } => {
                 let backoff = (backoff * 2).min(BACKOFF_MAX);
-                Shrinking::No { wait: backoff, backoff }
+                Paying::No { wait: backoff, backoff }
             }
         };
-        shrank
+    }
+
+    fn pays(&self, found: &Figures) -> bool {
+        let link = self.link_or_least();
+        let uncompressed = ns(1 << 20, link);
+        u128::from(found.ns(link)) * 100 <= u128::from(uncompressed) * u128::from(WORTH_PERCENT)
+    }
+
+    /// Bytes per second of the link; as long as nothing is known of it, those of the narrowest.
+    fn link_or_least(&self) -> u64 {
+        self.link().unwrap_or(1)
     }
 
     /// Bytes per second of the link, as far as known.
@@ -226,17 +240,34 @@ impl Choice {
 }
 
 impl Figures {
-    /// Whether they come from data that shrank.
-    fn are_of_shrinking(&self) -> bool {
-        self.bytes_per_second > 0 && self.left_permille <= WORTH_PERCENT as u64 * 10
+    /// `left` bytes of `bytes` in `took`.
+    fn of(bytes: usize, left: usize, took: Duration) -> Self {
+        let per_mib = |amount: u128| {
+            let per_mib = amount.saturating_mul(1 << 20) / (bytes as u128).max(1);
+            u64::try_from(per_mib).unwrap_or(u64::MAX)
+        };
+        Self {
+            ns_per_mib: per_mib(took.as_nanos()),
+            left_per_mib: per_mib(left as u128),
+        }
     }
 
-    /// How long it takes to bring 1 MiB of pages over a link: to compress them or to send what is left, whichever takes
-    /// longer.
-    fn ns_per_mib(&self, link: u64) -> u64 {
-        let ns = |bytes: u64, per_second: u64| bytes.saturating_mul(1_000_000_000) / per_second.max(1);
-        ns(1 << 20, self.bytes_per_second).max(ns((1 << 20) * self.left_permille / 1000, link))
+    /// How long it takes to bring a MiB over a link: to compress it or to send what is left, whichever takes longer.
+    fn ns(&self, link: u64) -> u64 {
+        self.ns_per_mib.max(ns(self.left_per_mib, link))
     }
+
+    /// Has newer figures count as much as all before.
+    fn blend(&mut self, newer: &Self) {
+        self.ns_per_mib = self.ns_per_mib.midpoint(newer.ns_per_mib);
+        self.left_per_mib = self.left_per_mib.midpoint(newer.left_per_mib);
+    }
+}
+
+/// How long `bytes` take at so many per second, in nanoseconds.
+fn ns(bytes: u64, per_second: u64) -> u64 {
+    let ns = u128::from(bytes) * 1_000_000_000 / u128::from(per_second.max(1));
+    u64::try_from(ns).unwrap_or(u64::MAX)
 }
 
 /// Bytes per second, at least 1.

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::compressor::{Decompressor, Tool};
-use super::{Page, delta};
+use super::{Page, delta, pattern};
 use crate::batch::{Encoding, Record};
 use crate::error::Error;
 use crate::pages::PAGE_BYTES;
@@ -54,14 +54,25 @@ impl Decoder {
                 .decompress(Tool::Zstd, bytes, content_bytes)
                 .map_err(|reason| malformed(&reason))?,
             Encoding::Delta => {
-                self.content.resize(content_bytes.max(self.content.len()), 0);
-                let content = &mut self.content[..content_bytes];
+                let content = self.room(content_bytes);
                 image.read(pages.clone(), content).map_err(failed("read"))?;
-                apply_deltas(bytes, content.as_chunks_mut().0).map_err(|delta::Malformed| malformed("not a delta"))?;
+                each(bytes, content, delta::apply).map_err(|delta::Malformed| malformed("not a delta"))?;
+                content
+            }
+            Encoding::Pattern => {
+                let content = self.room(content_bytes);
+                each(bytes, content, pattern::apply).map_err(|delta::Malformed| malformed("not a pattern"))?;
                 content
             }
         };
         image.write(pages, content).map_err(failed("write"))
+    }
+
+    fn room(&mut self, bytes: usize) -> &mut [u8] {
+        if self.content.len() < bytes {
+            self.content.resize(bytes, 0);
+        }
+        &mut self.content[..bytes]
     }
 
     fn decompress(&mut self, tool: Tool, packed: &[u8], bytes: usize) -> Result<&[u8], String> {
@@ -71,12 +82,16 @@ impl Decoder {
     }
 }
 
-/// Applies a delta to each page.
-fn apply_deltas(mut deltas: &[u8], pages: &mut [Page]) -> Result<(), delta::Malformed> {
-    for page in pages {
-        delta::apply(&mut deltas, page)?;
+/// Applies to each page of `content` what it takes off the front of `bytes`, which is all there is.
+fn each(
+    mut bytes: &[u8],
+    content: &mut [u8],
+    apply: impl Fn(&mut &[u8], &mut Page) -> Result<(), delta::Malformed>,
+) -> Result<(), delta::Malformed> {
+    for page in content.as_chunks_mut().0 {
+        apply(&mut bytes, page)?;
     }
-    if deltas.is_empty() {
+    if bytes.is_empty() {
         Ok(())
     } else {
         Err(delta::Malformed)

@@ -18,9 +18,6 @@ use crate::pages::PAGE_BYTES;
 const WORD: usize = size_of::<u64>();
 /// Words of a page.
 const WORDS: usize = PAGE_BYTES / WORD;
-/// Longest delta that is made: beyond half a page little is gained.
-pub const BYTES_MAX: usize = PAGE_BYTES / 2;
-
 /// What became of a delta.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -28,7 +25,7 @@ pub enum Outcome {
     Same,
     /// It was written.
     Written,
-    /// It would be longer than [`BYTES_MAX`]; nothing was written.
+    /// It would be longer than it may be; nothing was written.
     TooLong,
 }
 
@@ -36,8 +33,8 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Appends to `out` what makes `new` of `old`.
-pub fn encode(old: &Page, new: &Page, out: &mut Vec<u8>) -> Outcome {
+/// Appends to `out` what makes `new` of `old`, if that takes at most `bytes_max` bytes.
+pub fn encode(old: &Page, new: &Page, bytes_max: usize, out: &mut Vec<u8>) -> Outcome {
     let start = out.len();
     let (old, new) = (words(old), words(new));
     let mut at = run(old, new, 0);
@@ -47,11 +44,10 @@ pub fn encode(old: &Page, new: &Page, out: &mut Vec<u8>) -> Outcome {
     let mut kept = at;
     loop {
         varint::write(kept as u64, out);
-        if at == WORDS {
-            return Outcome::Written;
+        if at < WORDS {
+            at += write_change(&old[at..], &new[at..], out);
         }
-        at += write_change(&old[at..], &new[at..], out);
-        if out.len() - start > BYTES_MAX {
+        if out.len() - start > bytes_max {
             out.truncate(start);
             return Outcome::TooLong;
         }
@@ -167,6 +163,7 @@ mod tests {
     use super::*;
 
     const ZERO: Page = [0; PAGE_BYTES];
+    const BYTES_MAX: usize = PAGE_BYTES / 2;
 
     fn page(mut word: impl FnMut(u64) -> u64) -> Page {
         let mut page = ZERO;
@@ -179,7 +176,7 @@ mod tests {
     /// The delta, which was applied and found right.
     fn delta(old: &Page, new: &Page) -> Vec<u8> {
         let mut bytes = vec![9];
-        assert_eq!(encode(old, new, &mut bytes), Outcome::Written);
+        assert_eq!(encode(old, new, BYTES_MAX, &mut bytes), Outcome::Written);
         bytes.extend([1, 2, 3]);
         let (mut rest, mut page) = (&bytes[1..], *old);
         apply(&mut rest, &mut page).unwrap();
@@ -192,7 +189,7 @@ mod tests {
     fn versions_that_are_the_same_make_no_delta() {
         let page = page(|place| place * 77);
         let mut out = vec![1];
-        assert_eq!(encode(&page, &page, &mut out), Outcome::Same);
+        assert_eq!(encode(&page, &page, 0, &mut out), Outcome::Same);
         assert_eq!(out, [1]);
     }
 
@@ -239,7 +236,7 @@ mod tests {
     fn what_has_nothing_in_common_makes_no_delta() {
         let new = page(|place| (place + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17) | 1 << 62);
         let mut out = vec![1];
-        assert_eq!(encode(&ZERO, &new, &mut out), Outcome::TooLong);
+        assert_eq!(encode(&ZERO, &new, BYTES_MAX, &mut out), Outcome::TooLong);
         assert_eq!(out, [1]);
     }
 
@@ -291,7 +288,7 @@ mod tests {
         #[test]
         fn a_delta_makes_the_new_version_of_the_old_one((old, new) in versions()) {
             let mut bytes = Vec::new();
-            let outcome = encode(&old, &new, &mut bytes);
+            let outcome = encode(&old, &new, BYTES_MAX, &mut bytes);
             prop_assert_eq!(outcome == Outcome::Same, old == new);
             prop_assert!(bytes.len() <= BYTES_MAX);
             if outcome == Outcome::Written {

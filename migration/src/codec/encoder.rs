@@ -1,5 +1,6 @@
 //! The sending side: pages in, records of a batch out.
 
+use std::hint::black_box;
 use std::mem;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::choice::{Attempt, Choice, Width};
 use super::compressor::{Compressor, Tool};
 use super::history::{History, Seen};
+use super::pattern;
 use super::zero::is_zero;
 use crate::batch::{Batch, Encoding, Piece, Record};
 use crate::options::Compression;
@@ -27,8 +29,8 @@ pub struct Encoder {
     remembers: bool,
     /// The pages of the batch that is being made.
     found: Vec<Found>,
-    /// Their deltas, one after the other.
-    deltas: Vec<u8>,
+    /// Their deltas and patterns, one after the other.
+    encoded: Vec<u8>,
 }
 
 /// A page, and what it is sent as.
@@ -38,8 +40,8 @@ struct Found {
     kind: Kind,
     /// Which of the pages as they were read.
     read: usize,
-    /// Where its delta ends.
-    deltas_end: usize,
+    /// Where its delta or pattern ends.
+    encoded_end: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,6 +49,7 @@ enum Kind {
     Zero,
     Unchanged,
     Delta,
+    Pattern,
     Content,
 }
 
@@ -59,7 +62,7 @@ impl Encoder {
             compressor: Compressor::default(),
             remembers: true,
             found: Vec::new(),
-            deltas: Vec::new(),
+            encoded: Vec::new(),
         }
     }
 
@@ -86,14 +89,16 @@ impl Encoder {
     /// Adds the pages of `ranges`, of image number `image` and of this stream, in ascending order, to `batch`; `content`
     /// has them as they were read, one after the other. Pages that are unchanged are not in the batch.
     pub fn encode(&mut self, image: usize, ranges: &[Range<u64>], content: &[u8], batch: &mut Batch) -> PageCounts {
+        if self.choice.wants_sample() {
+            let began = Instant::now();
+            let copy = black_box(content.to_vec());
+            self.choice.copied(copy.len() as u64, began.elapsed());
+        }
         let width = self.choice.width();
         self.find(image, width, ranges, content);
-        if self.choice.wants_sample() {
-            self.sample(content);
-        }
         let found = mem::take(&mut self.found);
         let mut counts = PageCounts::default();
-        let mut deltas = 0;
+        let mut encoded = 0;
         for run in found.chunk_by(|one, next| one.kind == next.kind && one.page + 1 == next.page) {
             let pages = run.len() as u64;
             match run[0].kind {
@@ -104,8 +109,13 @@ impl Encoder {
                 Kind::Unchanged => counts.unchanged += pages,
                 Kind::Delta => {
                     counts.delta += pages;
-                    let end = run[run.len() - 1].deltas_end;
-                    add_encoded(run, Encoding::Delta, &self.deltas[deltas..end], batch);
+                    let end = run[run.len() - 1].encoded_end;
+                    add_encoded(run, Encoding::Delta, &self.encoded[encoded..end], batch);
+                }
+                Kind::Pattern => {
+                    counts.compressed += pages;
+                    let end = run[run.len() - 1].encoded_end;
+                    add_encoded(run, Encoding::Pattern, &self.encoded[encoded..end], batch);
                 }
                 Kind::Content if width == Width::Wide => {
                     counts.raw += pages;
@@ -120,7 +130,7 @@ impl Encoder {
                     }
                 }),
             }
-            deltas = run[run.len() - 1].deltas_end;
+            encoded = run[run.len() - 1].encoded_end;
         }
         self.found = found;
         counts
@@ -129,74 +139,63 @@ impl Encoder {
     /// Finds out what each page is sent as.
     fn find(&mut self, image: usize, width: Width, ranges: &[Range<u64>], content: &[u8]) {
         self.found.clear();
-        self.deltas.clear();
+        self.encoded.clear();
         let history = &mut self.histories[image];
         let (contents, rest) = content.as_chunks::<PAGE_BYTES>();
         debug_assert!(rest.is_empty());
         for ((read, content), page) in contents.iter().enumerate().zip(ranges.iter().cloned().flatten()) {
-            let kind = if is_zero(content) {
+            let zero = is_zero(content);
+            let seen = if zero || width == Width::Wide || !self.remembers {
                 history.forget(page);
-                Kind::Zero
-            } else if width == Width::Narrow && self.remembers {
-                match history.look(page, content, &mut self.deltas) {
-                    Seen::Unchanged => Kind::Unchanged,
-                    Seen::Delta => Kind::Delta,
-                    Seen::New => Kind::Content,
-                }
+                Seen::New
             } else {
-                history.forget(page);
-                Kind::Content
+                history.look(page, content, &mut self.encoded)
+            };
+            let kind = match seen {
+                Seen::Unchanged => Kind::Unchanged,
+                Seen::Delta => Kind::Delta,
+                Seen::New if zero => Kind::Zero,
+                Seen::New if width == Width::Narrow && pattern::encode(content, &mut self.encoded) => Kind::Pattern,
+                Seen::New => Kind::Content,
             };
             self.found.push(Found {
                 page,
                 kind,
                 read,
-                deltas_end: self.deltas.len(),
+                encoded_end: self.encoded.len(),
             });
         }
     }
 
-    /// Adds a run as it is when compressed, if that is worth it; tells whether it is.
+    /// Adds a run as it is when compressed, unless it does not shrink; tells whether it does.
     fn add_compressed(&mut self, run: &[Found], content: &[u8], batch: &mut Batch) -> bool {
         let bytes = &content[bytes_of(run)];
-        let attempt = self.choice.attempt();
-        if attempt == Attempt::Look && !self.look(bytes) || attempt == Attempt::None {
-            return false;
+        match self.choice.attempt() {
+            Attempt::None => return false,
+            Attempt::Look if !self.look(bytes) => return false,
+            Attempt::Look | Attempt::Compress => {}
         }
         let tool = self.choice.tool();
         let began = Instant::now();
         let Some(packed) = self.compressor.compress(tool, bytes) else {
             return false;
         };
-        let is_worth_it = self.choice.measured(tool, bytes.len(), packed.len(), began.elapsed());
-        if is_worth_it {
+        self.choice.compressed(tool, bytes.len(), packed.len(), began.elapsed());
+        let shrank = packed.len() < bytes.len();
+        if shrank {
             add_encoded(run, tool.encoding(), packed, batch);
         }
-        is_worth_it
+        shrank
     }
 
-    /// Whether a page in the middle of `bytes` shrinks.
+    /// Whether it pays to compress a page in the middle of `bytes`.
     fn look(&mut self, bytes: &[u8]) -> bool {
         let (pages, _) = bytes.as_chunks::<PAGE_BYTES>();
         let page = &pages[pages.len() / 2];
+        let began = Instant::now();
         let packed = self.compressor.compress(Tool::Lz4, page);
         let left = packed.map_or(page.len(), <[u8]>::len);
-        self.choice.looked(page.len(), left)
-    }
-
-    /// Measures how fast lz4 is, by the first pages that are not zero.
-    fn sample(&mut self, content: &[u8]) {
-        let mut runs = self
-            .found
-            .chunk_by(|one, next| one.kind == next.kind)
-            .filter(|run| run[0].kind == Kind::Content);
-        let Some(run) = runs.next() else { return };
-        let bytes = &content[bytes_of(&run[..run.len().min(RUN_PAGES)])];
-        let began = Instant::now();
-        if let Some(packed) = self.compressor.compress(Tool::Lz4, bytes) {
-            self.choice
-                .measured(Tool::Lz4, bytes.len(), packed.len(), began.elapsed());
-        }
+        self.choice.looked(page.len(), left, began.elapsed())
     }
 }
 

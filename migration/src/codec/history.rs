@@ -21,6 +21,8 @@ use crate::pages::{PAGE_BYTES, WORD_PAGES};
 /// hundredth of the VM's memory.
 pub const CACHE_BYTES_MAX: usize = 256 << 20;
 
+/// Longest delta: beyond half a page little is gained.
+const DELTA_BYTES_MAX: usize = PAGE_BYTES / 2;
 /// Old versions of a slab: places are made when they are needed, this many at a time.
 const SLAB_PAGES: usize = 64;
 /// Most places that are looked at to find one for a page.
@@ -138,7 +140,7 @@ impl History {
             Known::Place(place) => {
                 self.places[place].used = self.round;
                 let old = &mut self.slabs[place / SLAB_PAGES][place % SLAB_PAGES];
-                match delta::encode(old, content, deltas) {
+                match delta::encode(old, content, DELTA_BYTES_MAX, deltas) {
                     Outcome::Same => Seen::Unchanged,
                     Outcome::Written => {
                         *old = *content;

@@ -4,11 +4,11 @@
 //!  pages ─► zero? ─► sent before? ─────────────► History ─► unchanged: not sent │ delta ─┐
 //!             │       only where the link         what was                               ├─► records of a Batch
 //!             │       is narrow                   sent last                              │
-//!             └───── the rest ─► does it shrink? ─► lz4 or zstd │ as it is ──────────────┘
+//!             └───── the rest ─► does it shrink? ─► pattern │ lz4 │ zstd │ as it is ──────┘
 //! ```
-//! A link that is faster than a compressor gets pages as they are, and nothing else is done to them than to look whether
-//! they are zero. On a narrow one what was sent is remembered, so that a page that is sent again is sent as the
-//! difference; what was never sent is compressed as long as that makes it smaller. [`choice`] decides that by what it
+//! A fast link gets pages as they are, and nothing else is done to them than to look whether they are zero. On a narrow
+//! one what was sent is remembered, so that a page that is sent again is sent as the difference; what was never sent is
+//! compressed as long as that brings it to the destination sooner. [`choice`] decides that by what it
 //! measures of the link and of the compressors on this machine.
 //!
 //! An encoder is of one stream, and each page always goes through the same stream (see [`stream_of`]): so what an encoder
@@ -20,6 +20,7 @@ mod decoder;
 pub mod delta;
 mod encoder;
 pub mod history;
+mod pattern;
 mod varint;
 mod zero;
 
@@ -30,6 +31,8 @@ pub use self::encoder::Encoder;
 
 /// A page's bytes.
 type Page = [u8; PAGE_BYTES];
+/// A page of zeroes.
+const ZERO: Page = [0; PAGE_BYTES];
 
 /// The stream, of `streams`, that `page` is sent on: the word of its bit in a [set of pages](crate::pages::PageBits)
 /// decides.

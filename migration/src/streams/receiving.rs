@@ -115,7 +115,7 @@ impl Lane {
         let header = Header::from_wire(&wire)?;
         let rest = &mut self.rest[..header.rest_bytes()];
         from.read_exact(rest).map_err(failed())?;
-        let records = batch::records(&wire, &header, rest)?;
+        let records = batch::records(&header, rest)?;
         check(&header, round, self.sequence)?;
         self.sequence += 1;
         if header.kind == Kind::RoundEnd {

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{OnThread, Others, all, end_together};
-use crate::batch::{BATCH_PAGES, Batch, HEADER_BYTES, Header, Kind, RECORD_BYTES};
+use crate::batch::{BATCH_PAGES, Batch, HEADER_BYTES, Header, Kind, RECORD_BYTES, checksum};
 use crate::codec::{Encoder, stream_of};
 use crate::error::Error;
 use crate::limit::Limit;
@@ -324,8 +324,9 @@ impl Lane {
             round,
             payload: u32::try_from(payload).expect("a batch has few pages"),
             sequence: self.sequence,
+            checksum: checksum(&pieces[1..]),
         };
-        let header = header.to_wire(&pieces[1..]);
+        let header = header.to_wire();
         pieces[0] = IoSlice::new(&header);
         let total: usize = pieces.iter().map(|piece| piece.len()).sum();
         self.sequence += 1;

@@ -7,10 +7,18 @@ fn at(bytes: u64, mib_per_second: u64) -> Duration {
     Duration::from_nanos(bytes * 1_000_000_000 / (mib_per_second * MIB))
 }
 
-/// A choice that knows lz4 to do 800 MiB/s, leaving a half.
+/// A choice that knows a copy to do 4 GiB/s.
 fn choice() -> Choice {
     let mut choice = Choice::new(Compression::Auto);
-    assert!(choice.measured(Tool::Lz4, RUN, RUN / 2, at(RUN as u64, 800)));
+    choice.copied(4096 * MIB, Duration::from_secs(1));
+    choice
+}
+
+/// One that knows lz4 as well, to do 800 MiB/s and leave a half.
+fn choice_with_lz4(link_mib_per_second: u64) -> Choice {
+    let mut choice = choice();
+    choice.set_limit(Some(link_mib_per_second * MIB));
+    choice.compressed(Tool::Lz4, RUN, RUN / 2, at(RUN as u64, 800));
     choice
 }
 
@@ -21,14 +29,14 @@ fn link_takes(choice: &mut Choice, mib_per_second: u64) {
 }
 
 #[test]
-fn a_link_is_narrow_if_it_is_slower_than_lz4_and_stays_so_for_a_while() {
+fn a_link_is_narrow_if_it_is_much_slower_than_a_copy_and_stays_so_for_a_while() {
     let mut choice = choice();
     let table = [
         (2_000, Width::Wide),
-        (700, Width::Wide),
-        (500, Width::Narrow),
-        (700, Width::Narrow),
-        (900, Width::Wide),
+        (600, Width::Wide),
+        (400, Width::Narrow),
+        (900, Width::Narrow),
+        (1_100, Width::Wide),
     ];
     for (mib_per_second, expected) in table {
         link_takes(&mut choice, mib_per_second);
@@ -54,8 +62,8 @@ fn nothing_is_measured_before_something_is_known_of_the_link() {
     assert_eq!(choice.width(), Width::Wide);
     choice.set_limit(Some(MIB));
     assert!(choice.wants_sample());
-    assert_eq!(choice.width(), Width::Wide, "lz4 may be slower still");
-    choice.measured(Tool::Lz4, RUN, RUN / 2, at(RUN as u64, 800));
+    assert_eq!(choice.width(), Width::Wide, "a copy may be slower still");
+    choice.copied(4096 * MIB, Duration::from_secs(1));
     assert!(!choice.wants_sample());
     assert_eq!(choice.width(), Width::Narrow);
 }
@@ -71,9 +79,9 @@ fn who_does_not_want_compression_never_gets_it_and_who_wants_it_always() {
 
 #[test]
 fn zstd_is_for_links_on_which_it_brings_pages_sooner() {
-    let mut choice = choice();
+    let mut choice = choice_with_lz4(64);
     assert_eq!(choice.tool(), Tool::Zstd, "it has to be tried once");
-    assert!(choice.measured(Tool::Zstd, RUN, RUN * 2 / 5, at(RUN as u64, 500)));
+    choice.compressed(Tool::Zstd, RUN, RUN * 2 / 5, at(RUN as u64, 500));
     for (mib_per_second, expected) in [(8, Tool::Zstd), (64, Tool::Zstd), (300, Tool::Lz4), (390, Tool::Lz4)] {
         choice.set_limit(Some(mib_per_second * MIB));
         assert_eq!(choice.tool(), expected, "{mib_per_second} MiB/s");
@@ -82,18 +90,18 @@ fn zstd_is_for_links_on_which_it_brings_pages_sooner() {
 
 #[test]
 fn the_tool_that_is_not_in_use_is_tried_now_and_then() {
-    let mut choice = choice();
-    choice.set_limit(Some(MIB));
-    choice.measured(Tool::Zstd, RUN, RUN * 2 / 5, at(RUN as u64, 500));
+    let mut choice = choice_with_lz4(1);
+    choice.compressed(Tool::Zstd, RUN, RUN * 2 / 5, at(RUN as u64, 500));
     let lz4 = (0..640).filter(|_| choice.tool() == Tool::Lz4).count();
     assert_eq!(lz4, 10);
 }
 
 #[test]
 fn data_that_does_not_shrink_is_looked_at_ever_more_seldom_until_it_does() {
-    let mut choice = choice();
+    let mut choice = choice_with_lz4(64);
+    let at_800 = |bytes: usize| at(bytes as u64, 800);
     assert_eq!(choice.attempt(), Attempt::Compress);
-    assert!(!choice.measured(Tool::Lz4, RUN, RUN, at(RUN as u64, 800)));
+    choice.compressed(Tool::Lz4, RUN, RUN, at_800(RUN));
     let mut waits = Vec::new();
     for _ in 0..7 {
         let mut wait = 0;
@@ -101,25 +109,22 @@ fn data_that_does_not_shrink_is_looked_at_ever_more_seldom_until_it_does() {
             wait += 1;
         }
         waits.push(wait);
-        assert!(!choice.looked(4096, 4000));
+        assert!(!choice.looked(4096, 4000, at_800(4096)));
     }
     assert_eq!(waits, [1, 2, 4, 8, 16, 16, 16]);
     while choice.attempt() == Attempt::None {}
-    assert!(choice.looked(4096, 2000));
+    assert!(choice.looked(4096, 2000, at_800(4096)));
     assert_eq!(choice.attempt(), Attempt::Compress);
 }
 
 #[test]
-fn lz4_is_taken_to_be_slower_than_with_data_that_does_not_shrink() {
-    let mut choice = Choice::new(Compression::Auto);
-    assert!(!choice.measured(Tool::Lz4, RUN, RUN, at(RUN as u64, 3_200)));
-    choice.set_limit(Some(700 * MIB));
-    assert_eq!(choice.width(), Width::Wide);
-    choice.set_limit(Some(500 * MIB));
-    assert_eq!(choice.width(), Width::Narrow);
-    // What is known better replaces the guess.
-    choice.measured(Tool::Lz4, RUN, RUN / 2, at(RUN as u64, 400));
-    assert_eq!(choice.width(), Width::Wide);
+fn data_that_shrinks_but_takes_longer_than_to_send_it_does_not_pay() {
+    let mut choice = choice_with_lz4(200);
+    assert_eq!(choice.attempt(), Attempt::Compress);
+    choice.compressed(Tool::Lz4, RUN, RUN / 4, at(RUN as u64, 190));
+    assert_eq!(choice.attempt(), Attempt::None);
+    choice.set_limit(Some(100 * MIB));
+    assert!(choice.looked(4096, 1024, at(4096, 190)));
 }
 
 #[test]
@@ -139,8 +144,10 @@ fn measurements_beyond_all_measure_do_no_harm() {
     choice.sent(u64::MAX / 2, Duration::ZERO);
     choice.sent(0, Duration::MAX);
     choice.set_limit(Some(0));
-    choice.measured(Tool::Lz4, 0, 0, Duration::ZERO);
-    choice.measured(Tool::Zstd, 1, 0, Duration::MAX);
+    choice.copied(0, Duration::MAX);
+    choice.copied(u64::MAX, Duration::ZERO);
+    choice.compressed(Tool::Lz4, 0, 0, Duration::ZERO);
+    choice.compressed(Tool::Zstd, 1, usize::MAX, Duration::MAX);
     choice.width();
     choice.tool();
 }

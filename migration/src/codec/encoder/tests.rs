@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 
 use super::*;
-use crate::codec::{Decoder, Page};
+use crate::codec::{Decoder, Page, ZERO};
 use crate::error::Error;
 use crate::vm::Image;
 
@@ -120,8 +120,6 @@ fn text(seed: u64) -> Page {
     page
 }
 
-const ZERO: Page = [0; PAGE_BYTES];
-
 #[test]
 fn on_a_wide_link_pages_are_zero_or_raw_whatever_was_sent_before() {
     let mut pair = Pair::new(vec![ZERO, text(1), noise(2), ZERO, ZERO, text(3)], Compression::Never);
@@ -233,14 +231,28 @@ fn after_the_switch_to_post_copy_every_page_is_sent_whole() {
 }
 
 #[test]
-fn a_limit_makes_the_first_batch_a_sample_and_the_next_ones_small() {
+fn under_a_limit_pages_are_remembered_and_compressed_from_the_first_batch_on() {
     let mut pair = Pair::new((0..64).map(text).collect(), Compression::Auto);
     pair.encoder.begin_round(1, Some(1000));
-    assert_eq!(pair.send(0..32).raw, 32);
-    assert_eq!(pair.send(32..64).compressed, 32);
+    assert_eq!(pair.send_all().compressed, 64);
     pair.assert_same();
     pair.encoder.begin_round(2, Some(1000));
-    assert_eq!(pair.send(0..64).unchanged, 32);
+    assert_eq!(pair.send_all().unchanged, 64);
+    pair.source[5][100] ^= 1;
+    pair.encoder.begin_round(3, None);
+    assert_eq!(pair.send(5..6).raw, 1, "nothing is known of the link itself");
+    pair.assert_same();
+}
+
+#[test]
+fn on_a_narrow_link_patterns_are_sent_as_such() {
+    let mut pair = Pair::new(vec![[0x5a; PAGE_BYTES]; 100], Compression::Always);
+    assert_eq!(pair.send_all().compressed, 100);
+    pair.assert_same();
+    assert!(pair.payload < 100 * 20);
+    pair.source[7][9] = 1;
+    assert_eq!(pair.send_all().delta, 1);
+    pair.assert_same();
 }
 
 #[test]
@@ -264,6 +276,7 @@ fn records_that_no_encoder_makes_are_refused() {
     apply(0, 2, Encoding::Raw, &[1; 4096]);
     apply(0, 1, Encoding::Delta, &[]);
     apply(0, 1, Encoding::Delta, &[0x80, 4, 9]);
+    apply(0, 1, Encoding::Pattern, &[1]);
     apply(0, 1, Encoding::Lz4, &[0x10]);
     apply(0, 1, Encoding::Zstd, b"no frame");
     let mut compressor = Compressor::default();
@@ -279,6 +292,7 @@ fn records_that_no_encoder_makes_are_refused() {
 fn change() -> impl Strategy<Value = (usize, Page)> {
     let page = prop_oneof![
         Just(ZERO),
+        any::<u8>().prop_map(|byte| [byte; PAGE_BYTES]),
         any::<u64>().prop_map(noise),
         any::<u64>().prop_map(text),
         (0..3u64, 0..4096usize, any::<u8>()).prop_map(|(seed, place, byte)| {
@@ -317,7 +331,7 @@ proptest! {
     #[test]
     fn no_bytes_do_harm(
         bytes in prop::collection::vec(any::<u8>(), 0..300),
-        encoding in prop::sample::select(vec![Encoding::Delta, Encoding::Lz4, Encoding::Zstd]),
+        encoding in prop::sample::select(vec![Encoding::Delta, Encoding::Pattern, Encoding::Lz4, Encoding::Zstd]),
         pages in 0..5u16,
         damage: usize,
     ) {

@@ -1,0 +1,151 @@
+//! Pages that have a pattern: page tables of consecutive frames, lists of free objects, memory that was filled or poisoned.
+//!
+//! Their words differ by the same again and again, each from the one before. So these differences, taken as the words of a
+//! page of their own, make a short [delta](super::delta) to a page of zeroes:
+//!
+//! ```text
+//!  words        5      5      5      9     13     17     21   …
+//!  differences  5      0      0      4      4      4      4   …
+//!  pattern      step 5 × 1   kept × 2     step 4 × 4      …
+//! ```
+
+use super::delta::{self, Malformed, Outcome};
+use super::{Page, ZERO};
+
+/// Bytes of a word.
+const WORD: usize = size_of::<u64>();
+/// Longest pattern: what is longer is a case for a compressor, which finds more in it.
+const BYTES_MAX: usize = 256;
+/// Words that are looked at before a pattern is looked for in all of them.
+const LOOK_WORDS: usize = 6;
+/// Where that is.
+const LOOK_AT: [usize; 3] = [32, 200, 400];
+
+/// Appends `page` to `out` as a pattern, if it has one.
+pub fn encode(page: &Page, out: &mut Vec<u8>) -> bool {
+    let (words, _) = page.as_chunks::<WORD>();
+    let seems_so = LOOK_AT.iter().any(|&at| is_even(&words[at..at + LOOK_WORDS]));
+    if !seems_so {
+        return false;
+    }
+    let mut differences = ZERO;
+    let (out_words, _) = differences.as_chunks_mut::<WORD>();
+    out_words[0] = words[0];
+    for (out, pair) in out_words[1..].iter_mut().zip(words.windows(2)) {
+        *out = difference(pair[0], pair[1]).to_le_bytes();
+    }
+    delta::encode(&ZERO, &differences, BYTES_MAX, out) == Outcome::Written
+}
+
+/// Takes a pattern off the front of `bytes` and has `page` be what it says.
+///
+/// # Errors
+/// It is malformed.
+pub fn apply(bytes: &mut &[u8], page: &mut Page) -> Result<(), Malformed> {
+    page.fill(0);
+    delta::apply(bytes, page)?;
+    let mut last = 0u64;
+    for word in page.as_chunks_mut::<WORD>().0 {
+        last = last.wrapping_add(u64::from_le_bytes(*word));
+        *word = last.to_le_bytes();
+    }
+    Ok(())
+}
+
+/// Whether all words differ by the same from the one before.
+fn is_even(words: &[[u8; WORD]]) -> bool {
+    let mut steps = words.windows(2).map(|pair| difference(pair[0], pair[1]));
+    let first = steps.next();
+    steps.all(|step| Some(step) == first)
+}
+
+fn difference(from: [u8; WORD], to: [u8; WORD]) -> u64 {
+    u64::from_le_bytes(to).wrapping_sub(u64::from_le_bytes(from))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn page(word: impl Fn(u64) -> u64) -> Page {
+        let mut page = ZERO;
+        for (place, bytes) in (0..).zip(page.as_chunks_mut::<WORD>().0) {
+            *bytes = word(place).to_le_bytes();
+        }
+        page
+    }
+
+    /// Bytes of the page's pattern, which was applied and found right.
+    fn pattern_bytes(page: &Page) -> usize {
+        let mut bytes = vec![7];
+        assert!(encode(page, &mut bytes));
+        let mut applied = [0xff; 4096];
+        bytes.push(8);
+        let mut rest = &bytes[1..];
+        apply(&mut rest, &mut applied).unwrap();
+        assert!(applied == *page);
+        assert_eq!(rest, [8]);
+        bytes.len() - 2
+    }
+
+    #[test]
+    fn a_page_table_of_consecutive_frames_has_one() {
+        let table = page(|entry| {
+            if entry == 99 {
+                0
+            } else {
+                0x8000_0001_2345_6067 + (entry << 12)
+            }
+        });
+        assert!(pattern_bytes(&table) < 50);
+    }
+
+    #[test]
+    fn a_filled_page_and_one_that_counts_have_one() {
+        assert!(pattern_bytes(&[0x6b; 4096]) < 20);
+        assert!(pattern_bytes(&page(|place| place.wrapping_mul(0x9e37_79b9_7f4a_7c15))) < 20);
+        assert!(pattern_bytes(&page(|place| if place == 511 { 1 } else { 0 })) < 20);
+    }
+
+    #[test]
+    fn other_pages_have_none_and_leave_nothing_behind() {
+        let mut out = vec![7];
+        assert!(!encode(&page(|place| place.wrapping_mul(place) << 5), &mut out));
+        let even_only_here = page(|place| {
+            if (32..64).contains(&place) {
+                0
+            } else {
+                place.wrapping_mul(place) << 40
+            }
+        });
+        assert!(!encode(&even_only_here, &mut out));
+        assert_eq!(out, [7]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_page_of_few_patterns_reads_back(
+            parts in prop::collection::vec((any::<u64>(), any::<u64>(), 1..300usize), 1..6),
+        ) {
+            let mut words: Vec<u64> = parts
+                .iter()
+                .flat_map(|&(first, step, len)| (0..len as u64).map(move |place| first.wrapping_add(place.wrapping_mul(step))))
+                .collect();
+            words.resize(512, 3);
+            let page = page(|place| words[usize::try_from(place).unwrap()]);
+            let mut bytes = Vec::new();
+            if encode(&page, &mut bytes) {
+                prop_assert_eq!(pattern_bytes(&page), bytes.len());
+            } else {
+                prop_assert!(bytes.is_empty());
+            }
+        }
+
+        #[test]
+        fn no_bytes_do_harm(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = apply(&mut bytes.as_slice(), &mut ZERO.clone());
+        }
+    }
+}

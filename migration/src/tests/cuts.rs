@@ -1,0 +1,129 @@
+//! Links that break, and bytes that change, at every place there is.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::made_up::{Bytes, Host, Source};
+use super::proxy::{Action, Ended, Fault, Transcript, Way, migrate_over};
+use crate::options::{Compression, Options};
+use crate::vm::Outcome;
+
+fn options(streams: u8) -> Options {
+    Options {
+        streams,
+        compression: Compression::Never,
+        downtime: Duration::from_secs(60),
+        ..Options::default()
+    }
+}
+
+/// Migrates over a link on which `fault` happens, and checks that it leaves one VM that runs: or none, if the source
+/// does not know what became of what it handed over, and says so.
+fn survives(mut source: Source, options: &Options, fault: Fault) {
+    let host = Host::new(&source.world);
+    let built = host.built.clone();
+    let Ended {
+        at_source,
+        at_destination,
+        ..
+    } = migrate_over(&mut source, host, options, Some(fault));
+    let runs_there = at_destination.is_ok();
+    assert_eq!(
+        built.load(Ordering::SeqCst),
+        0,
+        "{fault:?}: left behind at the destination"
+    );
+    if let Ok(there) = &at_destination {
+        assert!(*there == source.contents(), "{fault:?}: contents differ");
+    }
+    let running = source.world.running();
+    match (&source.outcome, source.resumed) {
+        (Some(Outcome::RunsThere), false) => assert!(runs_there && at_source.is_ok(), "{fault:?}"),
+        (Some(Outcome::Unknown { .. }), false) => assert_eq!(running, u32::from(runs_there), "{fault:?}"),
+        (None, true) => assert!(!runs_there && at_source.is_err(), "{fault:?}: {at_source:?}"),
+        other => panic!("{fault:?}: {other:?}"),
+    }
+    if source.outcome.is_none() {
+        assert_eq!(running, 1, "{fault:?}");
+    }
+}
+
+fn clean_run(pages: u64, streams: u8) -> Vec<Transcript> {
+    let mut source = Source::new(vec![Bytes::filled(pages)], None);
+    let host = Host::new(&source.world);
+    let ended = migrate_over(&mut source, host, &options(streams), None);
+    ended.at_source.expect("nothing is in the way");
+    ended.transcripts
+}
+
+/// Where messages and batches begin.
+fn boundaries(bytes: &[u8]) -> Vec<usize> {
+    let begins = |at: &usize| [&b"CoMg"[..], b"CoPg"].contains(&&bytes[*at..*at + 4]);
+    (0..bytes.len() - 4).filter(begins).collect()
+}
+
+#[test]
+fn a_link_cut_at_any_message_leaves_one_vm() {
+    const PAGES: u64 = 9;
+    for streams in [1, 2] {
+        for (connection, transcript) in clean_run(PAGES, streams).iter().enumerate() {
+            let ways = [
+                (Way::ToDestination, &transcript.to_destination),
+                (Way::ToSource, &transcript.to_source),
+            ];
+            for (way, bytes) in ways {
+                let around = boundaries(bytes)
+                    .into_iter()
+                    .flat_map(|at| [at, at + 1, at + 23, at + 25, at + 41]);
+                for at in around.filter(|&at| at < bytes.len()).chain([bytes.len() - 1]) {
+                    let fault = Fault {
+                        connection,
+                        way,
+                        at,
+                        action: Action::Cut,
+                    };
+                    survives(Source::new(vec![Bytes::filled(PAGES)], None), &options(streams), fault);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_link_cut_at_any_byte_of_an_answer_leaves_one_vm() {
+    const PAGES: u64 = 2;
+    let answers = clean_run(PAGES, 1)[0].to_source.len();
+    for at in 0..answers {
+        let fault = Fault {
+            connection: 0,
+            way: Way::ToSource,
+            at,
+            action: Action::Cut,
+        };
+        survives(Source::new(vec![Bytes::filled(PAGES)], None), &options(1), fault);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn whatever_happens_to_a_byte_contents_are_right_or_it_goes_on_at_the_source(
+        streams in 1..4u8,
+        connection in 0..4usize,
+        to_destination in prop::bool::weighted(0.7),
+        at in 0..600_000usize,
+        near_the_beginning in any::<bool>(),
+        bits in prop::option::of(1..=255u8),
+    ) {
+        let fault = Fault {
+            connection: connection % usize::from(streams),
+            way: if to_destination { Way::ToDestination } else { Way::ToSource },
+            at: if near_the_beginning || !to_destination { at % 3000 } else { at },
+            action: bits.map_or(Action::Cut, Action::Flip),
+        };
+        survives(Source::new(vec![Bytes::filled(300)], Some(40)), &options(streams), fault);
+    }
+}

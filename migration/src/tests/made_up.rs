@@ -1,0 +1,410 @@
+//! A VM that is an array of bytes, with a guest that is a thread, and a world that notices when two of it run.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use cutover_snapshot::manifest::{CpuNeeds, MemoryRegion};
+use cutover_snapshot::section::{Payload, SectionWriter, Sections, State};
+use cutover_snapshot::size::ByteSize;
+use cutover_snapshot::spec::{BootProtocol, BootSpec, MemorySpec, SerialSpec, VmSpec};
+
+use crate::pages::{PAGE_BYTES, PageBits};
+use crate::vm::{
+    ArrivingMemory, Descriptors, DestinationHost, DestinationVm, Image, ImageShape, MEMORY_IMAGE, Outcome, Reservation,
+    SourceVm, Stopped, VmError,
+};
+
+/// Who runs the VM.
+#[derive(Default)]
+pub struct World {
+    running: AtomicU32,
+    ever_two: AtomicBool,
+}
+
+impl World {
+    fn run(&self) {
+        if self.running.fetch_add(1, Ordering::SeqCst) > 0 {
+            self.ever_two.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn stop(&self) {
+        self.running.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// How many run now; two at no time.
+    pub fn running(&self) -> u32 {
+        assert!(!self.ever_two.load(Ordering::SeqCst), "two of one VM ran");
+        self.running.load(Ordering::SeqCst)
+    }
+}
+
+/// Memory, or a disk.
+pub struct Bytes {
+    content: Mutex<Vec<u8>>,
+    dirty: Mutex<PageBits>,
+}
+
+impl Bytes {
+    pub fn new(pages: u64) -> Arc<Self> {
+        let bytes = usize::try_from(pages).unwrap() * PAGE_BYTES;
+        Arc::new(Self {
+            content: Mutex::new(vec![0; bytes]),
+            dirty: Mutex::new(PageBits::empty(pages)),
+        })
+    }
+
+    /// Some pages with content that shrinks, some with noise, some zero.
+    pub fn filled(pages: u64) -> Arc<Self> {
+        let this = Self::new(pages);
+        let mut noise = Noise(pages + 1);
+        for page in 0..pages {
+            match page % 4 {
+                0 => this.poke(page, |bytes| {
+                    bytes.iter_mut().for_each(|byte| *byte = noise.next().to_le_bytes()[3])
+                }),
+                1 => this.poke(page, |bytes| bytes[7..900].fill(b'x')),
+                2 => this.poke(page, |bytes| bytes[100] = 1),
+                _ => (),
+            }
+        }
+        this
+    }
+
+    pub fn content(&self) -> Vec<u8> {
+        self.content.lock().unwrap().clone()
+    }
+
+    /// What the guest does.
+    pub fn poke(&self, page: u64, write: impl FnOnce(&mut [u8])) {
+        let mut content = self.content.lock().unwrap();
+        write(&mut content[bytes_of(page..page + 1)]);
+        self.dirty.lock().unwrap().insert(page);
+    }
+
+    fn take_dirty(&self) -> PageBits {
+        let mut dirty = self.dirty.lock().unwrap();
+        let taken = dirty.clone();
+        dirty.clear();
+        taken
+    }
+}
+
+impl Image for Bytes {
+    fn pages(&self) -> u64 {
+        self.dirty.lock().unwrap().pages()
+    }
+
+    fn read(&self, pages: Range<u64>, into: &mut [u8]) -> io::Result<()> {
+        let content = self.content.lock().unwrap();
+        let pages = content.get(bytes_of(pages)).ok_or(io::ErrorKind::InvalidInput)?;
+        into.copy_from_slice(pages);
+        Ok(())
+    }
+
+    fn write(&self, pages: Range<u64>, content: &[u8]) -> io::Result<()> {
+        let mut all = self.content.lock().unwrap();
+        let pages = all.get_mut(bytes_of(pages)).ok_or(io::ErrorKind::InvalidInput)?;
+        pages.copy_from_slice(content);
+        Ok(())
+    }
+
+    fn zero(&self, pages: Range<u64>) -> io::Result<()> {
+        let mut all = self.content.lock().unwrap();
+        let pages = all.get_mut(bytes_of(pages)).ok_or(io::ErrorKind::InvalidInput)?;
+        pages.fill(0);
+        Ok(())
+    }
+}
+
+fn bytes_of(pages: Range<u64>) -> Range<usize> {
+    let byte = |page| usize::try_from(page).unwrap() * PAGE_BYTES;
+    byte(pages.start)..byte(pages.end)
+}
+
+/// Numbers that look random and are always the same (xorshift64).
+pub struct Noise(pub u64);
+
+impl Noise {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// The guest: writes pages until it is stopped.
+struct Guest {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Guest {
+    fn start(memory: Arc<Bytes>, hot_pages: u64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut noise = Noise(4711);
+            while !stopped.load(Ordering::Relaxed) {
+                let (page, value) = (noise.next() % hot_pages, noise.next());
+                let at = usize::try_from(value % 4088).unwrap();
+                memory.poke(page, |bytes| bytes[at..at + 8].copy_from_slice(&value.to_le_bytes()));
+                // As fast as it can be would never be fast enough to be sent, in a debug build.
+                thread::yield_now();
+            }
+        });
+        Self { stop, thread }
+    }
+
+    fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap();
+    }
+}
+
+/// The VM at the source.
+pub struct Source {
+    pub world: Arc<World>,
+    pub images: Vec<Arc<Bytes>>,
+    /// How many pages of memory the guest writes, if it writes.
+    pub hot_pages: Option<u64>,
+    guest: Option<Guest>,
+    runs: bool,
+    pub outcome: Option<Outcome>,
+    pub resumed: bool,
+    pub throttle: u8,
+    first_time: bool,
+}
+
+impl Source {
+    /// One that runs.
+    pub fn new(images: Vec<Arc<Bytes>>, hot_pages: Option<u64>) -> Self {
+        let world = Arc::<World>::default();
+        world.run();
+        let guest = hot_pages.map(|pages| Guest::start(Arc::clone(&images[0]), pages));
+        Self {
+            world,
+            images,
+            hot_pages,
+            guest,
+            runs: true,
+            outcome: None,
+            resumed: false,
+            throttle: 0,
+            first_time: true,
+        }
+    }
+
+    pub fn contents(&self) -> Vec<Vec<u8>> {
+        self.images.iter().map(|image| image.content()).collect()
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        if let Some(guest) = self.guest.take() {
+            guest.stop();
+        }
+    }
+}
+
+pub const STATE: &[u8] = b"registers, clocks and queues";
+
+impl SourceVm for Source {
+    fn reservation(&self) -> Reservation {
+        let pages: Vec<u64> = self.images.iter().map(|image| image.pages()).collect();
+        let bytes = pages.first().copied().unwrap_or(0) * PAGE_BYTES as u64;
+        Reservation {
+            generation: 7,
+            monitor: "made up".to_owned(),
+            spec: spec(bytes),
+            memory: vec![MemoryRegion { start: 0, bytes }],
+            cpu: CpuNeeds::default(),
+            images: pages
+                .iter()
+                .enumerate()
+                .map(|(index, &pages)| ImageShape {
+                    name: match index {
+                        0 => MEMORY_IMAGE.to_owned(),
+                        disk => format!("disk-{disk}"),
+                    },
+                    pages,
+                })
+                .collect(),
+        }
+    }
+
+    fn descriptors(&self) -> Result<Descriptors, VmError> {
+        Ok(Descriptors::new())
+    }
+
+    fn images(&self) -> Vec<Arc<dyn Image>> {
+        self.images
+            .iter()
+            .map(|image| Arc::clone(image) as Arc<dyn Image>)
+            .collect()
+    }
+
+    fn dirty(&mut self) -> Result<Vec<PageBits>, VmError> {
+        let first_time = std::mem::take(&mut self.first_time);
+        let of = |image: &Arc<Bytes>| {
+            let dirty = image.take_dirty();
+            if first_time {
+                PageBits::full(dirty.pages())
+            } else {
+                dirty
+            }
+        };
+        Ok(self.images.iter().map(of).collect())
+    }
+
+    fn throttle(&mut self, percent: u8) -> Result<(), VmError> {
+        self.throttle = percent;
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<Stopped, VmError> {
+        let at = Instant::now();
+        if let Some(guest) = self.guest.take() {
+            guest.stop();
+        }
+        self.world.stop();
+        self.runs = false;
+        let mut state = Sections::default();
+        let payload = Payload {
+            version: 1,
+            bytes: STATE,
+        };
+        state.payload("vm", &payload);
+        Ok(Stopped {
+            dirty: self.dirty()?,
+            state,
+            at,
+        })
+    }
+
+    fn resume(&mut self) {
+        assert!(!self.resumed, "resumed twice");
+        self.resumed = true;
+        if !std::mem::replace(&mut self.runs, true) {
+            self.world.run();
+            self.guest = self
+                .hot_pages
+                .map(|pages| Guest::start(Arc::clone(&self.images[0]), pages));
+        }
+    }
+
+    fn hand_over(&mut self) -> Result<(), VmError> {
+        assert!(!self.runs, "handed over while it runs");
+        Ok(())
+    }
+
+    fn gone(&mut self, outcome: &Outcome) {
+        assert!(!self.resumed, "gone and resumed");
+        self.outcome = Some(outcome.clone());
+    }
+}
+
+/// A host that takes in VMs.
+pub struct Host {
+    pub world: Arc<World>,
+    /// Why it does not.
+    pub refuses: Vec<String>,
+    /// Whether it cannot run a VM it was handed.
+    pub cannot_run: bool,
+    /// How many VMs were built and not run.
+    pub built: Arc<AtomicU32>,
+}
+
+impl Host {
+    pub fn new(world: &Arc<World>) -> Self {
+        Self {
+            world: Arc::clone(world),
+            refuses: Vec::new(),
+            cannot_run: false,
+            built: Arc::default(),
+        }
+    }
+}
+
+/// The VM at the destination.
+pub struct Destination {
+    world: Arc<World>,
+    images: Vec<Arc<Bytes>>,
+    cannot_run: bool,
+    built: Arc<AtomicU32>,
+}
+
+impl DestinationHost for Host {
+    type Vm = Destination;
+
+    fn reserve(&mut self, reservation: &Reservation, _: Descriptors) -> Result<Destination, Vec<String>> {
+        if !self.refuses.is_empty() {
+            return Err(self.refuses.clone());
+        }
+        self.built.fetch_add(1, Ordering::SeqCst);
+        Ok(Destination {
+            world: Arc::clone(&self.world),
+            images: reservation.images.iter().map(|image| Bytes::new(image.pages)).collect(),
+            cannot_run: self.cannot_run,
+            built: Arc::clone(&self.built),
+        })
+    }
+}
+
+impl DestinationVm for Destination {
+    type Running = Vec<Vec<u8>>;
+
+    fn images(&self) -> Vec<Arc<dyn Image>> {
+        self.images
+            .iter()
+            .map(|image| Arc::clone(image) as Arc<dyn Image>)
+            .collect()
+    }
+
+    fn restore(&mut self, state: &State, _: Option<PageBits>) -> Result<Option<Arc<dyn ArrivingMemory>>, VmError> {
+        assert_eq!(state.payload("vm").unwrap().bytes, STATE);
+        Ok(None)
+    }
+
+    fn run(self) -> Result<Vec<Vec<u8>>, VmError> {
+        if self.cannot_run {
+            return Err("its disk is locked".into());
+        }
+        self.world.run();
+        Ok(self.images.iter().map(|image| image.content()).collect())
+    }
+}
+
+impl Drop for Destination {
+    fn drop(&mut self) {
+        self.built.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn spec(bytes: u64) -> VmSpec {
+    VmSpec {
+        name: Some("made-up".to_owned()),
+        cpus: 1,
+        memory: MemorySpec {
+            size: ByteSize::from_bytes(bytes),
+            shared: false,
+            hugepages: false,
+        },
+        boot: BootSpec {
+            kernel: "vmlinux".into(),
+            initrd: None,
+            protocol: BootProtocol::Auto,
+            cmdline: String::new(),
+        },
+        disks: Vec::new(),
+        nets: Vec::new(),
+        rng: None,
+        serial: SerialSpec::Null,
+    }
+}
