@@ -7,8 +7,8 @@
 //!    └── goes on ◄── arrive, arrive_zero ◄──────── streams: what is wanted, and the rest ┘
 //! ```
 //! All memory has its faults handed over, but only some of it is missing. A page that is neither missing nor there was
-//! never touched: it is zero, here as at the source. A page that is missing may be there all the same, with content from
-//! before the guest last wrote it: so what is missing is dropped first.
+//! never touched: it is zero, here as at the source, and nobody is asked for it. A page that is missing may be there all
+//! the same, with content from before the guest last wrote it: so what is missing is dropped first.
 //!
 //! Pages are claimed under a lock and put without it, each once: several streams bring them, and bring some twice.
 
@@ -34,7 +34,7 @@ use crate::Error;
 use crate::dirty::page_set::set_words;
 use crate::dirty::{Layout, PAGE_SIZE, PageRange, PageSet};
 
-/// Pages of a block: with one that somebody waits for, what is missing of its block is wanted too.
+/// Pages of a block: with one that somebody waits for, the rest of its block is seen to too.
 const BLOCK_PAGES: u64 = 16;
 
 /// Most faults that are taken up at a time.
@@ -44,8 +44,6 @@ const FAULTS_MAX: usize = 64;
 /// finds zeros.
 pub struct Arriving {
     faults: Faults,
-    /// What was missing at first.
-    expected: PageSet,
     requests: Mutex<Requests>,
     /// Notified when all is there.
     ended: Condvar,
@@ -58,6 +56,8 @@ struct Requests {
     missing: PageSet,
     /// Those of them, and others, that the source was asked for.
     asked: PageSet,
+    /// Pages that nobody has touched.
+    untouched: PageSet,
     /// Whether all is there.
     complete: bool,
 }
@@ -91,16 +91,18 @@ impl Arriving {
         }
         // Registered before anything is dropped: the kernel makes no huge pages of what is there meanwhile.
         let faults = Faults::of(space, Mode::Missing)?;
-        drop_stale(&faults.space, &expected).map_err(Error::os("drop what guest memory contained before"))?;
+        let mut untouched =
+            drop_stale(&faults.space, &expected).map_err(Error::os("drop what guest memory contained before"))?;
+        untouched.subtract(&expected);
         Ok(Self {
             left: AtomicU64::new(expected.len()),
             requests: Mutex::new(Requests {
-                missing: expected.clone(),
+                missing: expected,
+                untouched,
                 asked: PageSet::empty(&faults.space.layout),
                 complete: false,
             }),
             ended: Condvar::new(),
-            expected,
             faults,
         })
     }
@@ -164,25 +166,17 @@ impl Arriving {
         Ok(())
     }
 
-    /// Has pages be zero that nobody will bring.
-    fn zero_untouched(&self, pages: impl Iterator<Item = PageRange>) -> io::Result<()> {
-        for page in pages {
-            match self.faults.uffd.zero(self.faults.space.area(page)) {
-                // It was there: two waited for it.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                outcome => outcome?,
-            }
-        }
-        Ok(())
-    }
-
     /// The numbers of pages that are wanted now, of which some wait, for up to `patience` for the first.
     fn next_wanted(&self, patience: Duration) -> io::Result<Vec<u64>> {
         let faults = self.faults.next_within(patience, FAULTS_MAX)?;
-        let (expected, untouched): (Vec<_>, Vec<_>) =
-            faults.into_iter().partition(|page| self.expected.contains(page.start));
-        self.zero_untouched(untouched.into_iter())?;
-        Ok(self.requests().want(&expected, self.layout()))
+        let mut requests = self.requests();
+        let untouched = requests.claim_untouched(&faults, self.layout());
+        let wanted = requests.want(&faults, self.layout());
+        drop(requests);
+        for range in untouched {
+            self.faults.uffd.zero(self.faults.space.area(range))?;
+        }
+        Ok(wanted)
     }
 }
 
@@ -191,6 +185,19 @@ impl Requests {
     fn claim(&mut self, range: PageRange) -> Vec<PageRange> {
         let claimed = self.missing.ranges_in(range).collect();
         self.missing.remove_range(range);
+        claimed
+    }
+
+    /// What nobody has touched around `pages`, which somebody waits for; it is up to the caller to have that be zero.
+    fn claim_untouched(&mut self, pages: &[PageRange], layout: &Layout) -> Vec<PageRange> {
+        let mut claimed = Vec::new();
+        for page in pages {
+            if self.untouched.contains(page.start) {
+                let block = layout.block(page.start, BLOCK_PAGES);
+                claimed.extend(self.untouched.ranges_in(block));
+                self.untouched.remove_range(block);
+            }
+        }
         claimed
     }
 
@@ -207,9 +214,8 @@ impl Requests {
     }
 
     fn want_missing(&mut self, range: PageRange, layout: &Layout, wanted: &mut Vec<u64>) {
-        let missing: Vec<_> = self.missing.ranges_in(range).collect();
-        let pages = missing.into_iter().flat_map(|range| range.parts(1));
-        for page in pages {
+        let missing = self.missing.ranges_in(range);
+        for page in missing.flat_map(|range| range.parts(1)) {
             if !self.asked.contains(page.start) {
                 self.asked.insert_range(page);
                 wanted.extend(layout.number(page.start));
@@ -252,8 +258,8 @@ impl ArrivingMemory for Arriving {
     }
 }
 
-/// Drops what memory contains, but for what the monitor has written and is not `expected`.
-fn drop_stale(space: &Space, expected: &PageSet) -> io::Result<()> {
+/// Drops what memory contains, but for what the monitor has written and is not `expected`; returns what is not there now.
+fn drop_stale(space: &Space, expected: &PageSet) -> io::Result<PageSet> {
     let mut kept = PageSet::empty(&space.layout);
     for (slot, region) in space.layout.slots().iter().zip(space.memory.iter()) {
         for (word, bits) in set_words(&(**region).bitmap().get_and_reset()) {
@@ -262,10 +268,10 @@ fn drop_stale(space: &Space, expected: &PageSet) -> io::Result<()> {
     }
     kept.subtract(expected);
     // What is neither kept nor expected is zero: so there are few ranges, however scattered what is expected.
-    for slot in space.layout.slots() {
-        for range in kept.gaps_in(slot.range()) {
-            discard(space.area(range), space.backing)?;
-        }
+    let mut dropped = PageSet::full(&space.layout);
+    dropped.subtract(&kept);
+    for range in dropped.ranges() {
+        discard(space.area(range), space.backing)?;
     }
-    Ok(())
+    Ok(dropped)
 }

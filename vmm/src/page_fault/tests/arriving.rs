@@ -176,6 +176,32 @@ fn pages_that_turn_out_to_be_zero_are() {
 }
 
 #[test]
+fn nobody_is_asked_for_pages_that_were_never_touched() {
+    for memory in both_kinds(4) {
+        let mut missing = PageBits::empty(layout(&memory).pages());
+        missing.insert(500);
+        let arriving = Arriving::start(&memory, &missing).unwrap();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let asked = scope.spawn(|| {
+                let mut asked = Vec::new();
+                while !done.load(Ordering::Acquire) {
+                    asked.extend(arriving.wanted(PATIENCE));
+                }
+                asked
+            });
+            for page in (0..480).step_by(3) {
+                let address = GuestAddress(page * PAGE_SIZE);
+                assert_eq!(memory.read_obj::<u64>(address).unwrap(), 0);
+                memory.write_obj(page, address).unwrap();
+            }
+            done.store(true, Ordering::Release);
+            assert_eq!(asked.join().unwrap(), [0; 0]);
+        });
+    }
+}
+
+#[test]
 fn a_page_that_is_waited_for_is_wanted_before_those_around_it() {
     let memory = two_slots();
     let pages = layout(&memory).pages();
