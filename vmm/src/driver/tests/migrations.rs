@@ -66,7 +66,11 @@ impl Rendezvous {
         MigrateRequest {
             to: Endpoint::Unix(self.socket(name)),
             tls: None,
-            options: Wishes::default(),
+            // Whatever else this machine is doing.
+            options: Wishes {
+                downtime: PATIENCE,
+                ..Wishes::default()
+            },
             disks: MigratedDisks::Shared,
         }
     }
