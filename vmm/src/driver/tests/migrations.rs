@@ -198,6 +198,121 @@ fn a_reception_that_is_cancelled_ends_without_a_vm() {
     receiver.refused();
 }
 
+/// What comes of migrating `guest` if `meanwhile` happens to it once the migration is under way: what the source says,
+/// and what the destination has.
+fn migrate_while(
+    guest: &RunningVm,
+    meanwhile: impl FnOnce(&Controller) + Send + 'static,
+) -> (Result<MigrationReport, Error>, Result<RunningVm, Error>) {
+    let rendezvous = Rendezvous::new();
+    let (vm, mut meanwhile) = (guest.vm.clone(), Some(meanwhile));
+    let receiver = rendezvous.receive("there", move |_| {
+        if let Some(meanwhile) = meanwhile.take() {
+            meanwhile(&vm);
+        }
+        Ok(())
+    });
+    let outcome = guest.vm.migrate(rendezvous.request("there"));
+    (outcome, receiver.arrival.join().expect("no panic"))
+}
+
+fn is_cancelled(outcome: &Result<MigrationReport, Error>) -> bool {
+    matches!(outcome, Err(Error::Migration(MigrationError::Cancelled)))
+}
+
+#[test]
+fn a_migration_that_is_cancelled_leaves_the_guest_where_it_is() {
+    let Some(guest) = run(COUNTING, true) else { return };
+    let (outcome, arrival) = migrate_while(&guest, |vm| vm.cancel_migration().expect("it is under way"));
+    assert!(is_cancelled(&outcome), "{outcome:?}");
+    assert!(arrival.is_err());
+    wait_for_a_round(&guest.vm);
+    guest.vm.destroy().expect("a running VM can be destroyed");
+    guest.exit();
+}
+
+#[test]
+fn a_vm_is_migrated_to_one_place_at_a_time() {
+    let Some(guest) = run(COUNTING, true) else { return };
+    let (outcome, arrival) = migrate_while(&guest, |vm| {
+        let second = vm.migrate(Rendezvous::new().request("elsewhere"));
+        assert!(
+            matches!(second, Err(Error::Refused(Refusal::MigrationUnderWay))),
+            "{second:?}"
+        );
+    });
+    outcome.expect("the first goes on");
+    assert_eq!(guest.exit().0, Exit::Migrated);
+    let arrived = arrival.unwrap_or_else(|error| panic!("{}", chain_of(&error)));
+    wait_for_a_round(&arrived.vm);
+    arrived.vm.destroy().expect("a running VM can be destroyed");
+    arrived.exit();
+}
+
+#[test]
+fn a_guest_that_is_paused_while_it_migrates_arrives_paused() {
+    let Some(guest) = run(COUNTING, true) else { return };
+    let (outcome, arrival) = migrate_while(&guest, |vm| vm.pause().expect("a running VM can be paused"));
+    outcome.expect("paused VMs migrate too");
+    assert_eq!(guest.exit().0, Exit::Migrated);
+    let arrived = arrival.unwrap_or_else(|error| panic!("{}", chain_of(&error)));
+    assert_eq!(arrived.vm.state().expect("it lives"), State::Paused);
+    arrived.vm.destroy().expect("a paused VM can be destroyed");
+    arrived.exit();
+}
+
+#[test]
+fn a_vm_that_is_built_anew_while_it_migrates_stays() {
+    let Some(guest) = run(COUNTING, true) else { return };
+    let (outcome, arrival) = migrate_while(&guest, |vm| vm.cycle().expect("a running VM can be cycled"));
+    assert!(is_cancelled(&outcome), "{outcome:?}");
+    assert!(arrival.is_err());
+    guest.wait_until_booted(2);
+    wait_for_a_round(&guest.vm);
+    guest.vm.destroy().expect("a running VM can be destroyed");
+    guest.exit();
+}
+
+#[test]
+fn a_vm_that_is_destroyed_while_it_migrates_is_nowhere() {
+    let Some(guest) = run(COUNTING, true) else { return };
+    let (outcome, arrival) = migrate_while(&guest, |vm| vm.destroy().expect("a running VM can be destroyed"));
+    assert!(is_cancelled(&outcome), "{outcome:?}");
+    assert!(arrival.is_err());
+    assert_eq!(guest.exit().0, Exit::Ended);
+}
+
+#[test]
+fn a_guest_that_is_to_shut_down_does_so_where_it_is() {
+    let Some(guest) = run(COUNTING, true) else { return };
+    let (outcome, arrival) = migrate_while(&guest, |vm| {
+        vm.shutdown(PATIENCE).expect("a running VM can be shut down")
+    });
+    let error = chain_of(&outcome.expect_err("it is shutting down"));
+    assert!(error.contains("shutting down"), "{error}");
+    assert!(arrival.is_err());
+    guest.vm.destroy().expect("a VM that shuts down can be destroyed");
+    guest.exit();
+}
+
+#[test]
+fn a_snapshot_that_is_made_while_a_guest_migrates_is_of_one_moment() {
+    let Some(guest) = run(COUNTING, true) else { return };
+    let shelf = Arc::new(Shelf::new());
+    let there = shelf.clone();
+    let (outcome, arrival) = migrate_while(&guest, move |vm| {
+        vm.snapshot(there.request("beside", Kind::Full)).expect("a snapshot");
+    });
+    outcome.expect("it moves");
+    assert_eq!(guest.exit().0, Exit::Migrated);
+    let arrived = arrival.unwrap_or_else(|error| panic!("{}", chain_of(&error)));
+    wait_for_a_round(&arrived.vm);
+    let (beside, after) = (moment(&shelf.counters("beside")), counted(&arrived, &shelf, "after"));
+    assert!(after > beside, "{after} after {beside}");
+    arrived.vm.destroy().expect("a running VM can be destroyed");
+    arrived.exit();
+}
+
 /// Passes on what two monitors say to each other, and cuts the link when it has passed on so many bytes.
 struct Cutter {
     thread: JoinHandle<()>,
