@@ -57,7 +57,7 @@ pub use lan::Lan;
 pub use link::{Fault, Link, Toward};
 pub use managed::ManagedVm;
 pub use memory::{GuestMemory, PAGE_SIZE};
-pub use migration::{Receiver, free_address, start_receiving, wait_for_listener};
+pub use migration::{Receiver, free_address, listeners, start_receiving, wait_for_listener};
 pub use monitor::{Exit, Monitor};
 pub use network::{Network, Tap};
 pub use other_host::OtherHost;

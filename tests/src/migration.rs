@@ -14,6 +14,9 @@ use crate::{Answer, Api, Connection, Exit, ManagedVm, Monitor, Vm};
 /// Every receiver listens at an address of its own, so that none needs to look for a free port.
 const PORT: u16 = 7000;
 
+/// How long a guest may stand still when a test does not care: an emulated host takes long for anything.
+const PATIENT_MS: u32 = 5_000;
+
 /// A monitor under `cutover receive`, which waits for a guest.
 pub struct Receiver {
     /// The VM it will have, and its API.
@@ -79,6 +82,11 @@ pub fn free_address() -> SocketAddr {
     SocketAddrV4::new(Ipv4Addr::new(127, 1, 0, number), PORT).into()
 }
 
+/// `/proc/net/tcp` of this host.
+pub fn listeners() -> String {
+    fs::read_to_string("/proc/net/tcp").expect("Linux has it")
+}
+
 /// Waits until somebody listens at `address`, by `table`, which is `/proc/net/tcp` of that host. A connection would be
 /// noticed.
 #[track_caller]
@@ -104,7 +112,7 @@ impl ManagedVm {
     /// be.
     #[track_caller]
     pub fn begin_to_migrate(&self, address: SocketAddr, options: &Value) -> Connection {
-        let mut body = json!({ "to": format!("tcp://{address}"), "insecure": true });
+        let mut body = json!({ "to": format!("tcp://{address}"), "insecure": true, "downtime_ms": PATIENT_MS });
         let fields = options.as_object().expect("options are an object");
         let body_fields = body.as_object_mut().expect("the body is an object");
         body_fields.extend(fields.clone());

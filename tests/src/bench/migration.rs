@@ -113,7 +113,7 @@ trait Subject {
     /// Whether it can do that.
     fn can(&self, case: &Case) -> bool;
     /// Starts a guest.
-    fn boot(&mut self) -> Result<Vm>;
+    fn boot(&mut self, case: &Case) -> Result<Vm>;
     /// Starts what it is to move to.
     fn receiver(&mut self, case: &Case) -> Result<Vm>;
     /// Moves it.
@@ -121,23 +121,27 @@ trait Subject {
 }
 
 /// Cutover and QEMU.
-pub fn contestants(stage: &Stage) -> Vec<Contestant<'_>> {
-    vec![
+///
+/// # Errors
+/// QEMU does not start.
+pub fn contestants(stage: &Stage) -> Result<Vec<Contestant<'_>>> {
+    qemu::warm_up(stage)?;
+    Ok(vec![
         Contestant {
             name: "Cutover",
-            measure: Box::new(|| measure(|| Ok(Cutover::new(stage)))),
+            measure: Box::new(|| measure(|| Cutover::new(stage))),
         },
         Contestant {
             name: "QEMU",
             measure: Box::new(|| measure(|| Qemu::new(stage))),
         },
-    ]
+    ])
 }
 
-fn measure<S: Subject>(new: impl Fn() -> Result<S>) -> Result<Values> {
+fn measure<S: Subject>(new: impl Fn() -> S) -> Result<Values> {
     let mut values = Values::new();
     for case in &CASES {
-        let mut subject = new()?;
+        let mut subject = new();
         if !subject.can(case) {
             continue;
         }
@@ -150,7 +154,7 @@ fn measure<S: Subject>(new: impl Fn() -> Result<S>) -> Result<Values> {
 
 /// Moves a guest, and finds the longest time nothing was heard of it.
 fn migrate(subject: &mut impl Subject, case: &Case) -> Result<(Moved, Duration)> {
-    let source = subject.boot()?;
+    let source = subject.boot(case)?;
     load(&source, case.load);
     let destination = subject.receiver(case)?;
     source.check("ticker > /dev/console &");

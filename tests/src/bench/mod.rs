@@ -98,7 +98,7 @@ pub fn run(bench: Bench, options: &Options, out: &mut impl Write) -> Result<()> 
         }
         Bench::Migration => {
             let stage = Stage::new(options.firecracker.as_deref())?;
-            take_turns(&migration::contestants(&stage), options.runs, out)
+            take_turns(&migration::contestants(&stage)?, options.runs, out)
         }
     }
 }

@@ -45,20 +45,26 @@ impl Subject for Cutover<'_> {
         true
     }
 
-    fn boot(&mut self) -> Result<Vm> {
+    fn boot(&mut self, case: &Case) -> Result<Vm> {
         let mut command = self.stage.command(&self.stage.cutover)?;
-        command.args(["vmm", "--api-sock"]).arg(self.source.socket());
+        let memory = format!("{MEMORY_MIB}M");
+        command.args([
+            "run",
+            "--cpus",
+            "1",
+            "--memory",
+            &memory,
+            "--cmdline",
+            CMDLINE,
+            "--kernel",
+        ]);
+        command.arg(&self.stage.kernel).arg("--initrd").arg(&self.stage.initrd);
+        command.arg("--api-sock").arg(self.source.socket());
+        if case.manner == Manner::HandedOver {
+            // Only memory that is a file can be given to another process.
+            command.arg("--memory-shared");
+        }
         let vm = Vm::start(command);
-        self.source.wait_ready();
-        self.source.put(
-            "/boot-source",
-            &json!({ "kernel_image_path": self.stage.kernel, "initrd_path": self.stage.initrd, "boot_args": CMDLINE }),
-        );
-        self.source.put(
-            "/machine-config",
-            &json!({ "vcpu_count": 1, "mem_size_mib": MEMORY_MIB }),
-        );
-        self.source.put("/actions", &json!({ "action_type": "InstanceStart" }));
         vm.wait_agent();
         Ok(vm)
     }

@@ -5,13 +5,14 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use cutover_guest::USER_SPACE_MARKER;
 use tempfile::TempDir;
 
 use super::{Case, DOWNTIME_GOAL_MS, Load, MEMORY_MIB, Manner, Moved, Subject};
-use crate::bench::peers;
 use crate::bench::qemu_monitor::QemuMonitor;
 use crate::bench::stage::Stage;
-use crate::{Vm, scratch};
+use crate::bench::{peers, read_until};
+use crate::{Monitor, Vm, scratch};
 
 /// The distribution's.
 const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
@@ -22,6 +23,14 @@ const UNCAPPED: &str = "100G";
 /// Bytes of earlier versions that differences are made against.
 const XBZRLE_CACHE: &str = "64M";
 
+/// Boots a guest once, waiting as long as it takes, so that all of QEMU's files are in the host's memory.
+pub fn warm_up(stage: &Stage) -> Result<()> {
+    Stage::warm(Path::new(PROGRAM))?;
+    let monitor = Monitor::start(peers::qemu(&stage.kernel, &stage.initrd, MEMORY_MIB));
+    let (mut console, _input) = monitor.take_pipes().context("a monitor is started with pipes")?;
+    read_until(&mut console, USER_SPACE_MARKER)
+}
+
 /// Two QEMUs.
 pub struct Qemu<'a> {
     stage: &'a Stage,
@@ -31,15 +40,14 @@ pub struct Qemu<'a> {
 }
 
 impl<'a> Qemu<'a> {
-    pub fn new(stage: &'a Stage) -> Result<Self> {
-        Stage::warm(Path::new(PROGRAM))?;
+    pub fn new(stage: &'a Stage) -> Self {
         let directory = scratch();
-        Ok(Self {
+        Self {
             stage,
             source: QemuMonitor::at(&directory.path().join("source")),
             destination: QemuMonitor::at(&directory.path().join("destination")),
             _directory: directory,
-        })
+        }
     }
 
     /// Waits until the migration is over, and returns what is said about it.
@@ -66,7 +74,7 @@ impl Subject for Qemu<'_> {
         case.manner != Manner::HandedOver
     }
 
-    fn boot(&mut self) -> Result<Vm> {
+    fn boot(&mut self, _case: &Case) -> Result<Vm> {
         let mut command = peers::qemu(&self.stage.kernel, &self.stage.initrd, MEMORY_MIB);
         self.source.listen(&mut command);
         Ok(peers::boot(command))

@@ -116,7 +116,7 @@ fn receive<S: AsRef<OsStr>>(host: Host, authority: &Authority, arguments: impl I
 fn migrate(host: Host, authority: &Authority, arguments: &[&str]) -> Command {
     let to = format!("tls://{}:{PORT}", host.other().address());
     let mut command = host.cutover();
-    command.args(["migrate", NAME, "--json", "--to", &to, "--tls-dir"]);
+    command.args(["migrate", NAME, "--json", "--downtime", "5s", "--to", &to, "--tls-dir"]);
     command.arg(authority.host(&host.address().to_string())).args(arguments);
     command
 }

@@ -1,8 +1,10 @@
 //! Guests that move between two monitors: nothing lost, nothing stale, nothing doubled, and never two of one guest.
 
 mod between_hosts;
+mod clients;
 mod failures;
 mod load;
 mod network;
 mod refusals;
+mod secure;
 mod storage;
