@@ -13,7 +13,7 @@ const DIRECTORY_VARIABLE: &str = "CUTOVER_TLS_DIR";
 const SYSTEM_DIRECTORY: &str = "/etc/cutover/tls";
 
 /// Where the certificate is that `endpoint` takes: in `given`, or else the user's directory; none if it does without.
-pub fn of(endpoint: &Endpoint, given: Option<&Path>) -> Option<PathBuf> {
+pub fn for_endpoint(endpoint: &Endpoint, given: Option<&Path>) -> Option<PathBuf> {
     matches!(endpoint, Endpoint::Tls(_)).then(|| given.map_or_else(of_user, Path::to_owned))
 }
 

@@ -20,6 +20,7 @@ use crate::server::v1::types::{
     DOWNTIME_MAX_MS, MigrationCompressionV1, MigrationDisksV1, MigrationReportV1, MigrationStatusV1, MigrationV1,
     PageCountsV1, PostCopyV1, STREAMS_DEFAULT,
 };
+use crate::tls_dir;
 
 const MIGRATION: Work = Work {
     what: "migration",
@@ -236,7 +237,9 @@ fn body(args: &MigrateArgs) -> Result<MigrationV1, MigrateError> {
             Disks::Move => MigrationDisksV1::Move,
         },
         insecure: args.insecure,
-        tls_dir: args.tls_dir.clone().map(absolute).transpose()?,
+        tls_dir: tls_dir::for_endpoint(&args.to, args.tls_dir.as_deref())
+            .map(absolute)
+            .transpose()?,
     })
 }
 
@@ -264,7 +267,7 @@ fn bandwidth(text: &str) -> Result<NonZeroU64, String> {
 fn in_words(to: &Endpoint, report: &MigrationReportV1) -> String {
     let MigrationReportV1 { downtime, pages, .. } = report;
     let mut text = format!(
-        "it runs at {to}, moved in {} with {} in {} of memory pages\n\
+        "it runs at {to}, moved in {}: {} were sent, in {} of memory pages\n\
          the guest stood still for {}: stopping {}, last pages {}, state {}, handing over {}\n",
         time(report.total_ns),
         bytes(report.wire_bytes),
@@ -335,8 +338,8 @@ mod tests {
 
     #[test]
     fn a_vm_and_an_endpoint_are_enough_and_the_rest_is_as_the_api_has_it() {
-        let body = body(&parse("web --to tls://host2:7000").expect("valid")).expect("text");
-        let default: MigrationV1 = serde_json::from_str(r#"{"to":"tls://host2:7000"}"#).expect("valid");
+        let body = body(&parse("web --to unix:/a").expect("valid")).expect("text");
+        let default: MigrationV1 = serde_json::from_str(r#"{"to":"unix:/a"}"#).expect("valid");
         assert_eq!(body, default);
         assert_eq!((body.downtime_ms, body.streams, body.throttle), (30, 4, true));
     }
@@ -344,12 +347,12 @@ mod tests {
     #[test]
     fn every_option_is_sent() {
         let args = parse(
-            "./api --to tcp://[::1]:7000 --downtime 2s --bandwidth 500M --streams 16 --post-copy now --no-throttle \
+            "./api --to tls://[::1]:7000 --downtime 2s --bandwidth 500M --streams 16 --post-copy now --no-throttle \
              --compression always --disks move --tls-dir /tls --insecure --json",
         )
         .expect("valid");
         let sent = MigrationV1 {
-            to: "tcp://[::1]:7000".to_owned(),
+            to: "tls://[::1]:7000".to_owned(),
             downtime_ms: 2000,
             bandwidth: Some(500 << 20),
             streams: 16,
@@ -366,11 +369,12 @@ mod tests {
 
     #[test]
     fn paths_are_sent_from_the_root_for_the_vm_may_run_in_another_directory() {
-        let args = parse("web --to unix:here.sock --tls-dir tls --post-copy allow").expect("valid");
+        let args = parse("web --to unix:here.sock --post-copy allow").expect("valid");
         let body = body(&args).expect("text");
         let here = std::env::current_dir().expect("a directory");
         assert_eq!(body.to, format!("unix:{}", here.join("here.sock").display()));
-        assert_eq!(body.tls_dir, Some(here.join("tls").display().to_string()));
+        let tls = super::body(&parse("web --to tls://h:1 --tls-dir tls").expect("valid")).expect("text");
+        assert_eq!(tls.tls_dir, Some(here.join("tls").display().to_string()));
     }
 
     #[test]
@@ -433,7 +437,7 @@ mod tests {
         let to = "tls://host2:7000".parse().expect("an endpoint");
         assert_eq!(
             in_words(&to, &report),
-            "it runs at tls://host2:7000, moved in 2.00s with 64 MiB in 0 rounds of memory pages\n\
+            "it runs at tls://host2:7000, moved in 2.00s: 64 MiB were sent, in 0 rounds of memory pages\n\
              the guest stood still for 10.50 ms: stopping 1.00 ms, last pages 2.00 ms, state 3.50 ms, handing over \
              4.00 ms\n\
              pages: 96 (90 as they are, 1 as changes, 5 zero), 6 more than once\n"

@@ -131,7 +131,7 @@ fn request(args: &ReceiveArgs) -> Result<ReceiveRequest, UsageError> {
     };
     Ok(ReceiveRequest {
         listen: args.listen.clone(),
-        tls: tls_dir::of(&args.listen, args.tls_dir.as_deref()),
+        tls: tls_dir::for_endpoint(&args.listen, args.tls_dir.as_deref()),
         name: args.monitor.name.clone(),
         nets: options::unique("--tap", &args.taps)?
             .into_iter()

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::fake::{Machine, taken_apart};
 
-const MIGRATE: [&str; 4] = ["migrate", "web", "--to", "tls://host2:7000"];
+const MIGRATE: [&str; 4] = ["migrate", "web", "--to", "unix:/run/host2"];
 
 fn report() -> Value {
     let none = json!({ "zero": 0, "unchanged": 0, "delta": 0, "compressed": 0, "raw": 0 });
@@ -34,7 +34,7 @@ fn the_vm_is_asked_once_and_its_report_is_shown_in_words_or_as_json() {
     let machine = Machine::new();
     let asked = machine.vm("web", |_, answer| answer.json(&report()));
     let output = machine.program().args(MIGRATE).output().expect("built for this test");
-    let words = "it runs at tls://host2:7000, moved in 1.50s with 64 MiB in 1 round of memory pages\n\
+    let words = "it runs at unix:/run/host2, moved in 1.50s: 64 MiB were sent, in 1 round of memory pages\n\
                  the guest stood still for 6.00 ms: stopping 1.00 ms, last pages 2.00 ms, state 2.00 ms, handing over \
                  1.00 ms\n\
                  pages: 110 (100 as they are, 10 zero), 20 more than once\n";
@@ -52,7 +52,7 @@ fn the_vm_is_asked_once_and_its_report_is_shown_in_words_or_as_json() {
     );
     assert_eq!(requests[0].line, "POST /v1/migration");
     let mut body = json!({
-        "to": "tls://host2:7000", "downtime_ms": 30, "streams": 4, "post_copy": "never", "compression": "auto",
+        "to": "unix:/run/host2", "downtime_ms": 30, "streams": 4, "post_copy": "never", "compression": "auto",
         "throttle": true, "disks": "shared", "insecure": false,
     });
     assert_eq!(requests[0].body, body);

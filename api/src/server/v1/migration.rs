@@ -8,7 +8,7 @@
 //!  PUT /v1/migration/reclaim ──► it is here again, where nobody knew whether it arrived
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +30,6 @@ use super::types::{
 use crate::server::firecracker::rejection::Rejection;
 use crate::server::http::{Changed, Failure, Json, Outcome, Refused, json};
 use crate::server::instance::Instance;
-use crate::tls_dir;
 
 /// Has the VM go on under another monitor, which waits for it.
 ///
@@ -107,7 +106,11 @@ fn endpoint(text: &str, insecure: bool, tls_dir: Option<&str>) -> Result<(Endpoi
     if matches!(endpoint, Endpoint::Tcp(_)) && !insecure {
         return Err(Rejection::Insecure(endpoint));
     }
-    let tls = tls_dir::of(&endpoint, tls_dir.map(Path::new));
+    let tls = match (&endpoint, tls_dir) {
+        (Endpoint::Tls(_), None) => return Err(Rejection::Missing("tls_dir")),
+        (Endpoint::Tls(_), Some(dir)) => Some(PathBuf::from(dir)),
+        (Endpoint::Tcp(_) | Endpoint::Unix(_), _) => None,
+    };
     Ok((endpoint, tls))
 }
 
@@ -319,6 +322,7 @@ mod tests {
     fn what_cannot_be_is_refused_with_the_field() {
         for (json, reason) in [
             (r#"{"to":"h:1"}"#, "'h:1' is not an endpoint"),
+            (r#"{"to":"tls://h:1"}"#, "tls_dir is missing"),
             (r#"{"to":"tcp://h:1"}"#, "use tls://, or set insecure"),
             (
                 r#"{"to":"unix:a","downtime_ms":0}"#,

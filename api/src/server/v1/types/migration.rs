@@ -45,7 +45,7 @@ pub struct MigrationV1 {
     /// Allow `tcp://`: anyone on the way can read and change what is sent.
     #[serde(default)]
     pub insecure: bool,
-    /// Directory of this host's certificate, for `tls://`, as `cutover tls init` makes it; the user's own if not given.
+    /// Directory of this host's certificate, which `tls://` takes, as `cutover tls init` makes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_dir: Option<String>,
 }
@@ -80,7 +80,7 @@ pub struct ReceptionV1 {
     /// Allow `tcp://`: anyone who can connect can put a VM here.
     #[serde(default)]
     pub insecure: bool,
-    /// Directory of this host's certificate, for `tls://`, as `cutover tls init` makes it; the user's own if not given.
+    /// Directory of this host's certificate, which `tls://` takes, as `cutover tls init` makes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_dir: Option<String>,
 }
