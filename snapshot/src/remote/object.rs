@@ -26,7 +26,7 @@ const BLOCK_BYTES: u64 = 1 << 20;
 /// carries no more for more than a few.
 const READERS: usize = 8;
 /// Blocks that are asked for ahead of one that reads in order.
-const AHEAD: u64 = 4;
+const AHEAD: usize = 4;
 /// Blocks of an object that are kept: what each reader is at, and the one it comes from.
 const KEPT_BLOCKS: usize = 2 * READERS;
 
@@ -85,40 +85,35 @@ impl Object {
 
     /// A block, from an endpoint if it is not kept.
     fn block(&self, number: u64) -> Result<Arc<[u8]>, Error> {
-        let known = self.look_up(number);
-        // What has failed was perhaps long ago, and asked for only in case somebody wants it: now somebody does.
-        let known = known.and_then(|answer| answer.wait().clone().ok());
-        let block = match known {
-            Some(block) => block,
-            None => {
-                let answer = self.request(&mut self.kept(), number);
-                let read = answer.wait().clone();
-                read.map_err(Error::remote("read it", &self.path))?
-            }
-        };
+        let (answer, is_new) = self.look_up(number);
+        let mut read = answer.wait().clone();
+        if read.is_err() && !is_new {
+            // That was perhaps long ago, and only in case somebody wants the block: now somebody does.
+            read = self.request(&mut self.kept(), number).wait().clone();
+        }
+        let block = read.map_err(Error::remote("read it", &self.path))?;
         if block.len() as u64 != self.bytes_of(number) {
             return Err(ends_early(&self.path, number * BLOCK_BYTES));
         }
         Ok(block)
     }
 
-    /// What was asked for already of a block that somebody wants now. If that is the one after another that was wanted,
-    /// the next ones will be wanted too.
-    fn look_up(&self, number: u64) -> Option<Answer> {
+    /// What comes of a block that somebody wants now, and whether it had to be asked for. If it is the one after another
+    /// that was wanted, the next ones will be wanted too.
+    fn look_up(&self, number: u64) -> (Answer, bool) {
         let mut kept = self.kept();
-        if !number
-            .checked_sub(1)
-            .is_some_and(|before| find(&kept, before).is_some())
-        {
-            return find(&kept, number);
-        }
-        let end = self.bytes.div_ceil(BLOCK_BYTES).min(number + 1 + AHEAD);
-        for next in number..end {
+        let is_next = number > 0 && find(&kept, number - 1).is_some();
+        let found = find(&kept, number);
+        let is_new = found.is_none();
+        let answer = found.unwrap_or_else(|| self.request(&mut kept, number));
+        let blocks = self.bytes.div_ceil(BLOCK_BYTES);
+        let ahead = if is_next { AHEAD } else { 0 };
+        for next in (number + 1..blocks).take(ahead) {
             if find(&kept, next).is_none() {
                 self.request(&mut kept, next);
             }
         }
-        find(&kept, number)
+        (answer, is_new)
     }
 
     /// Asks for a block.
