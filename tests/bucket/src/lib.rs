@@ -230,7 +230,7 @@ async fn serve(inner: &Inner, request: Request) -> Response {
             let is_flat = *inner.fault.lock().expect("not poisoned") == Fault::ListsAll;
             list(inner, &query, is_flat)
         }
-        (Method::GET | Method::HEAD, None) => get(inner, key, &parts.headers),
+        (method @ (Method::GET | Method::HEAD), None) => get(inner, key, method == Method::HEAD, &parts.headers),
         (Method::PUT, None) => write(inner, key, body.to_vec()),
         (Method::POST, None) => {
             let id = format!("upload-of-{}", key.replace('/', "-"));
@@ -277,25 +277,37 @@ fn write(inner: &Inner, key: &str, content: Vec<u8>) -> Response {
     respond(StatusCode::OK, "")
 }
 
-fn get(inner: &Inner, key: &str, headers: &HeaderMap) -> Response {
+/// Answers with an object, with a range of it, or (`head`) with its length alone. Nothing else of it is copied: it may
+/// be as large as a guest.
+fn get(inner: &Inner, key: &str, head: bool, headers: &HeaderMap) -> Response {
     let objects = inner.objects.lock().expect("not poisoned");
     let Some(object) = objects.get(key) else {
         return respond(StatusCode::NOT_FOUND, "");
     };
     let range = headers.get(header::RANGE).map(|value| value.to_str().expect("text"));
     let range = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
-    let mut response = respond(StatusCode::OK, object.clone());
-    if let Some((start, last)) = range {
-        let (start, last): (usize, usize) = (start.parse().expect("a number"), last.parse().expect("a number"));
-        if start >= object.len() {
-            return respond(StatusCode::RANGE_NOT_SATISFIABLE, "");
+    let mut response = match range {
+        Some((start, last)) => {
+            let (start, last): (usize, usize) = (start.parse().expect("a number"), last.parse().expect("a number"));
+            if start >= object.len() {
+                return respond(StatusCode::RANGE_NOT_SATISFIABLE, "");
+            }
+            let end = object.len().min(last + 1);
+            let mut response = respond(StatusCode::PARTIAL_CONTENT, object[start..end].to_vec());
+            let value = format!("bytes {start}-{}/{}", end - 1, object.len());
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_RANGE, value.parse().expect("valid"));
+            response
         }
-        let end = object.len().min(last + 1);
-        response = respond(StatusCode::PARTIAL_CONTENT, object[start..end].to_vec());
-        let value = format!("bytes {start}-{}/{}", end - 1, object.len());
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_RANGE, value.parse().expect("valid"));
-    }
+        None if head => {
+            let mut response = respond(StatusCode::OK, "");
+            response
+                .headers_mut()
+                .insert(header::CONTENT_LENGTH, object.len().into());
+            response
+        }
+        None => respond(StatusCode::OK, object.clone()),
+    };
     let headers = response.headers_mut();
     let time = "Sat, 21 Nov 2026 12:00:00 GMT";
     headers.insert(header::LAST_MODIFIED, time.parse().expect("valid"));
