@@ -1,12 +1,12 @@
-//! What a snapshot costs its guest, by the size of its memory and by what it wrote since the last one; and how soon a VM
-//! made of one gives a sign of life.
+//! What a snapshot costs its guest, by the size of its memory and by what it wrote since the last one, idle and at work;
+//! and how soon a VM made of one gives a sign of life.
 //!
 //! Every guest has nearly all of its memory in use, with content that is not zero. Everybody's files are in the host's
 //! memory.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -28,6 +28,8 @@ struct Size {
     total: &'static str,
     bytes: &'static str,
     restore: &'static str,
+    /// If it is measured how much slower the guest works while a full snapshot is made.
+    slowdown: Option<&'static str>,
 }
 
 /// From the smallest guest to the largest that the host has room for, with its snapshot beside it.
@@ -39,6 +41,7 @@ const SIZES: [Size; 3] = [
         total: "full_total_128_ms",
         bytes: "full_bytes_128_mib",
         restore: "restore_128_ms",
+        slowdown: None,
     },
     Size {
         memory_mib: 512,
@@ -47,6 +50,7 @@ const SIZES: [Size; 3] = [
         total: "full_total_512_ms",
         bytes: "full_bytes_512_mib",
         restore: "restore_512_ms",
+        slowdown: Some("full_slowdown_512_percent"),
     },
     Size {
         memory_mib: 2048,
@@ -55,6 +59,7 @@ const SIZES: [Size; 3] = [
         total: "full_total_2048_ms",
         bytes: "full_bytes_2048_mib",
         restore: "restore_2048_ms",
+        slowdown: None,
     },
 ];
 
@@ -70,6 +75,12 @@ const WRITTEN: [(u32, [&str; SIZES.len()]); 3] = [
     ),
     (64, ["", "diff_64_pause_512_ms", "diff_64_pause_2048_ms"]),
 ];
+
+/// Has the guest ready for its work.
+const PREPARE_WORK: &str = "rm -f /tmp/written; head -c 24m /dev/urandom > /tmp/source; cp /tmp/source /tmp/target";
+/// Work of the guest: it rewrites the same 24 MiB over and over, for longer than any full snapshot of it takes.
+const WORK: &str =
+    "for pass in $(seq 150); do dd if=/tmp/source of=/tmp/target bs=1M conv=notrunc 2>/dev/null || exit 1; done";
 
 /// What became of a snapshot.
 struct Made {
@@ -144,7 +155,7 @@ fn fill(subject: &mut impl Subject, size: &Size) -> Result<Vm> {
 }
 
 /// Measures full snapshots, and incremental ones if there are such.
-fn make<S: Subject>(new: impl Fn() -> Result<S>, kinds: &[bool]) -> Result<Values> {
+fn make<S: Subject + Send>(new: impl Fn() -> Result<S>, kinds: &[bool]) -> Result<Values> {
     let mut values = Values::new();
     for (number, size) in SIZES.iter().enumerate() {
         let mut subject = new()?;
@@ -155,19 +166,44 @@ fn make<S: Subject>(new: impl Fn() -> Result<S>, kinds: &[bool]) -> Result<Value
             (size.total, full.total_ms),
             (size.bytes, mib(full.bytes)),
         ]);
-        if !kinds.contains(&false) {
-            continue;
-        }
-        // What making the first one has changed is no matter of the second.
-        subject.snapshot(false)?;
-        for (written_mib, names) in WRITTEN {
-            if !names[number].is_empty() {
-                vm.check(&format!("head -c {written_mib}m /dev/urandom > /tmp/written"));
-                values.push((names[number], subject.snapshot(false)?.pause_ms));
+        if kinds.contains(&false) {
+            // What making the first one has changed is no matter of the second.
+            subject.snapshot(false)?;
+            for (written_mib, names) in WRITTEN {
+                if !names[number].is_empty() {
+                    vm.check(&format!("head -c {written_mib}m /dev/urandom > /tmp/written"));
+                    values.push((names[number], subject.snapshot(false)?.pause_ms));
+                }
             }
+        }
+        if let Some(name) = size.slowdown {
+            values.push((name, slowdown(&mut subject, &vm)?));
         }
     }
     Ok(values)
+}
+
+/// By how much the guest is slower while a full snapshot is made, in percent: 100 if it stands still.
+fn slowdown(subject: &mut (impl Subject + Send), vm: &Vm) -> Result<f64> {
+    let work = || {
+        let start = Instant::now();
+        vm.check(WORK);
+        milliseconds(start)
+    };
+    vm.check(PREPARE_WORK);
+    let alone = work();
+    let (made, disturbed) = thread::scope(|scope| {
+        let made = scope.spawn(|| subject.snapshot(true));
+        let disturbed = work();
+        (made.join().expect("a panic is that of this measurement"), disturbed)
+    });
+    let made = made?;
+    ensure!(
+        made.total_ms < disturbed,
+        "a snapshot that takes {} ms is longer than the guest's work of {disturbed} ms",
+        made.total_ms
+    );
+    Ok((disturbed - alone) / made.total_ms * 100.0)
 }
 
 /// Measures restores of guests that say something every 10 ms, up to the first that is heard.

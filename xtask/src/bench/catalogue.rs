@@ -121,7 +121,7 @@ pub const BENCHES: [Bench; 7] = [
     },
     Bench {
         name: "snapshot",
-        title: "snapshots of an idle guest with its memory in use; 1 vCPU",
+        title: "snapshots of a guest with its memory in use; 1 vCPU",
         many_interrupts: true,
         metrics: &[
             at_most("full_pause_128_ms", "pause, full, 128 MiB", "ms", SNAPSHOT_PAUSE_MS),
@@ -174,6 +174,11 @@ pub const BENCHES: [Bench; 7] = [
                 "pause, 2 GiB, 64 MiB written",
                 "ms",
                 SNAPSHOT_PAUSE_MS,
+            ),
+            less(
+                "full_slowdown_512_percent",
+                "a working guest is slower while a full one of 512 MiB is made",
+                "%",
             ),
             explains("full_total_128_ms", "until a full one of 128 MiB is permanent", "ms"),
             explains("full_total_512_ms", "until a full one of 512 MiB is permanent", "ms"),
