@@ -98,10 +98,13 @@ impl Session<'_> {
             .outgoing
             .send_round(connection, number, pages, self.request.status)?;
         if !last {
+            let all_sent = Instant::now();
             match self.link.receive("RoundApplied", APPLY_MAX)? {
                 ToSource::RoundApplied { number: applied } if applied == number => (),
                 other => return Err(Error::unexpected("RoundApplied", &other)),
             }
+            // What took longer once, such as the first answer of a process that had just started, need not again.
+            self.round_trip = self.round_trip.min(all_sent.elapsed());
         }
         let Sent {
             pages,
