@@ -2,7 +2,8 @@
 //!
 //! Addresses and lines follow from the order in the spec alone, so that the same spec always gives the same machine.
 
-use std::os::fd::OwnedFd;
+mod hand_over;
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -35,6 +36,8 @@ use crate::layout::{
     PVPANIC_PORT, VIRTIO_GSI_FIRST, VIRTIO_GSI_LAST, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START, VIRTIO_WINDOW,
 };
 use crate::state::{self, DevicesState};
+
+pub use self::hand_over::DiskFlusher;
 
 /// Every device of a VM.
 pub struct DeviceManager {
@@ -251,46 +254,6 @@ impl DeviceManager {
         self.disks.iter().map(|disk| (disk.id.as_str(), lock(&disk.device)))
     }
 
-    /// Locks the disks against other users, after [`DiskLocks::Later`] or [`release_disks`](Self::release_disks), or none
-    /// of them.
-    ///
-    /// # Errors
-    /// Somebody uses one of them, or its size has changed since it was opened.
-    pub fn take_disks(&self) -> Result<(), Error> {
-        for (taken, disk) in self.disks.iter().enumerate() {
-            if let Err(error) = lock(&disk.device).disk().lock() {
-                self.release(taken);
-                return Err(error.into());
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets others have the disks, with all that was written there, or none of them. The devices are paused, and stay so
-    /// until the disks are [taken](Self::take_disks) again.
-    ///
-    /// # Errors
-    /// The image of one could not be made permanent.
-    pub fn release_disks(&self) -> Result<(), Error> {
-        for disk in &self.disks {
-            if let Err(error) = lock(&disk.device).disk().release() {
-                // Nobody was told that they can be had, and what is locked already can be locked again.
-                self.take_disks()?;
-                return Err(error.into());
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives the first `count` disks back, of which nothing was written.
-    fn release(&self, count: usize) {
-        for disk in &self.disks[..count] {
-            if let Err(error) = lock(&disk.device).disk().release() {
-                tracing::warn!(disk = disk.id, %error, "the disk stays locked");
-            }
-        }
-    }
-
     /// Changes the network interface called `id` while its guest uses it, or while the VM is paused.
     ///
     /// # Errors
@@ -301,25 +264,6 @@ impl DeviceManager {
         self.event_loop
             .call(move |_| lock(&device).limit(&rx.unwrap_or_default(), &tx.unwrap_or_default()))?;
         Ok(())
-    }
-
-    /// The tap devices for another process, with the ids of their network interfaces.
-    ///
-    /// # Errors
-    /// There are no descriptors left.
-    pub fn share_taps(&self) -> Result<Vec<(String, OwnedFd)>, Error> {
-        let shared = self.nets.iter().map(|net| {
-            let tap = lock(&net.device).share_tap()?;
-            Ok((net.id.clone(), tap))
-        });
-        shared.collect()
-    }
-
-    /// Has every network interface tell its LAN, over the next half second, that the guest is behind it now.
-    pub fn announce(&self) {
-        for net in &self.nets {
-            lock(&net.device).announce();
-        }
     }
 
     /// What the devices have done. Waits for none of them.

@@ -52,7 +52,7 @@ pub enum DeviceError {
         now: u64,
     },
     /// What was written may be lost.
-    #[error("cannot make permanent what was written to disk image '{path}', and let others have it: {source}")]
+    #[error("cannot make permanent what was written to disk image '{path}', or let others have it: {source}")]
     DiskNotReleased {
         /// The image.
         path: PathBuf,

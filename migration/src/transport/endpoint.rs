@@ -15,6 +15,13 @@ pub enum Endpoint {
     Unix(PathBuf),
 }
 
+impl Endpoint {
+    /// Whether only a process of this host can be there.
+    pub fn is_on_this_host(&self) -> bool {
+        matches!(self, Self::Unix(_))
+    }
+}
+
 /// A host and a port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPort {

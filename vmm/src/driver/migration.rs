@@ -87,6 +87,9 @@ impl Driver {
 
     /// From here on, another monitor may run what `machine` was, with its disks.
     fn let_go(&mut self, machine: &Machine) -> Result<(), Error> {
+        if self.migration.as_ref().is_none_or(Migration::leaves_this_host) {
+            machine.devices.disk_flusher().flush()?;
+        }
         machine.devices.release_disks()?;
         self.hand_over(machine, Handover::Commit)?;
         self.snapshots.expect_no_moment();

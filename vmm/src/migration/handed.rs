@@ -28,7 +28,7 @@ fn tap(id: &str) -> String {
 /// There are no descriptors left.
 pub fn descriptors(machine: &Machine, to: &Endpoint, fills: bool) -> Result<Descriptors, Error> {
     let mut handed = Descriptors::new();
-    if !matches!(to, Endpoint::Unix(_)) {
+    if !to.is_on_this_host() {
         return Ok(handed);
     }
     let file = memory::file_of(machine.memory()).map_err(Error::os("duplicate the descriptor of guest memory"))?;

@@ -112,6 +112,11 @@ impl Migration {
         }
     }
 
+    /// Whether the VM goes on on another host.
+    pub fn leaves_this_host(&self) -> bool {
+        !self.to.is_on_this_host()
+    }
+
     /// How far it has come.
     pub fn progress(&self) -> MigrationProgress {
         self.status.progress()

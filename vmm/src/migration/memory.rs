@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use cutover_devices::GuestMemory;
-use cutover_migration::pages::PageBits;
+use cutover_migration::pages::{PAGE_BYTES, PageBits};
 use cutover_migration::vm::Image;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use crate::dirty::{Layout, PAGE_SIZE, PageSet};
 
 /// A page of zeros.
-const ZEROS: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
+const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// See the module.
 pub struct MemoryImage {

@@ -23,6 +23,7 @@ use super::memory::{MemoryImage, numbered};
 use crate::Error;
 use crate::control::{JobStep, Mailbox};
 use crate::cpu::Throttle;
+use crate::device_manager::DiskFlusher;
 use crate::dirty::{Baseline, Consumer, Layout};
 use crate::job::Context;
 use crate::page_fault;
@@ -79,6 +80,8 @@ pub struct Subject {
     pub changes: Option<Consumer>,
     /// Slows the guest down, until this is dropped.
     pub throttle: Throttle,
+    /// Its disks, if another host is to see them.
+    pub disks: Option<DiskFlusher>,
     /// Whether another process fills its memory: then untouched pages may not be zero.
     pub filled_from_outside: bool,
 }
@@ -103,6 +106,7 @@ impl Subject {
             handed,
             changes,
             throttle: machine.throttle(),
+            disks: (!to.is_on_this_host()).then(|| machine.devices.disk_flusher()),
             filled_from_outside,
         })
     }
@@ -188,6 +192,10 @@ impl SourceVm for Source<'_> {
     }
 
     fn dirty(&mut self) -> Result<Vec<PageBits>, VmError> {
+        // Again and again, so that little is left to be flushed while the guest stands still.
+        if let Some(disks) = &self.subject.disks {
+            disks.flush()?;
+        }
         let mut pages = self.take()?;
         if std::mem::take(&mut self.first) && !self.subject.filled_from_outside {
             // After the take: what is touched from here on is in the next one.

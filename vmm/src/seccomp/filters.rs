@@ -148,6 +148,7 @@ const MIGRATION: &[c_long] = &[
     libc::SYS_epoll_wait,
     libc::SYS_eventfd2,
     libc::SYS_fcntl,
+    libc::SYS_fdatasync,
     libc::SYS_fstat,
     libc::SYS_getpeername,
     libc::SYS_getsockname,

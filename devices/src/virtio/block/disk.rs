@@ -58,7 +58,7 @@ impl Disk {
         lock(&self.file, &self.path, self.readonly)?;
         let now = self.image().sectors(&self.file)?;
         if now != self.sectors {
-            self.unlock()?;
+            self.release()?;
             return Err(DeviceError::DiskResized {
                 path: self.path.clone(),
                 then: self.size(),
@@ -68,19 +68,23 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes permanent what was written, and lets others have the image. No request is under way, nor will be before it
-    /// is locked again.
+    /// Makes permanent what was written.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn flush(&self) -> Result<(), DeviceError> {
+        if self.readonly {
+            return Ok(());
+        }
+        self.file.sync_data().map_err(|source| self.not_released(source))
+    }
+
+    /// Lets others have the image. No request is under way, nor will be before it is locked again. Other hosts only see
+    /// what was [flushed](Self::flush).
     ///
     /// # Errors
     /// The system refused; it is still locked, or not.
     pub fn release(&self) -> Result<(), DeviceError> {
-        if !self.readonly {
-            self.file.sync_data().map_err(|source| self.not_released(source))?;
-        }
-        self.unlock()
-    }
-
-    fn unlock(&self) -> Result<(), DeviceError> {
         unlock(&self.file).map_err(|source| self.not_released(source))
     }
 
