@@ -9,21 +9,27 @@
 //! An error after the VM was built drops it before the source is told, so that Abort always means: it does not run here,
 //! and never will.
 
+mod post_copy;
+
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cutover_snapshot::manifest::IMAGES_MAX;
 use cutover_snapshot::section::{STATE_BYTES_MAX, Sections};
 use uuid::Uuid;
 
+use self::post_copy::{Following, Rest};
+use crate::disk;
 use crate::error::Error;
 use crate::link::DestinationLink;
-use crate::message::{Message, SavedState, ToDestination, ToSource, VERSION, VERSION_OLDEST};
+use crate::message::{HANDED_MAX, Message, SavedState, ToDestination, ToSource, VERSION, VERSION_OLDEST};
 use crate::options::STREAMS_MAX;
+use crate::pages::PageBits;
 use crate::status::{Phase, Status};
 use crate::streams::{Incoming, OnThread};
 use crate::transport::{Connection, Listener};
-use crate::vm::{Descriptors, DestinationHost, DestinationVm, Reservation};
+use crate::vm::{ArrivingMemory, Descriptors, DestinationHost, DestinationVm, Reservation};
 use crate::wire::MESSAGE_BYTES_MAX;
 
 /// How long a peer that connects may take to say who it is.
@@ -65,20 +71,41 @@ struct ExpectPages<'a, Vm> {
     generation: u64,
     vm: Vm,
     incoming: Incoming,
+    pull: Option<Pull>,
 }
 
-/// All pages are in place.
+/// The stream for what the guest waits for.
+struct Pull {
+    connection: Connection,
+    pulled: Incoming,
+    on_thread: OnThread,
+}
+
+/// All pages are in place, but those that may follow.
 struct ExpectState<'a, Vm> {
     link: &'a mut DestinationLink,
     generation: u64,
     vm: Vm,
+    incoming: Incoming,
+    pull: Option<Pull>,
+    /// The number of the round that may follow.
+    next_round: u32,
 }
 
 /// Nothing is in the way of running it.
 struct ExpectHandoff<'a, Vm> {
     link: &'a mut DestinationLink,
     generation: u64,
+    /// Ends before the VM does.
+    following: Option<Following>,
     vm: Vm,
+}
+
+/// It runs.
+struct Arrived<Running> {
+    running: Running,
+    /// What brings the rest of its memory.
+    following: Option<Following>,
 }
 
 /// Takes in the VM of the next source that connects, and runs it. Who connects and does not speak the protocol is
@@ -106,7 +133,15 @@ pub fn receive<H: DestinationHost>(
             link: &mut link,
             session,
         };
-        return take_in(next, waiting, host).map_err(|error| link.part(error));
+        return match take_in(next, waiting, host) {
+            Ok(Arrived { running, following }) => {
+                if let Some(following) = following {
+                    following.go_on(link);
+                }
+                Ok(running)
+            }
+            Err(error) => Err(link.part(error)),
+        };
     }
 }
 
@@ -115,7 +150,7 @@ fn take_in<H: DestinationHost>(
     state: ExpectReserve<'_>,
     waiting: &Waiting<'_>,
     host: &mut H,
-) -> Result<<H::Vm as DestinationVm>::Running, Error> {
+) -> Result<Arrived<<H::Vm as DestinationVm>::Running>, Error> {
     state
         .reserve(waiting, host)?
         .pages(waiting.status)?
@@ -148,8 +183,13 @@ impl Waiting<'_> {
             if streams.len() == usize::from(last) {
                 return Ok(streams);
             }
-            let Some(connection) = self.listener.accept(Some(until), &self.status.cancel_flag())? else {
-                break;
+            let connection = match self.listener.accept(Some(until), &self.status.cancel_flag()) {
+                Ok(Some(connection)) => connection,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "turned away somebody who connected");
+                    continue;
+                }
             };
             let mut link = self.link(connection);
             let left = until.saturating_duration_since(Instant::now());
@@ -195,16 +235,24 @@ impl ExpectHello<'_> {
 
 impl<'a> ExpectReserve<'a> {
     /// Builds the VM, or says why not.
-    fn reserve<H: DestinationHost>(self, waiting: &Waiting<'_>, host: &mut H) -> Result<ExpectPages<'a, H::Vm>, Error> {
-        let (reservation, streams) = match self.link.receive("Reserve", NEXT_MAX)? {
+    fn reserve<H: DestinationHost>(
+        mut self,
+        waiting: &Waiting<'_>,
+        host: &mut H,
+    ) -> Result<ExpectPages<'a, H::Vm>, Error> {
+        let (reservation, streams, pull, handed) = match self.link.receive("Reserve", NEXT_MAX)? {
             ToDestination::Reserve {
-                reservation, streams, ..
-            } => (reservation, streams),
+                reservation,
+                streams,
+                pull,
+                handed,
+            } => (reservation, streams, pull, handed),
             other => return Err(Error::unexpected("Reserve", &other)),
         };
         waiting.status.step(|progress| progress.phase = Phase::Reserving);
         let reservation = read_reservation(&reservation, streams)?;
-        let vm = match host.reserve(&reservation, Descriptors::new()) {
+        let handed = self.take_descriptors(handed)?;
+        let vm = match host.reserve(&reservation, handed) {
             Ok(vm) => vm,
             Err(reasons) => {
                 self.link.send(&ToSource::Refused {
@@ -214,24 +262,46 @@ impl<'a> ExpectReserve<'a> {
             }
         };
         let mut incoming = Incoming::new(vm.images(), &reservation.images, waiting.on_thread.clone());
-        self.link.send(&ToSource::Reserved)?;
-        for connection in waiting.streams(self.session, streams - 1)?.into_values() {
+        self.link.send(&ToSource::Reserved { older: older(&vm) })?;
+        let last = streams - 1 + u8::from(pull);
+        let mut connections = waiting.streams(self.session, last)?;
+        let pull = pull.then(|| connections.remove(&last)).flatten();
+        for connection in connections.into_values() {
             incoming.attach(connection);
         }
+        let pull = pull.map(|connection| Pull {
+            connection,
+            pulled: Incoming::new(vm.images(), &reservation.images, waiting.on_thread.clone()),
+            on_thread: waiting.on_thread.clone(),
+        });
         Ok(ExpectPages {
             link: self.link,
             generation: reservation.generation,
             vm,
             incoming,
+            pull,
         })
+    }
+
+    /// The descriptors that were announced by these names.
+    fn take_descriptors(&mut self, names: Vec<String>) -> Result<Descriptors, Error> {
+        if names.len() > HANDED_MAX {
+            return Err(Error::Invalid {
+                what: "Reserve",
+                reason: format!("{} descriptors are more than {HANDED_MAX}", names.len()),
+            });
+        }
+        let descriptors = self.link.connection().receive_descriptors(names.len())?;
+        Ok(names.into_iter().zip(descriptors).collect())
     }
 }
 
 impl<'a, Vm: DestinationVm> ExpectPages<'a, Vm> {
     /// Puts pages in place, round by round.
     fn pages(mut self, status: &Status) -> Result<ExpectState<'a, Vm>, Error> {
-        for round in 1.. {
-            let last = match self.link.receive("Round", NEXT_MAX)? {
+        let mut round = 1;
+        loop {
+            let last = match self.next_message(round)? {
                 ToDestination::Round { number, last } if number == round => last,
                 other => return Err(Error::unexpected("the next Round", &other)),
             };
@@ -240,24 +310,64 @@ impl<'a, Vm: DestinationVm> ExpectPages<'a, Vm> {
                 progress.round = round;
             });
             self.incoming.receive_round(self.link.connection(), round)?;
+            for image in self.vm.images() {
+                image
+                    .settle()
+                    .map_err(|error| Error::vm("make a disk permanent")(error.into()))?;
+            }
             if last {
                 break;
             }
             self.link.send(&ToSource::RoundApplied { number: round })?;
+            round += 1;
         }
         Ok(ExpectState {
             link: self.link,
             generation: self.generation,
             vm: self.vm,
+            incoming: self.incoming,
+            pull: self.pull,
+            next_round: round + 1,
         })
+    }
+}
+
+impl<Vm: DestinationVm> ExpectPages<'_, Vm> {
+    /// What comes before round number `round`, but for questions about disks, which come before the first.
+    fn next_message(&mut self, round: u32) -> Result<ToDestination, Error> {
+        loop {
+            match self.link.receive("Round", NEXT_MAX)? {
+                ToDestination::Compare { image, chunk } if round == 1 => self.tell_checksums(image, chunk)?,
+                other => return Ok(other),
+            }
+        }
+    }
+
+    fn tell_checksums(&mut self, image: u8, chunk: u64) -> Result<(), Error> {
+        let images = self.vm.images();
+        let Some(image) = images.get(usize::from(image)).filter(|image| !image.starts_empty()) else {
+            return Err(Error::Invalid {
+                what: "a question about a disk",
+                reason: format!("there is no older copy of image {image}"),
+            });
+        };
+        let checksums = disk::checksums(image.as_ref(), chunk)
+            .map_err(|error| Error::vm("read the older copy of a disk")(error.into()))?;
+        self.link.send(&ToSource::Checksums { checksums })
     }
 }
 
 impl<'a, Vm: DestinationVm> ExpectState<'a, Vm> {
     /// Takes over the state.
     fn state(mut self) -> Result<ExpectHandoff<'a, Vm>, Error> {
-        let bytes_max = usize::try_from(STATE_BYTES_MAX).expect("some MiB") + MESSAGE_BYTES_MAX;
-        let SavedState { sections, bytes, .. } = match self.link.receive_long("State", NEXT_MAX, bytes_max)? {
+        let pages = self.vm.images().first().map_or(0, |memory| memory.pages());
+        let missing_bytes = usize::try_from(pages / 8).expect("some MiB");
+        let bytes_max = usize::try_from(STATE_BYTES_MAX).expect("some MiB") + missing_bytes + MESSAGE_BYTES_MAX;
+        let SavedState {
+            sections,
+            bytes,
+            missing,
+        } = match self.link.receive_long("State", NEXT_MAX, bytes_max)? {
             ToDestination::State(state) => state,
             other => return Err(Error::unexpected("State", &other)),
         };
@@ -268,21 +378,55 @@ impl<'a, Vm: DestinationVm> ExpectState<'a, Vm> {
         let state = state
             .into_state("the state that was received")
             .map_err(|error| Error::vm("take over the state")(error.into()))?;
-        self.vm
-            .restore(&state, None)
+        let missing = match missing {
+            Some(bytes) => Some(PageBits::from_bytes(pages, &bytes).ok_or_else(|| Error::Invalid {
+                what: "State",
+                reason: format!("{} bytes are not a bit for each of {pages} pages", bytes.len()),
+            })?),
+            None => None,
+        };
+        let memory = self
+            .vm
+            .restore(&state, missing)
             .map_err(Error::vm("take over the state"))?;
+        let following = match (memory, self.pull) {
+            (Some(memory), Some(pull)) => Some(pull.follow(memory, self.incoming, self.next_round)?),
+            (Some(_), None) => {
+                return Err(Error::Invalid {
+                    what: "State",
+                    reason: "pages are missing, and there is no stream to ask for them".to_owned(),
+                });
+            }
+            (None, _) => None,
+        };
         self.link.send(&ToSource::Ready)?;
         Ok(ExpectHandoff {
             link: self.link,
             generation: self.generation,
+            following,
             vm: self.vm,
         })
     }
 }
 
+impl Pull {
+    /// Begins to ask for what the guest waits for of `memory`; the rest is that of `incoming`, as round `round`.
+    fn follow(self, memory: Arc<dyn ArrivingMemory>, incoming: Incoming, round: u32) -> Result<Following, Error> {
+        let rest = Rest {
+            memory,
+            incoming,
+            pull: self.connection,
+            pulled: self.pulled,
+            round,
+            on_thread: self.on_thread,
+        };
+        rest.follow()
+    }
+}
+
 impl<Vm: DestinationVm> ExpectHandoff<'_, Vm> {
     /// Runs the VM: it is this host's.
-    fn handoff(self, status: &Status) -> Result<Vm::Running, Error> {
+    fn handoff(self, status: &Status) -> Result<Arrived<Vm::Running>, Error> {
         match self.link.receive("Handoff", HANDOFF_MAX)? {
             ToDestination::Handoff { generation } if generation == self.generation => (),
             other => return Err(Error::unexpected("Handoff of the reserved generation", &other)),
@@ -294,8 +438,20 @@ impl<Vm: DestinationVm> ExpectHandoff<'_, Vm> {
             tracing::warn!(%error, "the source may not know that the VM runs here");
         }
         status.step(|progress| progress.phase = Phase::Done);
-        Ok(running)
+        Ok(Arrived {
+            running,
+            following: self.following,
+        })
     }
+}
+
+/// Which of the VM's images are not empty.
+fn older(vm: &impl DestinationVm) -> Vec<u8> {
+    let images = (0..).zip(vm.images());
+    images
+        .filter(|(_, image)| !image.starts_empty())
+        .map(|(number, _)| number)
+        .collect()
 }
 
 /// A reservation that can be looked at: its numbers are those of a VM.

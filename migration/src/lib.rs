@@ -12,6 +12,7 @@
 pub mod batch;
 pub mod codec;
 pub mod destination;
+pub mod disk;
 pub mod error;
 pub mod heat;
 pub mod limit;

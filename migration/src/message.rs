@@ -5,10 +5,14 @@
 //!  Hello{versions, features} ───────────────────────────────────►  ExpectHello
 //!                            ◄──────────── Welcome{version, features, session}
 //!  Reserve{reservation, streams} ───────────────────────────────►  ExpectReserve: builds the VM, stopped
-//!                            ◄──────────── Reserved │ Refused{all reasons}
+//!                            ◄──────────── Reserved{older} │ Refused{all reasons}
 //!  Attach{session, stream} ═════ each on a connection of its own ►
 //!
-//!  Round{1} ────────────────────────────────────────────────────►  ExpectPages
+//!  only of disks that the destination has an older copy of:
+//!  Compare{image, chunk} ───────────────────────────────────────►  ExpectPages
+//!                            ◄──────────── Checksums
+//!
+//!  Round{1} ────────────────────────────────────────────────────►
 //!  batches, RoundEnd ═══════════ on each stream at once ════════►
 //!                            ◄──────────── RoundApplied{1}
 //!  … the guest runs, and each round sends what it wrote during the one before …
@@ -23,8 +27,10 @@
 //!
 //!  only if pages are missing (post-copy):
 //!  batches, RoundEnd ═══════════ on stream 0, in the background ►
-//!                            ◄──────────── Want{pages}, on the last stream
+//!                            ◄──────────── Want{pages}, on a stream of its own
 //!  batch ═══════════════════════ of these, at once, on that ════►
+//!                            ◄──────────── Want{}, when all others have come
+//!  RoundEnd ════════════════════ on that ═══════════════════════►
 //!                            ◄──────────── Complete
 //! ```
 //! Stream 0 is the link that messages go over: within a round it carries batches, and nothing else to the destination.
@@ -38,6 +44,7 @@
 //! version. A feature is something that a version knows of and a side may lack: both say which they have, and what both
 //! have is used.
 
+use cutover_snapshot::checksum::Checksum;
 use cutover_snapshot::section::SectionEntry;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -49,8 +56,10 @@ pub const VERSION: u16 = 1;
 /// The oldest it speaks.
 pub const VERSION_OLDEST: u16 = 1;
 
-/// Feature: the destination can run a VM before all of its memory is there.
-pub const FEATURE_POST_COPY: u64 = 1 << 0;
+/// Most descriptors that are handed over: memory, and one for each device there can be.
+pub const HANDED_MAX: usize = 1 + cutover_snapshot::spec::DEVICES_MAX;
+/// The round that answers to Want are of.
+pub const PULL_ROUND: u32 = 0;
 /// Most pages that are wanted in one message.
 pub const WANTED_MAX: usize = 256;
 
@@ -115,6 +124,13 @@ pub enum ToDestination {
         /// Why.
         reason: String,
     },
+    /// What are the checksums of [chunks](crate::disk) of this image?
+    Compare {
+        /// An image that the destination has an older copy of.
+        image: u8,
+        /// The first chunk.
+        chunk: u64,
+    },
 }
 
 /// The state of a stopped VM.
@@ -140,8 +156,11 @@ pub enum ToSource {
         /// Made up for this migration.
         session: Uuid,
     },
-    /// The VM is built, and empty.
-    Reserved,
+    /// The VM is built.
+    Reserved {
+        /// Images that were not empty when that was done; all others are zero.
+        older: Vec<u8>,
+    },
     /// It cannot be.
     Refused {
         /// All reasons.
@@ -156,7 +175,7 @@ pub enum ToSource {
     Ready,
     /// It runs.
     Running,
-    /// The guest waits for these pages.
+    /// The guest waits for these pages: one batch answers. Without any, all others have come, and RoundEnd answers.
     Want {
         /// At most [`WANTED_MAX`].
         pages: Vec<u64>,
@@ -167,6 +186,11 @@ pub enum ToSource {
     Abort {
         /// Why.
         reason: String,
+    },
+    /// The answer to Compare.
+    Checksums {
+        /// One for each chunk, at most [`CHUNKS_MAX`](crate::disk::CHUNKS_MAX).
+        checksums: Vec<Checksum>,
     },
 }
 
@@ -180,6 +204,7 @@ impl Message for ToDestination {
             Self::State(_) => "State",
             Self::Handoff { .. } => "Handoff",
             Self::Abort { .. } => "Abort",
+            Self::Compare { .. } => "Compare",
         }
     }
 
@@ -199,7 +224,7 @@ impl Message for ToSource {
     fn name(&self) -> &'static str {
         match self {
             Self::Welcome { .. } => "Welcome",
-            Self::Reserved => "Reserved",
+            Self::Reserved { .. } => "Reserved",
             Self::Refused { .. } => "Refused",
             Self::RoundApplied { .. } => "RoundApplied",
             Self::Ready => "Ready",
@@ -207,6 +232,7 @@ impl Message for ToSource {
             Self::Want { .. } => "Want",
             Self::Complete => "Complete",
             Self::Abort { .. } => "Abort",
+            Self::Checksums { .. } => "Checksums",
         }
     }
 

@@ -50,6 +50,18 @@ impl PageBits {
         (is_whole && last_is_clean).then_some(set)
     }
 
+    /// Its bits, page 0 the lowest of the first byte.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// The set that [`to_bytes`](Self::to_bytes) made `bytes` of, for a VM that has `pages`; none if it was none.
+    pub fn from_bytes(pages: u64, bytes: &[u8]) -> Option<Self> {
+        let (words, rest) = bytes.as_chunks();
+        let words = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        Self::from_words(pages, words).filter(|_| rest.is_empty())
+    }
+
     /// Its words; page 0 is the lowest bit of the first.
     pub fn words(&self) -> &[u64] {
         &self.words

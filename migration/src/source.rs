@@ -9,6 +9,8 @@
 //! cancelling is an error. After it there is no `?`: the guest goes on here only if the destination says that it does
 //! not run it there.
 
+mod compare;
+mod post_copy;
 mod rounds;
 
 use std::time::{Duration, Instant};
@@ -16,16 +18,18 @@ use std::time::{Duration, Instant};
 use serde_bytes::ByteBuf;
 use uuid::Uuid;
 
+use self::post_copy::{Answers, pull_options};
+use self::rounds::Left;
 use crate::error::Error;
 use crate::link::SourceLink;
 use crate::message::{SavedState, ToDestination, ToSource, VERSION, VERSION_OLDEST};
-use crate::options::Options;
+use crate::options::{Options, PostCopy};
 use crate::pages::PageBits;
 use crate::report::Report;
 use crate::status::{Phase, Status};
 use crate::streams::{OnThread, Outgoing};
 use crate::transport::{Connection, Endpoint, Security, connect};
-use crate::vm::{Outcome, Reservation, SourceVm, Stopped};
+use crate::vm::{MEMORY_IMAGE, Outcome, Reservation, SourceVm, Stopped};
 
 /// How long the destination may take to say which version it speaks.
 const HELLO_MAX: Duration = Duration::from_secs(10);
@@ -56,19 +60,27 @@ struct Session<'a> {
     link: SourceLink,
     reservation: Reservation,
     outgoing: Outgoing,
+    /// Where the destination asks for pages that its guest waits for (post-copy).
+    pull: Option<Connection>,
     started: Instant,
     report: Report,
     /// How long a message and its answer take.
     round_trip: Duration,
+    /// Images that the destination has an older copy of.
+    older: Vec<u8>,
     /// For each image what was sent before.
     sent_before: Vec<PageBits>,
     round: u32,
 }
 
-/// Times of the stop phase.
-struct StopTimes {
+/// A guest that stands still, all of which is at the destination.
+struct Stop {
+    /// Since when it stands still.
     stopped: Instant,
+    /// Since when the destination could run it.
     ready: Instant,
+    /// But for pages of memory that this sends when they are wanted (post-copy).
+    answers: Option<Answers>,
 }
 
 /// Moves `vm`. Returns when it runs at the destination, all of its memory included.
@@ -85,7 +97,7 @@ pub fn migrate(vm: &mut dyn SourceVm, request: &Request<'_>) -> Result<Report, E
         }
     };
     match session.up_to_handoff(vm) {
-        Ok(times) => session.commit(vm, &times),
+        Ok(stop) => session.commit(vm, stop),
         Err(error) => {
             // Before anybody is told: the guest may stand still.
             vm.resume();
@@ -108,39 +120,38 @@ impl<'a> Session<'a> {
             request,
             link: SourceLink::new(connection),
             outgoing: Outgoing::new(images, &reservation.images, request.options, on_thread),
+            pull: None,
             reservation,
             started,
             report: Report::default(),
             round_trip: Duration::ZERO,
+            older: Vec::new(),
             sent_before,
             round: 0,
         })
     }
 
     /// Everything before the commit point.
-    fn up_to_handoff(&mut self, vm: &mut dyn SourceVm) -> Result<StopTimes, Error> {
+    fn up_to_handoff(&mut self, vm: &mut dyn SourceVm) -> Result<Stop, Error> {
         let session = self.hello()?;
-        self.reserve()?;
+        self.reserve(vm)?;
         self.attach(session)?;
         let left = self.pre_copy(vm)?;
-        let times = self.stop_and_copy(vm, left)?;
+        let stop = self.stop_and_copy(vm, left)?;
         self.check_wanted()?;
         vm.hand_over().map_err(Error::vm("let go of the VM"))?;
-        Ok(times)
+        Ok(stop)
     }
 
     /// Finds a version that both sides speak.
     fn hello(&mut self) -> Result<Uuid, Error> {
         let asked = Instant::now();
-        let answer = self.ask(
-            &ToDestination::Hello {
-                oldest: VERSION_OLDEST,
-                newest: VERSION,
-                features: 0,
-            },
-            "Welcome",
-            HELLO_MAX,
-        )?;
+        let question = ToDestination::Hello {
+            oldest: VERSION_OLDEST,
+            newest: VERSION,
+            features: 0,
+        };
+        let answer = self.ask(&question, "Welcome", HELLO_MAX)?;
         self.round_trip = asked.elapsed();
         match answer {
             ToSource::Welcome { version, session, .. } if (VERSION_OLDEST..=VERSION).contains(&version) => Ok(session),
@@ -155,30 +166,46 @@ impl<'a> Session<'a> {
     }
 
     /// Has the destination build the VM, or say why it cannot.
-    fn reserve(&mut self) -> Result<(), Error> {
+    fn reserve(&mut self, vm: &dyn SourceVm) -> Result<(), Error> {
         self.request.status.step(|progress| progress.phase = Phase::Reserving);
         let reservation = serde_json::to_string(&self.reservation).map_err(|error| Error::Invalid {
             what: "a reservation",
             reason: error.to_string(),
         })?;
-        let message = ToDestination::Reserve {
+        let handed = vm.descriptors().map_err(Error::vm("hand descriptors over"))?;
+        self.link.send(&ToDestination::Reserve {
             reservation,
             streams: self.request.options.streams.max(1),
-            pull: false,
-            handed: Vec::new(),
-        };
-        match self.ask(&message, "Reserved", RESERVE_MAX)? {
-            ToSource::Reserved => Ok(()),
+            pull: self.may_pull(),
+            handed: handed.keys().cloned().collect(),
+        })?;
+        let descriptors = handed.into_values().collect();
+        self.link.connection().send_descriptors(descriptors)?;
+        match self.link.receive("Reserved", RESERVE_MAX)? {
+            ToSource::Reserved { older } => {
+                self.older = older;
+                Ok(())
+            }
             ToSource::Refused { reasons } => Err(Error::Refused(reasons)),
             other => Err(Error::unexpected("Reserved", &other)),
         }
     }
 
-    /// Connects the other page streams.
+    /// Whether the destination may have to ask for pages.
+    fn may_pull(&self) -> bool {
+        let first = self.reservation.images.first();
+        self.request.options.post_copy != PostCopy::Never && first.is_some_and(|image| image.name == MEMORY_IMAGE)
+    }
+
+    /// Connects the other page streams, and that for pages the destination asks for.
     fn attach(&mut self, session: Uuid) -> Result<(), Error> {
-        for stream in 1..self.request.options.streams {
+        let streams = self.request.options.streams.max(1);
+        for stream in 1..streams {
             let connection = self.connect_stream(session, stream)?;
             self.outgoing.attach(connection);
+        }
+        if self.may_pull() {
+            self.pull = Some(self.connect_stream(session, streams)?);
         }
         self.report.preparation_ns = ns(self.started.elapsed());
         Ok(())
@@ -192,37 +219,53 @@ impl<'a> Session<'a> {
         Ok(link.into_connection())
     }
 
-    /// Stops the guest, sends what is left and the state, and waits until all of it is in place.
-    fn stop_and_copy(&mut self, vm: &mut dyn SourceVm, mut left: Vec<PageBits>) -> Result<StopTimes, Error> {
+    /// Stops the guest, sends what is left and the state, and waits until all of it is in place. Of memory that may
+    /// follow only those pages are sent that were written in the very end: they will be used first.
+    fn stop_and_copy(&mut self, vm: &mut dyn SourceVm, left: Left) -> Result<Stop, Error> {
         self.outgoing.lift_limit();
         let Stopped { dirty, state, at } = vm.stop().map_err(Error::vm("stop the guest"))?;
         self.report.downtime.stop_ns = ns(at.elapsed());
-        for (left, dirty) in left.iter_mut().zip(&dirty) {
-            left.union(dirty);
+        let Left { mut pages, may_follow } = left;
+        let mut missing = match pages.first_mut() {
+            Some(memory) if may_follow && self.pull.is_some() => {
+                Some(std::mem::replace(memory, PageBits::empty(memory.pages())))
+            }
+            _ => None,
+        };
+        for (pages, dirty) in pages.iter_mut().zip(&dirty) {
+            pages.union(dirty);
         }
-        let (mut round, _) = self.send_round(&left, true)?;
+        if let (Some(missing), Some(memory)) = (&mut missing, pages.first()) {
+            missing.subtract(memory);
+        }
+        let (mut round, _) = self.send_round(&pages, true)?;
         round.dirtied_pages = count(&dirty);
         self.report.downtime.pages_ns = round.took_ns;
         self.report.add_round(round);
         let sent = Instant::now();
+        let answers = match (&missing, self.pull.take()) {
+            (Some(missing), Some(pull)) => Some(self.answers(vm, pull, missing)?),
+            _ => None,
+        };
         self.link.send(&ToDestination::State(SavedState {
             sections: state.entries,
             bytes: ByteBuf::from(state.bytes),
-            missing: None,
+            missing: missing.as_ref().map(|missing| ByteBuf::from(missing.to_bytes())),
         }))?;
         match self.link.receive("Ready", READY_MAX)? {
             ToSource::Ready => (),
             other => return Err(Error::unexpected("Ready", &other)),
         }
         self.report.downtime.state_ns = ns(sent.elapsed());
-        Ok(StopTimes {
+        Ok(Stop {
             stopped: at,
             ready: Instant::now(),
+            answers,
         })
     }
 
     /// Hands the VM over, which was let go of here. From here on nothing is an error that has it go on here by itself.
-    fn commit(mut self, vm: &mut dyn SourceVm, times: &StopTimes) -> Result<Report, Error> {
+    fn commit(mut self, vm: &mut dyn SourceVm, stop: Stop) -> Result<Report, Error> {
         self.request.status.step(|progress| progress.phase = Phase::HandedOver);
         self.link.connection().watch_nothing();
         let before = self.link.connection().bytes_written();
@@ -239,15 +282,7 @@ impl<'a> Session<'a> {
             return Err(self.link.part(error));
         }
         match self.link.receive("Running", RUNNING_MAX) {
-            Ok(ToSource::Running) => {
-                self.report.downtime.handoff_ns = ns(times.ready.elapsed());
-                self.report.downtime.total_ns = ns(times.stopped.elapsed());
-                self.report.total_ns = ns(self.started.elapsed());
-                self.report.wire_bytes += self.link.connection().bytes_written();
-                self.request.status.step(|progress| progress.phase = Phase::Done);
-                vm.gone(&Outcome::RunsThere);
-                Ok(self.report)
-            }
+            Ok(ToSource::Running) => self.runs_there(vm, stop),
             Err(Error::Aborted(reason)) => {
                 vm.resume();
                 Err(Error::Declined(reason))
@@ -257,17 +292,46 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// It runs at the destination: sends what is missing there, and ends.
+    fn runs_there(mut self, vm: &mut dyn SourceVm, stop: Stop) -> Result<Report, Error> {
+        let resumed = Instant::now();
+        self.report.downtime.handoff_ns = ns(stop.ready.elapsed());
+        self.report.downtime.total_ns = ns(stop.stopped.elapsed());
+        if let Some(answers) = stop.answers
+            && let Err(error) = self.post_copy(answers)
+        {
+            let reason = error.to_string();
+            vm.gone(&Outcome::Lost { reason: reason.clone() });
+            return Err(Error::Lost(reason));
+        }
+        self.report.resume_ns = ns(resumed.elapsed());
+        self.report.total_ns = ns(self.started.elapsed());
+        self.report.wire_bytes += self.link.connection().bytes_moved() + self.outgoing.bytes_moved();
+        self.request.status.step(|progress| progress.phase = Phase::Done);
+        vm.gone(&Outcome::RunsThere);
+        Ok(self.report)
+    }
+
+    /// Sends pages that are `missing` when they are wanted on `pull`.
+    fn answers(&self, vm: &dyn SourceVm, pull: Connection, missing: &PageBits) -> Result<Answers, Error> {
+        let options = pull_options(self.request.options);
+        let on_thread = self.request.on_thread.clone();
+        let outgoing = Outgoing::new(vm.images(), &self.reservation.images, &options, on_thread.clone());
+        Answers::begin(pull, outgoing, missing.clone(), on_thread)
+    }
+
+    /// Asks, and waits for the answer.
+    fn ask(&mut self, question: &ToDestination, expected: &'static str, limit: Duration) -> Result<ToSource, Error> {
+        self.link.send(question)?;
+        self.link.receive(expected, limit)
+    }
+
     /// Whether somebody still wants it.
     fn check_wanted(&self) -> Result<(), Error> {
         if self.request.status.is_cancelled() {
             return Err(Error::Cancelled);
         }
         Ok(())
-    }
-
-    fn ask(&mut self, question: &ToDestination, expected: &'static str, limit: Duration) -> Result<ToSource, Error> {
-        self.link.send(question)?;
-        self.link.receive(expected, limit)
     }
 }
 

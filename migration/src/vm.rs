@@ -62,6 +62,15 @@ pub trait Image: Send + Sync {
     /// # Errors
     /// The image lacks some of the pages, or could not be written.
     fn zero(&self, pages: Range<u64>) -> io::Result<()>;
+
+    /// Whether all of it was zero when it was made: pages that nobody writes are so still. If not, it is an older copy.
+    fn starts_empty(&self) -> bool;
+
+    /// Has what was written be permanent, if it is something that lasts.
+    ///
+    /// # Errors
+    /// It could not be written.
+    fn settle(&self) -> io::Result<()>;
 }
 
 /// What a host has to have for the VM to run there. Nothing of it is trusted: the host checks all of it.
@@ -88,6 +97,8 @@ pub struct ImageShape {
     pub name: String,
     /// Pages it has.
     pub pages: u64,
+    /// Bytes it has; of a disk the last page may have some that the disk has not.
+    pub bytes: u64,
 }
 
 /// The VM that moves away. All calls come from one thread.

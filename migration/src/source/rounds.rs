@@ -26,6 +26,14 @@ const STOP_ROUND_TRIPS: u32 = 2;
 /// What stopping a guest and restoring it there is expected to take besides.
 const STOP: Duration = Duration::from_millis(3);
 
+/// What is left when the rounds are over.
+pub(super) struct Left {
+    /// Pages of each image.
+    pub(super) pages: Vec<PageBits>,
+    /// Whether those of memory may follow when the guest runs there (post-copy).
+    pub(super) may_follow: bool,
+}
+
 /// How rounds went, as far as it says something about the stop phase.
 #[derive(Default)]
 struct Pace {
@@ -35,9 +43,11 @@ struct Pace {
 }
 
 impl Session<'_> {
-    /// Sends pages while the guest runs, until so few are left that it may be stopped. Returns these, for each image.
-    pub(super) fn pre_copy(&mut self, vm: &mut dyn SourceVm) -> Result<Vec<PageBits>, Error> {
+    /// Sends pages while the guest runs, until so few are left that it may be stopped, or it may run without them.
+    pub(super) fn pre_copy(&mut self, vm: &mut dyn SourceVm) -> Result<Left, Error> {
         let mut pages = dirty(vm)?;
+        // After that: what is written while they are compared is in the next ones.
+        self.leave_out_older(vm, &mut pages)?;
         let mut policy = Policy::new(self.request.options.clone());
         let mut heat = pages.first().map(|first| Heat::new(first.pages()));
         let mut pace = Pace::default();
@@ -69,7 +79,12 @@ impl Session<'_> {
                     self.request.status.update(|progress| progress.throttle = percent);
                     self.report.throttle_percent_max = self.report.throttle_percent_max.max(percent);
                 }
-                Decision::Stop | Decision::PostCopy => return Ok(left),
+                decision @ (Decision::Stop | Decision::PostCopy) => {
+                    return Ok(Left {
+                        pages: left,
+                        may_follow: decision == Decision::PostCopy,
+                    });
+                }
                 Decision::GiveUp(reason) => return Err(Error::NoConvergence(reason.to_string())),
             }
             deferred = match (&mut heat, left.first_mut()) {

@@ -1,6 +1,7 @@
 //! The destination's end of page streams.
 
-use std::io::Read;
+use std::io::{self, Read};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -11,7 +12,7 @@ use crate::batch::{self, HEADER_BYTES, Header, Kind, PAYLOAD_BYTES_MAX, RECORD_B
 use crate::codec::Decoder;
 use crate::error::Error;
 use crate::transport::{Connection, link_error};
-use crate::vm::{Image, ImageShape};
+use crate::vm::{ArrivingMemory, Image, ImageShape};
 
 /// How long a batch may take from the one before it until it is here.
 const BATCH_MAX: Duration = Duration::from_secs(60);
@@ -47,6 +48,26 @@ impl Incoming {
     pub fn attach(&mut self, connection: Connection) {
         self.lanes.push(Lane::new());
         self.others.push(connection);
+    }
+
+    /// From here on pages of the first image go to `memory`, whose guest runs.
+    pub fn arrive_in(&mut self, memory: &Arc<dyn ArrivingMemory>) {
+        if let Some((_, image)) = self.images.first_mut() {
+            *image = Arc::new(Arrival {
+                pages: image.pages(),
+                memory: Arc::clone(memory),
+            });
+        }
+    }
+
+    /// Puts the pages of the next batch on `stream` in place, which is stream 0; answers whether there was one.
+    ///
+    /// # Errors
+    /// As of [`receive_round`](Self::receive_round).
+    pub fn receive_batch(&mut self, stream: &mut Connection, number: u32) -> Result<bool, Error> {
+        let lane = self.lanes.first_mut().expect("there is at least one stream");
+        lane.receive_batch(stream, number, &self.images)
+            .map(|kind| kind == Kind::Pages)
     }
 
     /// Puts the pages of round `number` in place; `link` is stream 0.
@@ -128,6 +149,40 @@ impl Lane {
             self.decoder.apply(name, image.as_ref(), &record, bytes)?;
         }
         Ok(Kind::Pages)
+    }
+}
+
+/// Memory that arrives while the guest runs, as an image of `pages`.
+struct Arrival {
+    pages: u64,
+    memory: Arc<dyn ArrivingMemory>,
+}
+
+impl Image for Arrival {
+    fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    fn read(&self, _: Range<u64>, _: &mut [u8]) -> io::Result<()> {
+        // Only a delta reads, and there is none to a page that is missing.
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn write(&self, pages: Range<u64>, content: &[u8]) -> io::Result<()> {
+        self.memory.arrive(pages, content)
+    }
+
+    fn zero(&self, pages: Range<u64>) -> io::Result<()> {
+        self.memory.arrive_zero(pages)
+    }
+
+    fn starts_empty(&self) -> bool {
+        true
+    }
+
+    /// Memory does not last.
+    fn settle(&self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -99,14 +99,63 @@ impl Outgoing {
         self.limit.bytes_per_second()
     }
 
+    /// Bytes that went over the streams from 1 on.
+    pub fn bytes_moved(&self) -> u64 {
+        self.others.connections.iter().map(Connection::bytes_moved).sum()
+    }
+
     /// From here on everything is sent as fast as it can be.
     pub fn lift_limit(&self) {
         self.limit.lift();
     }
 
-    /// From here on pages of the destination are not what was sent of them last.
+    /// From here on pages of the destination are not what was sent of them last: each is sent whole.
     pub fn stop_deltas(&mut self) {
         self.lanes.iter_mut().for_each(|lane| lane.encoder.stop_deltas());
+    }
+
+    /// What the limit was at first holds again.
+    pub fn limit_again(&mut self, options: &Options) {
+        self.limit = Limit::new(options.bandwidth);
+    }
+
+    /// Sends the pages of `ranges`, no more than a batch has, of the first image on `stream`, which is stream 0: as they
+    /// are now, in an order of the caller's.
+    ///
+    /// # Errors
+    /// A page could not be read or sent.
+    pub fn send_ranges(
+        &mut self,
+        stream: &mut Connection,
+        number: u32,
+        ranges: &[Range<u64>],
+        status: &Status,
+    ) -> Result<Sent, Error> {
+        let (round, lane) = self.round(number, status);
+        lane.send_batch(stream, &round, 0, ranges)
+    }
+
+    /// Says on `stream`, which is stream 0, that no more pages of round `number` come.
+    ///
+    /// # Errors
+    /// The stream broke.
+    pub fn end_round(&mut self, stream: &mut Connection, number: u32, status: &Status) -> Result<Sent, Error> {
+        let (round, lane) = self.round(number, status);
+        lane.end_round(stream, &round)
+    }
+
+    /// A round of stream 0 alone, whose pages the caller chooses.
+    fn round<'a>(&'a mut self, number: u32, status: &'a Status) -> (Round<'a>, &'a mut Lane) {
+        let round = Round {
+            number,
+            images: &self.images,
+            sets: &[],
+            streams: 1,
+            limit: &self.limit,
+            batch_pages: batch_pages(self.limit.bytes_per_second(), 1),
+            status,
+        };
+        (round, self.lanes.first_mut().expect("there is at least one stream"))
     }
 
     /// Sends the pages of `sets`, one for each image, as round `number`; `link` is stream 0.
@@ -221,6 +270,9 @@ impl Lane {
             let mut ranges = Vec::new();
             let mut pages = 0;
             for mut range in round.ranges(set, self.index) {
+                if round.status.is_cancelled() {
+                    return Err(Error::Cancelled);
+                }
                 while !range.is_empty() {
                     let taken = take(&mut range, round.batch_pages - pages);
                     pages += count(&taken);
@@ -248,9 +300,6 @@ impl Lane {
         image: usize,
         ranges: &[Range<u64>],
     ) -> Result<Sent, Error> {
-        if round.status.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
         let began = Instant::now();
         let bytes = self.read(&round.images[image], ranges)?;
         self.batch.clear();

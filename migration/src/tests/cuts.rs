@@ -36,7 +36,10 @@ fn survives(mut source: Source, options: &Options, fault: Fault) {
         "{fault:?}: left behind at the destination"
     );
     if let Ok(there) = &at_destination {
-        assert!(*there == source.contents(), "{fault:?}: contents differ");
+        assert!(
+            there.contents().expect("all came") == source.contents(),
+            "{fault:?}: contents differ"
+        );
     }
     let running = source.world.running();
     match (&source.outcome, source.resumed) {
@@ -61,7 +64,7 @@ fn clean_run(pages: u64, streams: u8) -> Vec<Transcript> {
 /// Where messages and batches begin.
 fn boundaries(bytes: &[u8]) -> Vec<usize> {
     let begins = |at: &usize| [&b"CoMg"[..], b"CoPg"].contains(&&bytes[*at..*at + 4]);
-    (0..bytes.len() - 4).filter(begins).collect()
+    (0..bytes.len().saturating_sub(4)).filter(begins).collect()
 }
 
 #[test]
@@ -77,7 +80,12 @@ fn a_link_cut_at_any_message_leaves_one_vm() {
                 let around = boundaries(bytes)
                     .into_iter()
                     .flat_map(|at| [at, at + 1, at + 23, at + 25, at + 41]);
-                for at in around.filter(|&at| at < bytes.len()).chain([bytes.len() - 1]) {
+                // Who cannot attach a stream is waited for, which takes its time: once is enough.
+                let first = if connection == 0 { 0 } else { 25 };
+                for at in around
+                    .filter(|&at| first <= at && at < bytes.len())
+                    .chain(bytes.len().checked_sub(1))
+                {
                     let fault = Fault {
                         connection,
                         way,

@@ -1,11 +1,13 @@
 //! A VM that is an array of bytes, with a guest that is a thread, and a world that notices when two of it run.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cutover_snapshot::manifest::{CpuNeeds, MemoryRegion};
 use cutover_snapshot::section::{Payload, SectionWriter, Sections, State};
@@ -47,6 +49,7 @@ impl World {
 pub struct Bytes {
     content: Mutex<Vec<u8>>,
     dirty: Mutex<PageBits>,
+    starts_empty: bool,
 }
 
 impl Bytes {
@@ -55,6 +58,17 @@ impl Bytes {
         Arc::new(Self {
             content: Mutex::new(vec![0; bytes]),
             dirty: Mutex::new(PageBits::empty(pages)),
+            starts_empty: true,
+        })
+    }
+
+    /// What another migration left of a disk.
+    pub fn older(content: Vec<u8>) -> Arc<Self> {
+        let pages = content.len() / PAGE_BYTES;
+        Arc::new(Self {
+            content: Mutex::new(content),
+            dirty: Mutex::new(PageBits::empty(pages.try_into().unwrap())),
+            starts_empty: false,
         })
     }
 
@@ -119,6 +133,14 @@ impl Image for Bytes {
         pages.fill(0);
         Ok(())
     }
+
+    fn starts_empty(&self) -> bool {
+        self.starts_empty
+    }
+
+    fn settle(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn bytes_of(pages: Range<u64>) -> Range<usize> {
@@ -178,6 +200,8 @@ pub struct Source {
     pub outcome: Option<Outcome>,
     pub resumed: bool,
     pub throttle: u8,
+    /// Names of what is handed over.
+    pub handed: Vec<String>,
     first_time: bool,
 }
 
@@ -196,6 +220,7 @@ impl Source {
             outcome: None,
             resumed: false,
             throttle: 0,
+            handed: Vec::new(),
             first_time: true,
         }
     }
@@ -229,6 +254,7 @@ impl SourceVm for Source {
                 .iter()
                 .enumerate()
                 .map(|(index, &pages)| ImageShape {
+                    bytes: pages * PAGE_BYTES as u64,
                     name: match index {
                         0 => MEMORY_IMAGE.to_owned(),
                         disk => format!("disk-{disk}"),
@@ -240,7 +266,8 @@ impl SourceVm for Source {
     }
 
     fn descriptors(&self) -> Result<Descriptors, VmError> {
-        Ok(Descriptors::new())
+        let open = |name: &String| Ok((name.clone(), std::fs::File::open("/dev/null")?.into()));
+        self.handed.iter().map(open).collect()
     }
 
     fn images(&self) -> Vec<Arc<dyn Image>> {
@@ -317,8 +344,12 @@ pub struct Host {
     pub refuses: Vec<String>,
     /// Whether it cannot run a VM it was handed.
     pub cannot_run: bool,
+    /// What it has of some images already, by their numbers.
+    pub older: BTreeMap<usize, Vec<u8>>,
     /// How many VMs were built and not run.
     pub built: Arc<AtomicU32>,
+    /// Names of what was handed over.
+    pub handed: Arc<Mutex<Vec<String>>>,
 }
 
 impl Host {
@@ -327,7 +358,9 @@ impl Host {
             world: Arc::clone(world),
             refuses: Vec::new(),
             cannot_run: false,
+            older: BTreeMap::new(),
             built: Arc::default(),
+            handed: Arc::default(),
         }
     }
 }
@@ -336,6 +369,7 @@ impl Host {
 pub struct Destination {
     world: Arc<World>,
     images: Vec<Arc<Bytes>>,
+    arriving: Option<Arc<Arriving>>,
     cannot_run: bool,
     built: Arc<AtomicU32>,
 }
@@ -343,14 +377,22 @@ pub struct Destination {
 impl DestinationHost for Host {
     type Vm = Destination;
 
-    fn reserve(&mut self, reservation: &Reservation, _: Descriptors) -> Result<Destination, Vec<String>> {
+    fn reserve(&mut self, reservation: &Reservation, handed: Descriptors) -> Result<Destination, Vec<String>> {
         if !self.refuses.is_empty() {
             return Err(self.refuses.clone());
         }
+        self.handed.lock().unwrap().extend(handed.into_keys());
         self.built.fetch_add(1, Ordering::SeqCst);
         Ok(Destination {
             world: Arc::clone(&self.world),
-            images: reservation.images.iter().map(|image| Bytes::new(image.pages)).collect(),
+            images: (0..)
+                .zip(&reservation.images)
+                .map(|(number, image)| match self.older.remove(&number) {
+                    Some(older) => Bytes::older(older),
+                    None => Bytes::new(image.pages),
+                })
+                .collect(),
+            arriving: None,
             cannot_run: self.cannot_run,
             built: Arc::clone(&self.built),
         })
@@ -358,7 +400,7 @@ impl DestinationHost for Host {
 }
 
 impl DestinationVm for Destination {
-    type Running = Vec<Vec<u8>>;
+    type Running = Ran;
 
     fn images(&self) -> Vec<Arc<dyn Image>> {
         self.images
@@ -367,17 +409,150 @@ impl DestinationVm for Destination {
             .collect()
     }
 
-    fn restore(&mut self, state: &State, _: Option<PageBits>) -> Result<Option<Arc<dyn ArrivingMemory>>, VmError> {
+    fn restore(
+        &mut self,
+        state: &State,
+        missing: Option<PageBits>,
+    ) -> Result<Option<Arc<dyn ArrivingMemory>>, VmError> {
         assert_eq!(state.payload("vm").unwrap().bytes, STATE);
-        Ok(None)
+        self.arriving = missing.map(|missing| Arriving::new(&self.images[0], missing));
+        Ok(self.arriving.clone().map(|memory| memory as Arc<dyn ArrivingMemory>))
     }
 
-    fn run(self) -> Result<Vec<Vec<u8>>, VmError> {
+    fn run(mut self) -> Result<Ran, VmError> {
         if self.cannot_run {
             return Err("its disk is locked".into());
         }
+        if let Some(arriving) = &self.arriving {
+            // As if a device looked at the guest's memory when it is started.
+            arriving.touch(3);
+        }
         self.world.run();
+        let ran = Ran {
+            images: std::mem::take(&mut self.images),
+            arriving: self.arriving.take(),
+        };
+        Ok(ran)
+    }
+}
+
+impl fmt::Debug for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a VM that runs")
+    }
+}
+
+/// A VM that runs at the destination.
+pub struct Ran {
+    images: Vec<Arc<Bytes>>,
+    pub arriving: Option<Arc<Arriving>>,
+}
+
+impl Ran {
+    /// What its images contain when all is there; the reason if it is lost.
+    pub fn contents(&self) -> Result<Vec<Vec<u8>>, String> {
+        if let Some(arriving) = &self.arriving {
+            arriving.wait()?;
+        }
         Ok(self.images.iter().map(|image| image.content()).collect())
+    }
+}
+
+/// Memory whose guest runs before all of it is there.
+pub struct Arriving {
+    memory: Arc<Bytes>,
+    state: Mutex<ArrivingState>,
+    changed: Condvar,
+}
+
+struct ArrivingState {
+    missing: PageBits,
+    wanted: Vec<u64>,
+    ended: Option<Result<(), String>>,
+}
+
+impl Arriving {
+    fn new(memory: &Arc<Bytes>, missing: PageBits) -> Arc<Self> {
+        for page in missing.iter() {
+            // What was there before is not what the guest may see.
+            memory.poke(page, |bytes| bytes.fill(0xee));
+        }
+        Arc::new(Self {
+            memory: Arc::clone(memory),
+            state: Mutex::new(ArrivingState {
+                missing,
+                wanted: Vec::new(),
+                ended: None,
+            }),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// What the guest does: waits until `page` is there.
+    pub fn touch(&self, page: u64) {
+        let mut state = self.state.lock().unwrap();
+        if state.missing.contains(page) {
+            state.wanted.push(page);
+            self.changed.notify_all();
+        }
+        let here = |state: &mut ArrivingState| state.missing.contains(page) && state.ended.is_none();
+        drop(self.changed.wait_while(state, here).unwrap());
+    }
+
+    fn wait(&self) -> Result<(), String> {
+        let state = self.state.lock().unwrap();
+        let state = self.changed.wait_while(state, |state| state.ended.is_none()).unwrap();
+        state.ended.clone().unwrap()
+    }
+
+    fn bring(&self, pages: Range<u64>, put: impl Fn(u64)) {
+        let mut state = self.state.lock().unwrap();
+        for page in pages {
+            if state.missing.contains(page) {
+                put(page);
+                state.missing.remove(page);
+            }
+        }
+        self.changed.notify_all();
+    }
+}
+
+impl ArrivingMemory for Arriving {
+    fn wanted(&self, patience: Duration) -> Vec<u64> {
+        let state = self.state.lock().unwrap();
+        let none = |state: &mut ArrivingState| state.wanted.is_empty();
+        let (mut state, _) = self.changed.wait_timeout_while(state, patience, none).unwrap();
+        std::mem::take(&mut state.wanted)
+    }
+
+    fn arrive(&self, pages: Range<u64>, content: &[u8]) -> io::Result<()> {
+        let first = pages.start;
+        self.bring(pages, |page| {
+            let own = bytes_of(page - first..page - first + 1);
+            self.memory.poke(page, |bytes| bytes.copy_from_slice(&content[own]));
+        });
+        Ok(())
+    }
+
+    fn arrive_zero(&self, pages: Range<u64>) -> io::Result<()> {
+        self.bring(pages, |page| self.memory.poke(page, |bytes| bytes.fill(0)));
+        Ok(())
+    }
+
+    fn complete(&self) {
+        let mut state = self.state.lock().unwrap();
+        assert!(
+            state.missing.is_empty(),
+            "complete without {} pages",
+            state.missing.len()
+        );
+        state.ended = Some(Ok(()));
+        self.changed.notify_all();
+    }
+
+    fn lost(&self, reason: &str) {
+        self.state.lock().unwrap().ended = Some(Err(reason.to_owned()));
+        self.changed.notify_all();
     }
 }
 

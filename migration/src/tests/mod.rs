@@ -1,6 +1,6 @@
 //! Whole migrations of made-up VMs over real sockets.
 
 mod cuts;
-mod made_up;
+pub mod made_up;
 mod proxy;
 mod whole;

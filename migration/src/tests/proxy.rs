@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use super::made_up::{Host, Source};
+use super::made_up::{Host, Ran, Source};
 use crate::destination::{Waiting, receive};
 use crate::error::Error;
 use crate::options::Options;
@@ -53,8 +53,7 @@ pub struct Transcript {
 /// All that came of a migration.
 pub struct Ended {
     pub at_source: Result<Report, Error>,
-    /// What the memory was when it ran.
-    pub at_destination: Result<Vec<Vec<u8>>, Error>,
+    pub at_destination: Result<Ran, Error>,
     pub transcripts: Vec<Transcript>,
 }
 

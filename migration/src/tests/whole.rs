@@ -1,12 +1,19 @@
 //! Migrations that nothing disturbs, and those that are refused.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
 
 use super::made_up::{Bytes, Host, Source};
 use super::proxy::migrate_over;
+use crate::destination::{Waiting, receive};
 use crate::error::Error;
-use crate::options::{Compression, Options};
+use crate::options::{Compression, Options, PostCopy};
+use crate::report::Report;
+use crate::source::{Request, migrate};
+use crate::status::Status;
+use crate::transport::{Endpoint, Listener, Security};
 use crate::vm::Outcome;
 
 fn options(streams: u8, compression: Compression) -> Options {
@@ -19,24 +26,34 @@ fn options(streams: u8, compression: Compression) -> Options {
 }
 
 /// Migrates `source`, and has its contents be at the destination.
-fn arrives(mut source: Source, options: &Options) {
+fn arrives(source: Source, options: &Options) {
     let host = Host::new(&source.world);
+    let pages = pages(&source);
+    let report = arrives_at(host, source, options);
+    assert!(report.pages.total() >= pages, "{report:?}");
+}
+
+fn pages(source: &Source) -> u64 {
+    let images = source.images.iter();
+    images.map(|image| image.content().len() as u64 / 4096).sum()
+}
+
+/// Migrates `source` to `host`, and has its contents be there.
+fn arrives_at(host: Host, mut source: Source, options: &Options) -> Report {
     let built = host.built.clone();
     let ended = migrate_over(&mut source, host, options, None);
     let report = ended.at_source.expect("nothing is in the way");
     let there = ended.at_destination.expect("nothing is in the way");
-    assert!(there == source.contents(), "contents differ");
+    assert!(
+        there.contents().expect("all came") == source.contents(),
+        "contents differ"
+    );
     assert_eq!(source.outcome, Some(Outcome::RunsThere));
     assert!(!source.resumed);
     assert_eq!(source.world.running(), 1);
     assert_eq!(built.load(Ordering::SeqCst), 0);
-    let pages: u64 = source
-        .images
-        .iter()
-        .map(|image| image.content().len() as u64 / 4096)
-        .sum();
-    assert!(report.pages.total() >= pages, "{report:?}");
     assert!(report.total_ns >= report.downtime.total_ns);
+    report
 }
 
 #[test]
@@ -65,6 +82,27 @@ fn memory_arrives_though_the_guest_writes_all_the_time() {
 fn disks_move_beside_memory() {
     let images = vec![Bytes::filled(200), Bytes::filled(700), Bytes::filled(3)];
     arrives(Source::new(images, Some(20)), &options(2, Compression::Auto));
+}
+
+#[test]
+fn of_a_disk_that_is_there_in_an_older_version_only_what_differs_is_sent() {
+    let source = Source::new(vec![Bytes::filled(100), Bytes::filled(700)], None);
+    let mut older = source.images[1].content();
+    // Of two chunks of 16 pages; one has become zero meanwhile, and the older copy does not know.
+    older[33 * 4096] ^= 1;
+    older[163 * 4096..164 * 4096].fill(7);
+    let mut host = Host::new(&source.world);
+    host.older.insert(1, older);
+    let report = arrives_at(host, source, &options(2, Compression::Auto));
+    assert_eq!(report.rounds[0].pages.total(), 100 + 2 * 16);
+}
+
+#[test]
+fn a_disk_that_changes_while_it_is_compared_arrives() {
+    let source = Source::new(vec![Bytes::filled(700)], Some(200));
+    let mut host = Host::new(&source.world);
+    host.older.insert(0, source.images[0].content());
+    arrives_at(host, source, &options(1, Compression::Always));
 }
 
 #[test]
@@ -132,4 +170,64 @@ fn a_guest_that_writes_too_fast_is_slowed_down_or_stays() {
     );
     assert!(source.resumed);
     assert_eq!(source.world.running(), 1);
+}
+
+#[test]
+fn memory_follows_a_guest_that_runs_before_all_of_it_is_there() {
+    for streams in [1, 3] {
+        let post_copy = Options {
+            downtime: Duration::ZERO,
+            post_copy: PostCopy::Always,
+            ..options(streams, Compression::Auto)
+        };
+        arrives(Source::new(vec![Bytes::filled(3000)], Some(2000)), &post_copy);
+    }
+}
+
+#[test]
+fn pages_the_guest_waits_for_come_before_those_that_are_pushed() {
+    let mut source = Source::new(vec![Bytes::filled(4000)], Some(3000));
+    let host = Host::new(&source.world);
+    let slow = Options {
+        downtime: Duration::ZERO,
+        post_copy: PostCopy::Always,
+        bandwidth: Some(40 << 20),
+        ..options(1, Compression::Never)
+    };
+    let ended = migrate_over(&mut source, host, &slow, None);
+    let there = ended.at_destination.expect("nothing is in the way");
+    let report = ended.at_source.expect("nothing is in the way");
+    assert!(there.contents().expect("all came") == source.contents());
+    assert!(report.pages_pulled > 0, "page 3 is waited for when it runs: {report:?}");
+}
+
+#[test]
+fn descriptors_go_to_a_destination_on_the_same_host() {
+    let directory = tempfile::tempdir().unwrap();
+    let endpoint = Endpoint::Unix(directory.path().join("socket"));
+    let security = Security::default();
+    let listener = Listener::bind(&endpoint, &security).unwrap();
+    let mut source = Source::new(vec![], None);
+    source.handed = vec!["memory".to_owned(), "tap-net0".to_owned()];
+    let mut host = Host::new(&source.world);
+    let handed = host.handed.clone();
+    let (here, there) = (Status::default(), Status::default());
+    thread::scope(|scope| {
+        let waiting = Waiting {
+            listener: &listener,
+            status: &there,
+            on_thread: Arc::new(|| ()),
+        };
+        let destination = scope.spawn(move || receive(&waiting, &mut host).map(|_| ()));
+        let request = Request {
+            to: &endpoint,
+            security: &security,
+            options: &Options::default(),
+            status: &here,
+            on_thread: Arc::new(|| ()),
+        };
+        migrate(&mut source, &request).expect("nothing is in the way");
+        destination.join().unwrap().expect("nothing is in the way");
+    });
+    assert_eq!(*handed.lock().unwrap(), source.handed);
 }

@@ -12,7 +12,7 @@
 use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
 
+use super::descriptors;
 use crate::error::Error;
 
 /// How long a peer may neither send nor take anything when it should.
@@ -45,12 +46,23 @@ pub struct Connection {
     /// How long nothing may move before that.
     silence: Duration,
     bytes_written: u64,
+    bytes_read: u64,
 }
 
 enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
     Tls(Box<dyn Duplex>),
+}
+
+impl Socket {
+    fn duplex(&mut self) -> &mut dyn Duplex {
+        match self {
+            Self::Tcp(stream) => stream,
+            Self::Unix(stream) => stream,
+            Self::Tls(stream) => stream,
+        }
+    }
 }
 
 /// The reason of an [`io::Error`]: somebody does not want the answer any more.
@@ -91,6 +103,7 @@ impl Connection {
             deadline: Instant::now() + SILENCE_MAX,
             silence: SILENCE_MAX,
             bytes_written: 0,
+            bytes_read: 0,
         }
     }
 
@@ -121,12 +134,41 @@ impl Connection {
         self.bytes_written
     }
 
-    /// The socket, if it is one within this host, on which descriptors can be handed over.
-    pub fn as_unix(&self) -> Option<BorrowedFd<'_>> {
-        match &self.socket {
-            Socket::Unix(stream) => Some(stream.as_fd()),
-            Socket::Tcp(_) | Socket::Tls(_) => None,
+    /// How many bytes went both ways, those of TLS not counted.
+    pub fn bytes_moved(&self) -> u64 {
+        self.bytes_written + self.bytes_read
+    }
+
+    /// Hands `descriptors` over to the peer, on this host. Without any, nothing is done.
+    ///
+    /// # Errors
+    /// The peer is on another host, or the link broke.
+    pub fn send_descriptors(&mut self, descriptors: Vec<OwnedFd>) -> Result<(), Error> {
+        if descriptors.is_empty() {
+            return Ok(());
         }
+        self.within(SILENCE_MAX);
+        let sent = self.patiently(|socket| match socket {
+            Socket::Unix(stream) => descriptors::send(stream, &descriptors),
+            Socket::Tcp(_) | Socket::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+        });
+        sent.map_err(link_error("hand descriptors over", "that they are taken"))
+    }
+
+    /// Takes the `count` descriptors that the peer hands over. Without any, nothing is done.
+    ///
+    /// # Errors
+    /// The peer is on another host, sends something else, or the link broke.
+    pub fn receive_descriptors(&mut self, count: usize) -> Result<Vec<OwnedFd>, Error> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        self.within(SILENCE_MAX);
+        let taken = self.patiently(|socket| match socket {
+            Socket::Unix(stream) => descriptors::receive(stream, count),
+            Socket::Tcp(_) | Socket::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+        });
+        taken.map_err(link_error("take descriptors", "descriptors"))
     }
 
     /// Writes all of `pieces`.
@@ -146,15 +188,10 @@ impl Connection {
     }
 
     /// Carries out `transfer` until it is not interrupted by a tick.
-    fn patiently<T>(&mut self, mut transfer: impl FnMut(&mut dyn Duplex) -> io::Result<T>) -> io::Result<T> {
+    fn patiently<T>(&mut self, mut transfer: impl FnMut(&mut Socket) -> io::Result<T>) -> io::Result<T> {
         let mut waiting_since = None;
         loop {
-            let outcome = match &mut self.socket {
-                Socket::Tcp(stream) => transfer(stream),
-                Socket::Unix(stream) => transfer(stream),
-                Socket::Tls(stream) => transfer(stream),
-            };
-            match outcome {
+            match transfer(&mut self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let since = *waiting_since.get_or_insert_with(Instant::now);
                     if since.elapsed() + TICK > self.silence {
@@ -183,7 +220,9 @@ impl Read for Connection {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         // A peer that sends byte by byte has no tick in which it would be noticed.
         self.check()?;
-        self.patiently(|socket| socket.read(into))
+        let read = self.patiently(|socket| socket.duplex().read(into))?;
+        self.bytes_read += read as u64;
+        Ok(read)
     }
 }
 
@@ -194,13 +233,13 @@ impl Write for Connection {
 
     fn write_vectored(&mut self, from: &[IoSlice<'_>]) -> io::Result<usize> {
         self.check()?;
-        let written = self.patiently(|socket| socket.write_vectored(from))?;
+        let written = self.patiently(|socket| socket.duplex().write_vectored(from))?;
         self.bytes_written += written as u64;
         Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.patiently(|socket| socket.flush())
+        self.patiently(|socket| socket.duplex().flush())
     }
 }
 

@@ -1,6 +1,7 @@
 //! What messages and pages travel on: TLS 1.3 over TCP, plain TCP where somebody says that it will do, and Unix sockets.
 
 mod connection;
+mod descriptors;
 mod endpoint;
 pub mod tls;
 

@@ -98,6 +98,15 @@ impl Image for MemoryImage {
             Ok(())
         })
     }
+
+    fn starts_empty(&self) -> bool {
+        true
+    }
+
+    /// Memory does not last.
+    fn settle(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The pages of `set` by their numbers.

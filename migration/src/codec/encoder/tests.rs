@@ -43,6 +43,14 @@ impl Image for Memory {
         self.0.lock().unwrap()[Self::bytes(pages)].fill([0; PAGE_BYTES]);
         Ok(())
     }
+
+    fn starts_empty(&self) -> bool {
+        true
+    }
+
+    fn settle(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A source and a destination.

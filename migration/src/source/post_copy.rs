@@ -1,0 +1,223 @@
+//! The rest of a guest's memory, which follows while the guest runs at the destination.
+//!
+//! ```text
+//!  thread "migration"        push: what is left, in order ═══ stream 0 ══════════════════►
+//!                                     │ left │            (within the bandwidth limit)
+//!  thread "migration-pull"   answer: what is wanted, at once ═══ a stream of its own ════►
+//! ```
+//! What is wanted is sent even if it was pushed: it may wait in that stream behind a lot that nobody waits for. It can be
+//! wanted before the destination says that it runs the VM: to run it may take some of its memory.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::{Session, ns};
+use crate::error::Error;
+use crate::link::SourceLink;
+use crate::message::{PULL_ROUND, ToSource, WANTED_MAX};
+use crate::options::Options;
+use crate::pages::PageBits;
+use crate::report::RoundReport;
+use crate::status::{Phase, Status};
+use crate::streams::{OnThread, Outgoing, Sent};
+use crate::transport::Connection;
+
+/// How long nothing may be wanted: longer than any memory takes to be pushed.
+const WANT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long the destination may take to put the last pages in place.
+const COMPLETE_MAX: Duration = Duration::from_secs(60);
+/// Pages that are pushed at a time.
+const PUSH_PAGES: u64 = 64;
+
+/// Answers what the destination wants, on a thread of its own. Ends when nothing more is wanted, or it is dropped.
+pub(super) struct Answers {
+    left: Arc<Mutex<PageBits>>,
+    broken: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<Answered, Error>>>,
+}
+
+/// What was wanted.
+#[derive(Clone, Copy, Debug, Default)]
+struct Answered {
+    pages: u64,
+    wire_bytes: u64,
+    longest: Duration,
+}
+
+impl Answers {
+    /// Begins to answer what is asked on `pull`; `missing` is what the destination lacks, of the first image that
+    /// `outgoing` has.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub(super) fn begin(
+        mut pull: Connection,
+        mut outgoing: Outgoing,
+        missing: PageBits,
+        on_thread: OnThread,
+    ) -> Result<Self, Error> {
+        let left = Arc::new(Mutex::new(missing));
+        let broken = Arc::new(AtomicBool::new(false));
+        pull.watch_nothing();
+        pull.watch(Arc::clone(&broken));
+        outgoing.stop_deltas();
+        let (shared, flag) = (Arc::clone(&left), Arc::clone(&broken));
+        let body = move || {
+            on_thread();
+            let answered = answer_all(SourceLink::new(pull), outgoing, &shared);
+            if answered.is_err() {
+                flag.store(true, Ordering::Relaxed);
+            }
+            answered
+        };
+        let thread = thread::Builder::new().name("migration-pull".to_owned()).spawn(body);
+        Ok(Self {
+            left,
+            broken,
+            thread: Some(thread.map_err(Error::Thread)?),
+        })
+    }
+
+    fn join(&mut self) -> Result<Answered, Error> {
+        let thread = self.thread.take().expect("it is joined once");
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.broken.store(true, Ordering::Relaxed);
+            // It was not wanted: whatever came of it.
+            drop(self.join());
+        }
+    }
+}
+
+impl Session<'_> {
+    /// Sends the rest of memory. From here on the VM is lost if either side is.
+    pub(super) fn post_copy(&mut self, mut answers: Answers) -> Result<(), Error> {
+        let began = Instant::now();
+        let left = lock(&answers.left).len();
+        self.request.status.step(|progress| {
+            progress.phase = Phase::PostCopy;
+            progress.pages_left = left;
+        });
+        self.outgoing.stop_deltas();
+        self.outgoing.limit_again(self.request.options);
+        self.link.connection().watch(Arc::clone(&answers.broken));
+        let pushed = self.push(&answers.left);
+        if pushed.is_err() {
+            answers.broken.store(true, Ordering::Relaxed);
+        }
+        // What ended one has ended the other: the first error is that of whoever was not told to end.
+        let (sent, answered) = match (pushed, answers.join()) {
+            (Ok(sent), Ok(answered)) => (sent, answered),
+            (Err(Error::Cancelled) | Ok(_), Err(error)) | (Err(error), _) => return Err(error),
+        };
+        match self.link.receive("Complete", COMPLETE_MAX)? {
+            ToSource::Complete => (),
+            other => return Err(Error::unexpected("Complete", &other)),
+        }
+        self.report.wire_bytes += answered.wire_bytes;
+        self.report.pages_pulled = answered.pages;
+        self.report.pull_ns_max = ns(answered.longest);
+        self.report.add_round(RoundReport {
+            took_ns: ns(began.elapsed()),
+            pages: sent.pages,
+            wire_bytes: sent.wire_bytes + answered.wire_bytes,
+            ..RoundReport::default()
+        });
+        Ok(())
+    }
+
+    /// Pushes what is left, until nothing is.
+    fn push(&mut self, left: &Mutex<PageBits>) -> Result<Sent, Error> {
+        let number = self.round + 1;
+        let status = self.request.status;
+        let link = self.link.connection();
+        let mut sent = Sent::default();
+        let mut from = 0;
+        loop {
+            let ranges = take(&mut lock(left), &mut from);
+            if ranges.is_empty() {
+                break;
+            }
+            sent += self.outgoing.send_ranges(link, number, &ranges, status)?;
+        }
+        sent += self.outgoing.end_round(link, number, status)?;
+        Ok(sent)
+    }
+}
+
+/// Takes the next pages, from page `from` on, that are left.
+fn take(left: &mut PageBits, from: &mut u64) -> Vec<Range<u64>> {
+    let mut ranges = Vec::new();
+    let mut room = PUSH_PAGES;
+    for range in left.ranges_in(*from..left.pages()) {
+        let end = range.end.min(range.start + room);
+        room -= end - range.start;
+        ranges.push(range.start..end);
+        *from = end;
+        if room == 0 {
+            break;
+        }
+    }
+    ranges.iter().for_each(|range| left.remove_range(range.clone()));
+    ranges
+}
+
+fn answer_all(mut link: SourceLink, mut outgoing: Outgoing, left: &Mutex<PageBits>) -> Result<Answered, Error> {
+    let status = Status::default();
+    let mut answered = Answered::default();
+    loop {
+        let pages = match link.receive("Want", WANT_MAX)? {
+            ToSource::Want { pages } => pages,
+            other => return Err(Error::unexpected("Want", &other)),
+        };
+        let asked = Instant::now();
+        if pages.is_empty() {
+            outgoing.end_round(link.connection(), PULL_ROUND, &status)?;
+            return Ok(answered);
+        }
+        let wanted = wanted(pages, lock(left).pages())?;
+        wanted.ranges().for_each(|range| lock(left).remove_range(range));
+        let ranges: Vec<Range<u64>> = wanted.ranges().collect();
+        let sent = outgoing.send_ranges(link.connection(), PULL_ROUND, &ranges, &status)?;
+        answered.pages += sent.pages.total();
+        answered.wire_bytes += sent.wire_bytes;
+        answered.longest = answered.longest.max(asked.elapsed());
+    }
+}
+
+/// The pages that are wanted of a memory of `total`, each once.
+fn wanted(pages: Vec<u64>, total: u64) -> Result<PageBits, Error> {
+    let invalid = |reason: String| Error::Invalid { what: "Want", reason };
+    if pages.len() > WANTED_MAX {
+        return Err(invalid(format!("{} pages are more than {WANTED_MAX}", pages.len())));
+    }
+    let mut set = PageBits::empty(total);
+    for page in pages {
+        if page >= total {
+            return Err(invalid(format!("page {page} of {total}")));
+        }
+        set.insert(page);
+    }
+    Ok(set)
+}
+
+fn lock(left: &Mutex<PageBits>) -> MutexGuard<'_, PageBits> {
+    left.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How the stream for what is wanted is: one, and without a limit.
+pub(super) fn pull_options(options: &Options) -> Options {
+    Options {
+        streams: 1,
+        bandwidth: None,
+        ..options.clone()
+    }
+}
