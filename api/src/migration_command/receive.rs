@@ -11,6 +11,7 @@
 #![allow(rustdoc::broken_intra_doc_links)]
 
 use std::io;
+use std::mem;
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, OnceLock};
@@ -35,7 +36,7 @@ use crate::run::{self, RunError, told};
 use crate::server::Server;
 use crate::server::instance::Instance;
 use crate::server::v1::types::ExitV1;
-use crate::signals::{self, Blocked};
+use crate::signals::{self, Blocked, Time};
 use crate::tls_dir;
 
 /// Arguments of `cutover receive`.
@@ -218,8 +219,10 @@ impl Front<'_> {
 fn serve_signals(status: Arc<MigrationStatus>, options: &Options) -> Result<Arc<OnceLock<Controller>>, RunError> {
     let controller = Arc::<OnceLock<Controller>>::default();
     let vm = controller.clone();
-    let told = move |time| match vm.get() {
-        Some(vm) => signals::tell(vm, time),
+    // One that came too late to cancel anything is not the VM's first.
+    let mut time = Time::First;
+    let told = move |_| match vm.get() {
+        Some(vm) => signals::tell(vm, mem::replace(&mut time, Time::Again)),
         None => status.cancel(),
     };
     let signals = Blocked::block().map_err(RunError::Signals)?;

@@ -110,7 +110,7 @@ fn serve_with(args: &VmmArgs, listener: Option<Listener>, logger: &Logger) -> Re
     let (await_me, awaited) = channel();
     let controller = Arc::<OnceLock<Controller>>::default();
     let signals = Blocked::block().map_err(VmmError::Signals)?;
-    serve_signals(signals, controller.clone(), await_me.clone(), &options)?;
+    let quit = await_me.clone();
     let instance = Arc::new(Instance::new(
         args.id.to_string(),
         // A main thread that is gone has dropped the request, which is answer enough.
@@ -118,6 +118,7 @@ fn serve_with(args: &VmmArgs, listener: Option<Listener>, logger: &Logger) -> Re
         options.events.clone(),
         logger.clone(),
     )?);
+    serve_signals(signals, controller.clone(), instance.clone(), quit, &options)?;
     if let Some(metrics) = args.metrics() {
         instance
             .configure(Change::Metrics(metrics))
@@ -159,13 +160,18 @@ fn listen(args: &VmmArgs) -> Result<Listener, VmmError> {
 fn serve_signals(
     signals: Blocked,
     controller: Arc<OnceLock<Controller>>,
+    instance: Arc<Instance>,
     main: Sender<Awaited>,
     options: &Options,
 ) -> Result<(), VmmError> {
     let told = move |time| match controller.get() {
         Some(vm) => signals::tell(vm, time),
-        // A main thread that is gone is about to end as it is.
-        None => drop(main.send(Awaited::Quit)),
+        None => {
+            // The main thread may be waiting for one.
+            instance.cancel_arrival();
+            // If it is gone, the process is about to end as it is.
+            let _ = main.send(Awaited::Quit);
+        }
     };
     signals.serve(told, options.seccomp).map_err(VmmError::Signals)
 }
