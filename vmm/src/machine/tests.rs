@@ -1,6 +1,7 @@
 //! Machines that are saved while their guests run, and go on elsewhere. All is confined as in production, so that a call
 //! missing from a filter's list ends the test.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use cutover_migration::pages::PageBits;
@@ -222,7 +223,13 @@ fn a_guest_that_is_slowed_down_stands_still_most_of_the_time_and_pauses_at_once(
     };
     let mut throttle = machine.throttle();
     machine.run();
-    throttle.set(95).unwrap();
+    // As the thread of a migration does it.
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            seccomp::confine_or_abort(ThreadKind::Migration);
+            throttle.set(95).unwrap();
+        });
+    });
     wait(&|| stats().exits.interrupted > 0);
     let (began, first, counted) = (Instant::now(), stats(), count(machine.memory()));
     wait(&|| stats().exits.interrupted >= first.exits.interrupted + KICKS);
