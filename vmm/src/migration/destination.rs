@@ -14,16 +14,17 @@ use cutover_migration::destination::{self, Waiting};
 use cutover_migration::pages::PageBits;
 use cutover_migration::transport::Listener;
 use cutover_migration::vm::{
-    ArrivingMemory, Descriptors, DestinationHost, DestinationVm, Image, ImageShape, MEMORY_IMAGE, Reservation, VmError,
+    ArrivingMemory, Descriptors, DestinationHost, DestinationVm, Image, ImageShape, Reservation, VmError,
 };
 use cutover_snapshot::section::State as Sections;
 use cutover_snapshot::spec::{NetSpec, TapSpec, VmSpec};
 
 use super::MigrationStatus;
+use super::disks::NewDisks;
 use super::handed;
 use super::memory::MemoryImage;
 use super::request::ReceiveRequest;
-use super::source::{MOMENT, Moment};
+use super::source::{MOMENT, Moment, memory_shape};
 use crate::control::Mailbox;
 use crate::device_manager::DiskLocks;
 use crate::dirty::PAGE_SIZE;
@@ -31,6 +32,7 @@ use crate::driver::{Options, Vmm};
 use crate::machine::{Machine, Reserved, confined};
 use crate::page_fault::Arriving;
 use crate::seccomp::ThreadKind;
+use crate::snapshot::disks::image_name;
 use crate::state::{MachineState, check_cpu};
 use crate::{Error, host, memory, overrides};
 
@@ -78,6 +80,8 @@ pub struct Incoming {
     mailbox: Arc<Mailbox>,
     /// Its memory, if that moves.
     image: Option<Arc<dyn Image>>,
+    /// Its disks that move.
+    disks: NewDisks,
     /// When it was asked for.
     asked: Instant,
     stage: Stage,
@@ -124,15 +128,22 @@ impl Host<'_> {
         reasons.check(overrides::apply_nets(&mut spec, &self.request.nets));
         reasons.check(overrides::check_disk_ids(&spec, self.request.disks.keys()));
         for (index, disk) in spec.disks.iter_mut().enumerate() {
-            if let Some(path) = self.request.disks.get(&disk.id_at(index)) {
+            let id = disk.id_at(index);
+            if let Some(path) = self.request.disks.get(&id) {
                 disk.path = path.clone();
+            } else if let Some(directory) = &self.request.disks_dir
+                && moves(reservation, &id)
+            {
+                disk.path = directory.join(format!("{id}.img"));
             }
         }
         reasons.check(spec.check().map_err(Error::from));
         reasons.check(check_cpu(&reservation.cpu));
         check_memory(&spec, reservation, handed, &mut reasons);
-        for disk in &spec.disks {
-            if let Err(error) = std::fs::metadata(&disk.path) {
+        for (index, disk) in spec.disks.iter().enumerate() {
+            if !moves(reservation, &disk.id_at(index))
+                && let Err(error) = std::fs::metadata(&disk.path)
+            {
                 reasons.add(format!("disk image {}: {error}", disk.path.display()));
             }
         }
@@ -150,12 +161,13 @@ impl Host<'_> {
         mut handed: Descriptors,
         asked: Instant,
     ) -> Result<Incoming, Error> {
-        let moves = !handed::has_memory(&handed);
+        let moves_memory = !handed::has_memory(&handed);
         let memory = handed::map_memory(&spec.memory, &mut handed)?;
         let mailbox = Arc::<Mailbox>::default();
-        let image = moves.then(|| Arc::new(MemoryImage::of(&memory)) as Arc<dyn Image>);
+        let image = moves_memory.then(|| Arc::new(MemoryImage::of(&memory)) as Arc<dyn Image>);
+        let disks = NewDisks::create(&spec, disks_of(reservation, moves_memory))?;
         // The source has the disks until it hands them over.
-        let built = handed::with_taps(&spec, &handed);
+        let built = disks.spec(&handed::with_taps(&spec, &handed));
         let reserved = Reserved::create(&built, memory, DiskLocks::Later, self.options, &mailbox)?;
         Ok(Incoming {
             spec,
@@ -163,6 +175,7 @@ impl Host<'_> {
             options: self.options.clone(),
             mailbox,
             image,
+            disks,
             asked,
             stage: Stage::Reserved(Box::new(reserved)),
         })
@@ -185,7 +198,17 @@ impl Reasons {
     }
 }
 
-/// Whether the memory is as every VM's of this size, and nothing else moves; if it does, whether this host has that much.
+/// Whether disk `id` moves.
+fn moves(reservation: &Reservation, id: &str) -> bool {
+    reservation.images.iter().any(|image| image.name == image_name(id))
+}
+
+/// What moves besides memory.
+fn disks_of(reservation: &Reservation, memory_moves: bool) -> &[ImageShape] {
+    reservation.images.get(usize::from(memory_moves)..).unwrap_or_default()
+}
+
+/// Whether the memory is as every VM's of this size; if it moves, whether this host has that much.
 fn check_memory(spec: &VmSpec, reservation: &Reservation, handed: &Descriptors, reasons: &mut Reasons) {
     let size = spec.memory.size;
     let ranges = memory::ram_ranges(size.bytes());
@@ -193,15 +216,12 @@ fn check_memory(spec: &VmSpec, reservation: &Reservation, handed: &Descriptors, 
     if !found.eq(ranges.iter().map(|range| (range.start, range.size))) {
         reasons.add(format!("its memory of {size} does not lie where this release has it"));
     }
-    let memory = ImageShape {
-        name: MEMORY_IMAGE.to_owned(),
-        pages: size.bytes() / PAGE_SIZE,
-    };
+    let memory = memory_shape(size.bytes() / PAGE_SIZE);
     let moves = !handed::has_memory(handed);
-    if !reservation.images.iter().eq(moves.then_some(&memory)) {
+    if moves && reservation.images.first() != Some(&memory) {
         let (images, pages) = (&reservation.images, memory.pages);
         reasons.add(format!(
-            "what is to move is not its memory of {pages} pages, but {images:?}"
+            "what is to move does not begin with its memory of {pages} pages, but is {images:?}"
         ));
     }
     match host::memory_available() {
@@ -228,7 +248,7 @@ impl DestinationVm for Incoming {
     type Running = Vmm;
 
     fn images(&self) -> Vec<Arc<dyn Image>> {
-        self.image.iter().cloned().collect()
+        self.image.iter().cloned().chain(self.disks.images()).collect()
     }
 
     fn restore(
@@ -265,6 +285,7 @@ impl DestinationVm for Incoming {
         else {
             return Err("the VM has no state yet".into());
         };
+        self.disks.publish()?;
         machine.devices.take_disks()?;
         if runs {
             machine.run();

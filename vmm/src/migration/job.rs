@@ -64,7 +64,7 @@ impl Migration {
     /// # Errors
     /// This host has no certificate there, KVM does not tell what changes, or there is no thread.
     pub fn begin(context: &Context<'_>, filling: Filling, request: MigrateRequest) -> Result<Self, Error> {
-        let subject = Subject::of(context, &request.to, filling.external.is_some())?;
+        let subject = Subject::of(context, &request, filling.external.is_some())?;
         let status = Arc::new(observed(&context.options.events));
         let (answers, answered) = channel();
         let cancel = {

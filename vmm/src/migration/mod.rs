@@ -9,6 +9,7 @@
 //! What is said between the two, and when, is in the crate `cutover_migration`; here is what it means for a VM.
 
 mod destination;
+mod disks;
 mod handed;
 mod job;
 mod memory;

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use cutover_devices::GuestMemory;
 use cutover_migration::pages::PageBits;
-use cutover_migration::transport::Endpoint;
 use cutover_migration::vm::{
     Descriptors, Image, ImageShape, MEMORY_IMAGE, Outcome, Reservation, SourceVm, Stopped, VmError,
 };
@@ -17,14 +16,16 @@ use cutover_snapshot::section::{Payload, Section, SectionWriter, Sections};
 use cutover_snapshot::spec::VmSpec;
 use serde::{Deserialize, Serialize};
 
+use super::disks::MovingDisks;
 use super::handed;
 use super::job::{Answer, Step};
 use super::memory::{MemoryImage, numbered};
+use super::request::{MigrateRequest, MigratedDisks};
 use crate::Error;
 use crate::control::{JobStep, Mailbox};
 use crate::cpu::Throttle;
 use crate::device_manager::DiskFlusher;
-use crate::dirty::{Baseline, Consumer, Layout};
+use crate::dirty::{Baseline, Consumer, Layout, PAGE_SIZE};
 use crate::job::Context;
 use crate::page_fault;
 use crate::snapshot;
@@ -82,17 +83,19 @@ pub struct Subject {
     pub throttle: Throttle,
     /// Its disks, if another host is to see them.
     pub disks: Option<DiskFlusher>,
+    /// Disks that move with it.
+    pub moving: MovingDisks,
     /// Whether another process fills its memory: then untouched pages may not be zero.
     pub filled_from_outside: bool,
 }
 
 impl Subject {
-    /// The VM of `context`, which is to move to the monitor at `to`.
+    /// The VM of `context`, which is to move as `request` says.
     ///
     /// # Errors
     /// KVM does not tell what changes, or there are no descriptors left.
-    pub fn of(context: &Context<'_>, to: &Endpoint, filled_from_outside: bool) -> Result<Self, Error> {
-        let machine = context.machine;
+    pub fn of(context: &Context<'_>, request: &MigrateRequest, filled_from_outside: bool) -> Result<Self, Error> {
+        let (machine, to) = (context.machine, &request.to);
         let handed = handed::descriptors(machine, to, filled_from_outside)?;
         let changes = match handed::has_memory(&handed) {
             true => None,
@@ -107,6 +110,10 @@ impl Subject {
             changes,
             throttle: machine.throttle(),
             disks: (!to.is_on_this_host()).then(|| machine.devices.disk_flusher()),
+            moving: match request.disks {
+                MigratedDisks::Shared => MovingDisks::default(),
+                MigratedDisks::Moved => MovingDisks::of(&machine.devices),
+            },
             filled_from_outside,
         })
     }
@@ -147,21 +154,31 @@ impl<'a> Source<'a> {
             .map_err(|_| Error::from(cutover_migration::Error::Cancelled))?
     }
 
-    /// For each image the pages that changed since this was last asked. The next migration begins with all of them again.
-    fn take(&mut self) -> Result<Vec<PageBits>, Error> {
+    /// Of memory, if it moves, the pages that changed since this was last asked. The next migration begins with all of
+    /// them again.
+    fn take_memory(&mut self) -> Result<Option<PageBits>, Error> {
         let Some(changes) = &self.subject.changes else {
-            return Ok(Vec::new());
+            return Ok(None);
         };
         let taken = changes.take()?;
         let pages = numbered(&taken);
         taken.commit();
-        Ok(vec![pages])
+        Ok(Some(pages))
     }
 }
 
 fn image_of(subject: &Subject) -> Option<Arc<dyn Image>> {
     let moves = subject.changes.is_some();
     moves.then(|| Arc::new(MemoryImage::of(&subject.memory)) as Arc<dyn Image>)
+}
+
+/// What memory of so many pages is to the destination.
+pub fn memory_shape(pages: u64) -> ImageShape {
+    ImageShape {
+        name: MEMORY_IMAGE.to_owned(),
+        pages,
+        bytes: pages * PAGE_SIZE,
+    }
 }
 
 impl SourceVm for Source<'_> {
@@ -175,10 +192,8 @@ impl SourceVm for Source<'_> {
             images: self
                 .image
                 .iter()
-                .map(|image| ImageShape {
-                    name: MEMORY_IMAGE.to_owned(),
-                    pages: image.pages(),
-                })
+                .map(|image| memory_shape(image.pages()))
+                .chain(self.subject.moving.shapes())
                 .collect(),
         }
     }
@@ -188,7 +203,7 @@ impl SourceVm for Source<'_> {
     }
 
     fn images(&self) -> Vec<Arc<dyn Image>> {
-        self.image.iter().cloned().collect()
+        self.image.iter().cloned().chain(self.subject.moving.images()).collect()
     }
 
     fn dirty(&mut self) -> Result<Vec<PageBits>, VmError> {
@@ -196,13 +211,16 @@ impl SourceVm for Source<'_> {
         if let Some(disks) = &self.subject.disks {
             disks.flush()?;
         }
-        let mut pages = self.take()?;
-        if std::mem::take(&mut self.first) && !self.subject.filled_from_outside {
+        let first = std::mem::take(&mut self.first);
+        let mut memory = self.take_memory()?;
+        if let Some(memory) = &mut memory
+            && first
+            && !self.subject.filled_from_outside
+        {
             // After the take: what is touched from here on is in the next one.
-            let untouched = numbered(&page_fault::untouched(&self.subject.memory)?);
-            pages.iter_mut().for_each(|pages| pages.subtract(&untouched));
+            memory.subtract(&numbered(&page_fault::untouched(&self.subject.memory)?));
         }
-        Ok(pages)
+        Ok(memory.into_iter().chain(self.subject.moving.take(first)?).collect())
     }
 
     fn throttle(&mut self, percent: u8) -> Result<(), VmError> {
@@ -211,8 +229,8 @@ impl SourceVm for Source<'_> {
 
     fn stop(&mut self) -> Result<Stopped, VmError> {
         let still = self.ask(Step::Stop)?.ok_or("the guest was not stopped")?;
-        let mut dirty = self.take()?;
-        if let Some(memory) = dirty.first_mut() {
+        let mut memory = self.take_memory()?;
+        if let Some(memory) = &mut memory {
             let layout = Layout::of(&self.subject.memory);
             // KVM would wait for them at the destination before the guest runs.
             still
@@ -230,7 +248,7 @@ impl SourceVm for Source<'_> {
         };
         state.section(MOMENT, &moment)?;
         Ok(Stopped {
-            dirty,
+            dirty: memory.into_iter().chain(self.subject.moving.take(false)?).collect(),
             state,
             at: still.at,
         })

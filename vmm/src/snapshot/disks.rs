@@ -21,14 +21,14 @@ mod restore;
 mod save;
 #[cfg(test)]
 mod tests;
-mod unfinished;
+pub mod unfinished;
 
 use cutover_devices::virtio::block::chunks::CHUNK_SIZE;
 use cutover_snapshot::error::SectionError;
 use cutover_snapshot::section::{Payload, Section};
 use serde::{Deserialize, Serialize};
 
-pub use self::restore::{DiskFilling, DiskImages, Existing, WhenFilled};
+pub use self::restore::{DiskFilling, DiskImages, Existing, WhenFilled, target};
 pub use self::save::{DiskTracks, HeldDisks, Watch};
 
 /// Name of the section that says which disks the snapshot has.

@@ -34,7 +34,7 @@ pub use self::request::{
 pub(crate) use self::restore::{Restored, restore};
 
 /// The directory in which the file at `path` is.
-fn directory_of(path: &Path) -> &Path {
+pub(crate) fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(dir) if dir != Path::new("") => dir,
         _ => Path::new("."),

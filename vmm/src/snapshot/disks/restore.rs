@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use cutover_devices::virtio::block::{self, Block};
 use cutover_devices::virtio::block::chunks::{CHUNK_SIZE, ChunkSet};
 use cutover_devices::virtio::block::gate::{Copier, Holds};
+use cutover_devices::virtio::block::{self, Block};
 use cutover_devices::{OnThread, THREAD_STACK_SIZE};
 use cutover_snapshot::chain::Chain;
 use cutover_snapshot::image::{Found, Image, Progress};
@@ -169,7 +169,10 @@ impl DiskImage {
 }
 
 /// Where a disk goes that is to be at `path`: there, or where that leads to.
-fn target(id: &str, path: &Path, existing: Existing) -> Result<PathBuf, Error> {
+///
+/// # Errors
+/// What is there is in the way: it is to be kept, is no file, or somebody uses it.
+pub fn target(id: &str, path: &Path, existing: Existing) -> Result<PathBuf, Error> {
     let failed = |action| disk_file(id, path, action);
     match fs::symlink_metadata(path) {
         Ok(_) => {}
