@@ -1,12 +1,13 @@
 //! [`Guest`]: what to boot, with what around it.
 
 use std::ffi::{OsStr, OsString};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::environment::guest_file;
 use crate::vm::Vm;
-use crate::{Disk, Monitor, Network, Terminal};
+use crate::{Disk, Lan, Monitor, Network, Terminal};
 
 /// The kernel's messages stay off the console, but for warnings; a panic ends the guest at once.
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
@@ -53,6 +54,15 @@ impl Guest {
     /// A whole Debian, its root file system on `root`; 1 vCPU, 768 MiB. Its network interface has the guest's address
     /// of `network`.
     pub fn debian(root: &Disk, network: &Network) -> Self {
+        Self::debian_at(root, network.guest(), network.host()).net(network)
+    }
+
+    /// The same on one of the taps of `lan`.
+    pub fn debian_on(root: &Disk, lan: &Lan, tap: &str) -> Self {
+        Self::debian_at(root, lan.guest(), lan.host()).arguments(["--net", &format!("tap={tap}")])
+    }
+
+    fn debian_at(root: &Disk, address: Ipv4Addr, gateway: Ipv4Addr) -> Self {
         let guest = Self {
             kernel: guest_file("debian/vmlinuz"),
             initrd: guest_file("debian/initrd"),
@@ -62,13 +72,8 @@ impl Guest {
         guest
             .memory("768M")
             .disk(root)
-            .net(network)
             .cmdline("root=/dev/vda rw")
-            .cmdline(&format!(
-                "cutover.ip={}/24 cutover.gw={}",
-                network.guest(),
-                network.host()
-            ))
+            .cmdline(&format!("cutover.ip={address}/24 cutover.gw={gateway}"))
     }
 
     /// Boots another kernel.

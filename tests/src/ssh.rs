@@ -32,21 +32,27 @@ impl Ssh {
     /// Runs a shell command.
     #[track_caller]
     pub fn run(&self, command: &str) -> Output {
-        let output = Command::new("ssh")
-            .args(["-F", "none", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"])
-            .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
-            .args(["-o", "ConnectTimeout=60", "-o", "ConnectionAttempts=3"])
-            .arg("-i")
-            .arg(self.directory.path().join("key"))
-            .arg(format!("root@{}", self.address))
-            .arg(command)
-            .output()
-            .unwrap_or_else(|error| panic!("cannot run ssh (package openssh-client): {error}"));
+        let output = self.command(command).output();
+        let output = output.unwrap_or_else(|error| panic!("cannot run ssh (package openssh-client): {error}"));
         Output {
             exit_code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
+    }
+
+    /// Starts a shell command, whose connection stays open meanwhile; [`cli::finish`](crate::cli::finish) is for the
+    /// result.
+    pub fn command(&self, command: &str) -> Command {
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"])
+            .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
+            .args(["-o", "ConnectTimeout=60", "-o", "ConnectionAttempts=3"])
+            .arg("-i")
+            .arg(self.directory.path().join("key"))
+            .arg(format!("root@{}", self.address))
+            .arg(command);
+        ssh
     }
 
     /// Runs a shell command that must succeed, and returns what it printed.

@@ -89,6 +89,9 @@ struct HostOptions {
     /// Start this many nested hosts, joined by a network (host N has 10.77.0.N), and run the command on each
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=100))]
     hosts: u8,
+    /// The run is over when the first host is done: the others serve it, and start again when they are reset
+    #[arg(long, requires = "hosts")]
+    first_leads: bool,
     /// Count instructions instead of time, so that measurements repeat; always nested, with one processor
     #[arg(long)]
     icount: bool,
@@ -145,6 +148,7 @@ fn run_on_host(options: &HostOptions, command: &[OsString]) -> Result<i32> {
         memory_mib: options.memory,
         cpus: options.cpus,
         icount: options.icount,
+        first_leads: options.first_leads,
         ..host::Options::default()
     };
     if nested {

@@ -27,33 +27,39 @@ fn a_guest_moves_four_times_in_a_row_the_faster_it_writes_and_no_page_is_lost() 
     assert_eq!(managed.vm.wait(), Exit::Shutdown);
 }
 
+/// A guest that writes as fast as it can.
+fn guest_in_a_hurry() -> ManagedVm {
+    let managed = Guest::micro().memory("256M").boot_managed(|_| {});
+    managed.vm.start_page_writer(96, None);
+    managed
+}
+
 /// Moves a guest that writes as fast as it can over a link that is too slow for that.
-fn move_over_a_slow_link(options: Value) -> Value {
+fn move_over_a_slow_link(mut options: Value) -> Value {
     /// Bytes in each second.
     const SLOW: u64 = 16 << 20;
-    let managed = Guest::micro().boot_managed(|_| {});
-    write_pages(&managed, None);
-    let mut options = options;
     options["bandwidth"] = json!(SLOW);
-    managed.move_to(Receiver::start(), &options).1
+    options["compression"] = json!("never");
+    // Long enough for an emulated host to stop a guest, and too short for all that the guest has written.
+    options["downtime_ms"] = json!(1_000);
+    guest_in_a_hurry().move_to(Receiver::start(), &options).1
 }
 
 #[test]
 fn a_guest_that_outruns_the_link_is_slowed_down_until_it_has_moved() {
-    let report = move_over_a_slow_link(json!({ "compression": "never" }));
+    let report = move_over_a_slow_link(json!({}));
     assert!(report["throttle_percent_max"].as_u64() > Some(0), "{report}");
 }
 
 #[test]
 fn a_guest_that_outruns_the_link_goes_ahead_of_its_memory_if_that_is_allowed() {
-    let report = move_over_a_slow_link(json!({ "compression": "never", "throttle": false, "post_copy": "allow" }));
+    let report = move_over_a_slow_link(json!({ "throttle": false, "post_copy": "allow" }));
     assert!(report["pages_pulled"].as_u64() > Some(0), "{report}");
 }
 
 #[test]
 fn a_guest_that_may_neither_be_slowed_down_nor_go_ahead_of_its_memory_stays_and_says_why() {
-    let managed = Guest::micro().boot_managed(|_| {});
-    write_pages(&managed, None);
+    let managed = guest_in_a_hurry();
     let receiver = Receiver::start();
     let options = json!({ "compression": "never", "throttle": false, "bandwidth": 4 << 20, "downtime_ms": 1 });
     let fault = managed.migrate(receiver.address(), &options).fault();

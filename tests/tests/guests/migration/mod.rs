@@ -2,6 +2,7 @@
 
 mod between_hosts;
 mod clients;
+mod database;
 mod failures;
 mod load;
 mod network;

@@ -3,7 +3,7 @@
 use cutover_tests::{Api, Disk, Exit, Guest, Network, Shelf, Signal, Ssh, poll_until, scratch};
 
 /// Two databases take writes one after the other, each of a number one higher, and what they acknowledge is noted.
-const WRITES: &str = r#"
+pub const WRITES: &str = r#"
 set -e
 sed -i 's/^appendonly no/appendonly yes/; s/^appendfsync everysec/appendfsync always/' /etc/redis/redis.conf
 systemctl restart redis-server
@@ -21,7 +21,7 @@ systemd-run --quiet --unit writes sh /srv/writes
 "#;
 
 /// No number is missing, none is there twice, and those acknowledged are there; also for who reads the files anew.
-const CHECK: &str = r#"
+pub const CHECK: &str = r#"
 set -eu
 systemctl stop writes
 check() {
@@ -38,7 +38,7 @@ check redis "$(redis-cli llen numbers)" "$(redis-cli lindex numbers -1)"
 echo all there
 "#;
 
-fn acknowledged(ssh: &Ssh) -> u32 {
+pub fn acknowledged(ssh: &Ssh) -> u32 {
     let count = ssh.run("cat /run/sqlite-acknowledged").stdout;
     count.trim().parse().unwrap_or(0)
 }

@@ -4,7 +4,7 @@ mod bucket;
 mod busy;
 mod clones;
 mod damage;
-mod database;
+pub mod database;
 mod files;
 mod kills;
 mod travel;
