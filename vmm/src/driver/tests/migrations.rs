@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cutover_migration::Error as MigrationError;
 use cutover_migration::options::Options as Wishes;
@@ -36,14 +36,24 @@ impl Rendezvous {
     }
 
     /// Has a monitor wait at `name` for a VM that it admits if `admit` says so.
-    fn receive(&self, name: &str, mut admit: impl FnMut(&VmSpec) -> Result<(), String> + Send + 'static) -> Receiver {
+    fn receive(&self, name: &str, admit: impl FnMut(&VmSpec) -> Result<(), String> + Send + 'static) -> Receiver {
+        self.receive_with(name, BTreeMap::new(), admit)
+    }
+
+    /// As [`receive`](Self::receive), with other files for disks.
+    fn receive_with(
+        &self,
+        name: &str,
+        disks: BTreeMap<String, PathBuf>,
+        mut admit: impl FnMut(&VmSpec) -> Result<(), String> + Send + 'static,
+    ) -> Receiver {
         let socket = self.socket(name);
         let request = ReceiveRequest {
             listen: Endpoint::Unix(socket.clone()),
             tls: None,
             name: None,
             nets: BTreeMap::new(),
-            disks: BTreeMap::new(),
+            disks,
             disks_dir: None,
             serial: SerialSpec::Null,
         };
@@ -156,6 +166,71 @@ fn a_paused_guest_arrives_paused_as_it_was() {
     wait_for_a_round(&arrived.vm);
     arrived.vm.destroy().expect("a running VM can be destroyed");
     arrived.exit();
+}
+
+/// A counting guest with a disk at `path`, filled with something.
+fn guest_with_disk(path: &Path) -> Option<RunningVm> {
+    let content: Vec<u8> = (0..3_u32 << 20).map(|byte| (byte >> 12).to_le_bytes()[0]).collect();
+    std::fs::write(path, content).expect("writable");
+    run_with(COUNTING, true, |spec| {
+        let disk = serde_json::json!({ "path": path });
+        spec.disks = vec![serde_json::from_value(disk).expect("a disk")];
+    })
+}
+
+#[test]
+fn disks_move_with_their_guest_and_of_older_copies_only_what_differs() {
+    let rendezvous = Rendezvous::new();
+    let (here, there) = (rendezvous.socket("here.img"), rendezvous.socket("there.img"));
+    let Some(guest) = guest_with_disk(&here) else { return };
+    let content = std::fs::read(&here).expect("it is there");
+    let mut older = content.clone();
+    older[1 << 20..(1 << 20) + 4096].fill(0xee);
+    std::fs::write(&there, &older).expect("writable");
+
+    let disks = BTreeMap::from([("disk0".to_owned(), there.clone())]);
+    let request = |name: &str| MigrateRequest {
+        disks: MigratedDisks::Moved,
+        ..rendezvous.request(name)
+    };
+    // As it was, if nothing comes of it.
+    let receiver = rendezvous.receive_with("full", disks.clone(), |_| Err("the inn is full".to_owned()));
+    guest.vm.migrate(request("full")).expect_err("refused");
+    receiver.refused();
+    assert!(std::fs::read(&there).expect("it is there") == older);
+
+    let receiver = rendezvous.receive_with("free", disks, |_| Ok(()));
+    let report = guest
+        .vm
+        .migrate(request("free"))
+        .unwrap_or_else(|error| panic!("{}", chain_of(&error)));
+    assert_eq!(guest.exit().0, Exit::Migrated);
+    let arrived = receiver.arrived();
+    assert!(std::fs::read(&there).expect("it is there") == content);
+    // One chunk of the disk's 768 pages, and memory of which few are touched.
+    assert!(report.pages.total() < 700, "{report:?}");
+    wait_for_a_round(&arrived.vm);
+    arrived.vm.destroy().expect("a running VM can be destroyed");
+    arrived.exit();
+}
+
+#[test]
+fn a_disk_that_somebody_uses_where_it_is_to_go_is_not_replaced() {
+    let rendezvous = Rendezvous::new();
+    let here = rendezvous.socket("here.img");
+    let Some(guest) = guest_with_disk(&here) else { return };
+    // Its own, for one.
+    let receiver = rendezvous.receive("same", |_| Ok(()));
+    let request = MigrateRequest {
+        disks: MigratedDisks::Moved,
+        ..rendezvous.request("same")
+    };
+    let error = chain_of(&guest.vm.migrate(request).expect_err("it is in use"));
+    assert!(error.contains("here.img"), "{error}");
+    receiver.refused();
+    wait_for_a_round(&guest.vm);
+    guest.vm.destroy().expect("a running VM can be destroyed");
+    guest.exit();
 }
 
 #[test]
