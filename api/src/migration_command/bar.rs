@@ -45,7 +45,8 @@ impl MigrationBar {
             (self.round, self.round_pages) = (progress.round, 0);
         }
         self.round_pages = self.round_pages.max(progress.pages_left);
-        self.bar.set_length(self.round_pages);
+        // Before there is anything to send, the bar is empty, not full.
+        self.bar.set_length(self.round_pages.max(1));
         self.bar.set_position(self.round_pages - progress.pages_left);
         self.bar.set_message(in_words(progress));
     }
@@ -119,7 +120,13 @@ mod tests {
     fn the_bar_begins_anew_with_each_round() {
         let mut bar = MigrationBar::new();
         let mut progress = progress(MigrationPhaseV1::PreCopy);
-        for (round, left, position, length) in [(1, 100, 0, 100), (1, 40, 60, 100), (2, 10, 0, 10), (2, 0, 10, 10)] {
+        for (round, left, position, length) in [
+            (0, 0, 0, 1),
+            (1, 100, 0, 100),
+            (1, 40, 60, 100),
+            (2, 10, 0, 10),
+            (2, 0, 10, 10),
+        ] {
             (progress.round, progress.pages_left) = (round, left);
             bar.show(&progress);
             assert_eq!((bar.bar.position(), bar.bar.length()), (position, Some(length)));
