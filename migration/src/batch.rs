@@ -20,6 +20,7 @@ use twox_hash::XxHash3_64 as Hasher;
 
 use crate::error::Error;
 use crate::pages::PAGE_BYTES;
+use crate::wire;
 
 /// Most pages of a batch: 1 MiB of them.
 pub const BATCH_PAGES: usize = 256;
@@ -197,12 +198,16 @@ impl Header {
     ///
     /// # Errors
     /// It is not one, not what was sent, or what it tells of is too large.
-    pub fn from_wire(wire: &[u8; HEADER_BYTES]) -> Result<Self, Error> {
-        let magic = u32_at(wire, 0);
+    pub fn from_wire(bytes: &[u8; HEADER_BYTES]) -> Result<Self, Error> {
+        let magic = u32_at(bytes, 0);
+        if magic == wire::MAGIC {
+            // The only message that may come here.
+            return Err(Error::Aborted("in the middle of a round".to_owned()));
+        }
         if magic != MAGIC {
             return Err(invalid(format!("it begins with {magic:08x}, not with {MAGIC:08x}")));
         }
-        let (found, expected) = (Hasher::oneshot(&wire[..SUMMED_BYTES]), u64_at(wire, SUMMED_BYTES));
+        let (found, expected) = (Hasher::oneshot(&bytes[..SUMMED_BYTES]), u64_at(bytes, SUMMED_BYTES));
         if found != expected {
             return Err(Error::Damaged {
                 what: "the header of a batch of pages".to_owned(),
@@ -211,17 +216,17 @@ impl Header {
             });
         }
         let header = Self {
-            kind: match wire[4] {
+            kind: match bytes[4] {
                 0 => Kind::Pages,
                 1 => Kind::RoundEnd,
                 other => return Err(invalid(format!("its kind is {other}"))),
             },
-            image: wire[5],
-            records: u16_at(wire, 6),
-            round: u32_at(wire, 8),
-            payload: u32_at(wire, 12),
-            sequence: u64_at(wire, 16),
-            checksum: u64_at(wire, 24),
+            image: bytes[5],
+            records: u16_at(bytes, 6),
+            round: u32_at(bytes, 8),
+            payload: u32_at(bytes, 12),
+            sequence: u64_at(bytes, 16),
+            checksum: u64_at(bytes, 24),
         };
         if usize::from(header.records) > RECORDS_MAX {
             return Err(invalid(format!(

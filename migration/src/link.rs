@@ -52,8 +52,12 @@ impl<Out: Message, In: Message> Link<Out, In> {
     /// # Errors
     /// The link broke.
     pub fn send(&mut self, message: &Out) -> Result<(), Error> {
+        self.send_within(message, SEND_MAX)
+    }
+
+    fn send_within(&mut self, message: &Out, limit: Duration) -> Result<(), Error> {
         let bytes = wire::encode(message)?;
-        self.connection.within(SEND_MAX);
+        self.connection.within(limit);
         self.connection
             .write_all(&bytes)
             .and_then(|()| self.connection.flush())
@@ -82,22 +86,22 @@ impl<Out: Message, In: Message> Link<Out, In> {
         }
     }
 
-    /// Ends the link as `error` says, of which the peer hears unless it knows it better: an error of the link may have
-    /// its reason in what the peer says last. Returns what there is to be told.
+    /// Ends the link as `error` says, of which the peer hears unless it is from there. Returns what there is to be told:
+    /// that the link ended may have its reason in what the peer says last.
     pub fn part(&mut self, error: Error) -> Error {
         self.connection.watch_nothing();
+        if matches!(error, Error::Aborted(_) | Error::Refused(_)) {
+            return error;
+        }
+        let told = self.send_within(&Out::abort(error.to_string()), PART_MAX);
         if error.is_of_link() {
-            let last = self.receive("a reason", PART_MAX);
-            return match last {
+            return match self.receive("a reason", PART_MAX) {
                 Err(reason @ Error::Aborted(_)) => reason,
                 _ => error,
             };
         }
-        if !matches!(error, Error::Aborted(_) | Error::Refused(_)) {
-            let told = self.send(&Out::abort(error.to_string()));
-            if told.is_ok() {
-                self.drain();
-            }
+        if told.is_ok() {
+            self.drain();
         }
         error
     }

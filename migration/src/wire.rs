@@ -23,7 +23,8 @@ pub const HEADER_BYTES: usize = 24;
 /// Most bytes of a message other than [`State`](crate::message::ToDestination::State).
 pub const MESSAGE_BYTES_MAX: usize = 2 << 20;
 
-const MAGIC: u32 = u32::from_le_bytes(*b"CoMg");
+/// What a message begins with.
+pub const MAGIC: u32 = u32::from_le_bytes(*b"CoMg");
 /// Memory that is taken for a message before any of it has arrived.
 const FIRST_BYTES: usize = 4 << 10;
 

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -89,7 +89,7 @@ impl Incoming {
             for (index, (lane, connection)) in rest.iter_mut().zip(&mut others.connections).enumerate() {
                 let body = move || {
                     on_thread();
-                    end_together(lane.receive(connection, number, images), broken)
+                    end_together(lane.receive(connection, number, images, broken), broken)
                 };
                 let name = format!("migration-{}", index + 1);
                 match thread::Builder::new().name(name).spawn_scoped(scope, body) {
@@ -97,7 +97,7 @@ impl Incoming {
                     Err(error) => outcomes.push(end_together(Err(Error::Thread(error)), broken)),
                 }
             }
-            outcomes.push(end_together(first.receive(link, number, images), broken));
+            outcomes.push(end_together(first.receive(link, number, images, broken), broken));
             let joined = threads.into_iter().map(|thread| {
                 let outcome = thread.join();
                 outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -118,8 +118,18 @@ impl Lane {
     }
 
     /// Puts the pages of this stream in place until it says that there are no more.
-    fn receive(&mut self, from: &mut Connection, round: u32, images: &[(String, Arc<dyn Image>)]) -> Result<(), Error> {
-        while self.receive_batch(from, round, images)? == Kind::Pages {}
+    fn receive(
+        &mut self,
+        from: &mut Connection,
+        round: u32,
+        images: &[(String, Arc<dyn Image>)],
+        broken: &AtomicBool,
+    ) -> Result<(), Error> {
+        while self.receive_batch(from, round, images)? == Kind::Pages {
+            if broken.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+        }
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::io::{IoSlice, Write};
 use std::ops::{AddAssign, Range};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,8 @@ struct Round<'a> {
     limit: &'a Limit,
     batch_pages: usize,
     status: &'a Status,
+    /// Whether another stream has failed.
+    broken: &'a AtomicBool,
 }
 
 /// One stream: its encoder, and memory that is used again for each batch.
@@ -154,6 +156,7 @@ impl Outgoing {
             limit: &self.limit,
             batch_pages: batch_pages(self.limit.bytes_per_second(), 1),
             status,
+            broken: &self.others.broken,
         };
         (round, self.lanes.first_mut().expect("there is at least one stream"))
     }
@@ -189,10 +192,11 @@ impl Outgoing {
             limit,
             batch_pages: batch_pages(bandwidth, streams),
             status,
+            broken: &others.broken,
         };
         let (first, rest) = lanes.split_first_mut().expect("there is at least one stream");
         let connections = rest.iter_mut().zip(&mut others.connections);
-        let sent = round.send_on_all(first, link, connections, &others.broken, on_thread)?;
+        let sent = round.send_on_all(first, link, connections, on_thread)?;
         Ok(sent.into_iter().fold(Sent::default(), |mut all, one| {
             all += one;
             all
@@ -214,9 +218,9 @@ impl Round<'_> {
         first: &mut Lane,
         link: &mut Connection,
         rest: impl Iterator<Item = (&'l mut Lane, &'l mut Connection)>,
-        broken: &AtomicBool,
         on_thread: &OnThread,
     ) -> Result<Vec<Sent>, Error> {
+        let broken = self.broken;
         thread::scope(|scope| {
             let mut outcomes = Vec::new();
             let mut threads = Vec::new();
@@ -270,7 +274,7 @@ impl Lane {
             let mut ranges = Vec::new();
             let mut pages = 0;
             for mut range in round.ranges(set, self.index) {
-                if round.status.is_cancelled() {
+                if round.status.is_cancelled() || round.broken.load(Ordering::Relaxed) {
                     return Err(Error::Cancelled);
                 }
                 while !range.is_empty() {

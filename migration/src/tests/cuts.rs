@@ -77,9 +77,11 @@ fn a_link_cut_at_any_message_leaves_one_vm() {
                 (Way::ToSource, &transcript.to_source),
             ];
             for (way, bytes) in ways {
+                // With one more stream, whoever is gone before it came is waited for, which takes its time.
+                let offsets: &[usize] = if streams == 1 { &[0, 1, 23, 25, 41] } else { &[0] };
                 let around = boundaries(bytes)
                     .into_iter()
-                    .flat_map(|at| [at, at + 1, at + 23, at + 25, at + 41]);
+                    .flat_map(|at| offsets.iter().map(move |offset| at + offset));
                 // Who cannot attach a stream is waited for, which takes its time: once is enough.
                 let first = if connection == 0 { 0 } else { 25 };
                 for at in around

@@ -1,6 +1,8 @@
 //! Whole migrations of made-up VMs over real sockets.
 
 mod cuts;
+mod hostile;
 pub mod made_up;
+mod model;
 mod proxy;
 mod whole;
