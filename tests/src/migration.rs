@@ -58,6 +58,13 @@ impl Receiver {
         Self::start_at(address, command, &[])
     }
 
+    /// Checks that it has given up, and the guest never ran there.
+    #[track_caller]
+    pub fn check_given_up(&self) {
+        assert_eq!(self.managed.vm.wait(), Exit::Error, "{}", self.managed.vm.log());
+        assert_eq!(self.managed.vm.console().text(), "", "the guest has run there");
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address

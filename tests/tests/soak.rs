@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use cutover_tests::{Disk, Exit, Guest, ManagedVm, Network, Shelf, cli};
+use cutover_tests::{Disk, Exit, Guest, ManagedVm, Network, Receiver, Shelf, cli};
 use serde_json::json;
 
 /// Boots in a row.
@@ -18,6 +18,8 @@ const CHAIN: u32 = 10;
 const CLONES: u32 = 20;
 /// Monitors killed while they make a snapshot.
 const KILLS: u64 = 30;
+/// Migrations in a row.
+const MIGRATIONS: u32 = 100;
 
 #[test]
 fn a_guest_boots_and_powers_off_a_hundred_times_in_a_row() {
@@ -97,4 +99,18 @@ fn monitors_killed_at_thirty_moments_of_a_snapshot_leave_the_older_ones_whole() 
         // Closer together at the beginning, where more happens.
         Shelf::new().check_kill(Duration::from_millis(kill * kill / 2));
     }
+}
+
+#[test]
+fn a_busy_guest_moves_a_hundred_times_in_a_row_and_loses_nothing() {
+    let (mut managed, _disk) = ManagedVm::busy();
+    for number in 0..MIGRATIONS {
+        managed.vm.write_chunk(number);
+        // Every fourth time the guest goes ahead of its memory.
+        let post_copy = if number % 4 == 3 { "now" } else { "never" };
+        (managed, _) = managed.move_to(Receiver::start(), &json!({ "post_copy": post_copy }));
+        managed.vm.check_chunks(number + 1);
+    }
+    managed.vm.power_off();
+    assert_eq!(managed.vm.wait(), Exit::Shutdown);
 }
