@@ -37,7 +37,7 @@ const RETRY_RUNS: u32 = 64;
 /// What to do with pages that are not zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
-    /// Send them as they are.
+    /// Send them as they are, unless they have a pattern.
     Wide,
     /// Remember them, and send as little as possible.
     Narrow,
@@ -144,6 +144,11 @@ impl Choice {
     /// `bytes` were copied to fresh memory in `took`.
     pub fn copied(&mut self, bytes: u64, took: Duration) {
         self.copying = speed(bytes, took);
+    }
+
+    /// Whether pages that have a pattern are to be sent as such.
+    pub fn wants_patterns(&self) -> bool {
+        self.compression != Compression::Never
     }
 
     /// How the next pages are to be sent.

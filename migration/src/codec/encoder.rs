@@ -141,6 +141,7 @@ impl Encoder {
         self.found.clear();
         self.encoded.clear();
         let history = &mut self.histories[image];
+        let patterns = self.choice.wants_patterns();
         let (contents, rest) = content.as_chunks::<PAGE_BYTES>();
         debug_assert!(rest.is_empty());
         for ((read, content), page) in contents.iter().enumerate().zip(ranges.iter().cloned().flatten()) {
@@ -155,7 +156,7 @@ impl Encoder {
                 Seen::Unchanged => Kind::Unchanged,
                 Seen::Delta => Kind::Delta,
                 Seen::New if zero => Kind::Zero,
-                Seen::New if width == Width::Narrow && pattern::encode(content, &mut self.encoded) => Kind::Pattern,
+                Seen::New if patterns && pattern::encode(content, &mut self.encoded) => Kind::Pattern,
                 Seen::New => Kind::Content,
             };
             self.found.push(Found {

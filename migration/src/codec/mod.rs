@@ -4,10 +4,11 @@
 //!  pages ─► zero? ─► sent before? ─────────────► History ─► unchanged: not sent │ delta ─┐
 //!             │       only where the link         what was                               ├─► records of a Batch
 //!             │       is narrow                   sent last                              │
-//!             └───── the rest ─► does it shrink? ─► pattern │ lz4 │ zstd │ as it is ──────┘
+//!             └───── the rest ─► a pattern? ─► does it shrink? ─► lz4 │ zstd │ as it is ──┘
+//!                                               only where the link is narrow
 //! ```
-//! A fast link gets pages as they are, and nothing else is done to them than to look whether they are zero. On a narrow
-//! one what was sent is remembered, so that a page that is sent again is sent as the difference; what was never sent is
+//! A fast link gets pages as they are, and nothing else is done to them than to look whether they are zero or have a
+//! pattern, which costs less than to send one that is or has. On a narrow one what was sent is remembered, so that a page that is sent again is sent as the difference; what was never sent is
 //! compressed as long as that brings it to the destination sooner. [`choice`] decides that by what it
 //! measures of the link and of the compressors on this machine.
 //!

@@ -8,6 +8,9 @@
 //!  differences  5      0      0      4      4      4      4   …
 //!  pattern      step 5 × 1   kept × 2     step 4 × 4      …
 //! ```
+//! Of the pages of a Linux guest that are not zero, a fifth and more are like that, most of them with one word in a page
+//! of zeroes or next to none. To find one costs less than to send it over the fastest link, and a look at a few words
+//! tells nearly always whether there is one: so this is done on every link.
 
 use super::delta::{self, Malformed, Outcome};
 use super::{Page, ZERO};
@@ -16,7 +19,7 @@ use super::{Page, ZERO};
 const WORD: usize = size_of::<u64>();
 /// Longest pattern: what is longer is a case for a compressor, which finds more in it.
 const BYTES_MAX: usize = 256;
-/// Words that are looked at before a pattern is looked for in all of them.
+/// Words that have to be even, in some places of the page, before a pattern is looked for in all of it.
 const LOOK_WORDS: usize = 6;
 /// Where that is.
 const LOOK_AT: [usize; 3] = [32, 200, 400];
@@ -24,8 +27,7 @@ const LOOK_AT: [usize; 3] = [32, 200, 400];
 /// Appends `page` to `out` as a pattern, if it has one.
 pub fn encode(page: &Page, out: &mut Vec<u8>) -> bool {
     let (words, _) = page.as_chunks::<WORD>();
-    let seems_so = LOOK_AT.iter().any(|&at| is_even(&words[at..at + LOOK_WORDS]));
-    if !seems_so {
+    if !LOOK_AT.iter().all(|&at| is_even(&words[at..at + LOOK_WORDS])) {
         return false;
     }
     let mut differences = ZERO;
@@ -113,14 +115,11 @@ mod tests {
     fn other_pages_have_none_and_leave_nothing_behind() {
         let mut out = vec![7];
         assert!(!encode(&page(|place| place.wrapping_mul(place) << 5), &mut out));
-        let even_only_here = page(|place| {
-            if (32..64).contains(&place) {
-                0
-            } else {
-                place.wrapping_mul(place) << 40
-            }
+        let even_where_it_is_looked = page(|place| match place % 64 {
+            0..50 => 0,
+            _ => place.wrapping_mul(place) << 40,
         });
-        assert!(!encode(&even_only_here, &mut out));
+        assert!(!encode(&even_where_it_is_looked, &mut out));
         assert_eq!(out, [7]);
     }
 

@@ -9,13 +9,14 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 pub use connection::{Connection, SILENCE_MAX, link_error};
 pub use endpoint::{Endpoint, HostPort, NotAnEndpoint};
@@ -26,6 +27,9 @@ use tls::Identity;
 
 /// How long it may take until a connection is there, handshake and all.
 pub const CONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// Connections that may wait to be accepted: all streams of a migration, and some strangers.
+const BACKLOG: i32 = 64;
 
 /// What protects a link.
 #[derive(Clone, Debug, Default)]
@@ -98,7 +102,7 @@ fn addresses(at: &HostPort) -> io::Result<impl Iterator<Item = SocketAddr>> {
 }
 
 impl Listener {
-    /// Listens at `endpoint`; a Unix socket that nobody listens at any more is replaced.
+    /// Listens at `endpoint`. A Unix socket is for this user only, and replaces one that nobody listens at any more.
     ///
     /// # Errors
     /// It cannot be listened there, or nothing protects the link.
@@ -210,9 +214,13 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if is_socket && UnixStream::connect(path).is_err() {
         fs::remove_file(path)?;
     }
-    let listener = UnixListener::bind(path)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    // Nobody can connect before the socket listens, so nobody slips in before the permissions are right.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 #[cfg(test)]

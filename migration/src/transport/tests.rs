@@ -1,5 +1,4 @@
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::thread;
 
 use super::*;
@@ -92,6 +91,8 @@ fn a_unix_socket_nobody_listens_at_is_replaced_and_one_in_use_is_not() {
     talk(&endpoint.to_string(), &Security::default(), &Security::default()).unwrap();
     assert!(!path.exists(), "it goes with its listener");
     let _listener = Listener::bind(&endpoint, &Security::default()).unwrap();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "nobody else may hand over a VM");
     Listener::bind(&endpoint, &Security::default()).expect_err("somebody listens there");
 }
 

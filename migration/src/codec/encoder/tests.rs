@@ -253,14 +253,21 @@ fn under_a_limit_pages_are_remembered_and_compressed_from_the_first_batch_on() {
 }
 
 #[test]
-fn on_a_narrow_link_patterns_are_sent_as_such() {
-    let mut pair = Pair::new(vec![[0x5a; PAGE_BYTES]; 100], Compression::Always);
-    assert_eq!(pair.send_all().compressed, 100);
-    pair.assert_same();
-    assert!(pair.payload < 100 * 20);
-    pair.source[7][9] = 1;
-    assert_eq!(pair.send_all().delta, 1);
-    pair.assert_same();
+fn patterns_are_sent_as_such_on_every_link() {
+    for compression in [Compression::Always, Compression::Auto] {
+        let mut pair = Pair::new(vec![[0x5a; PAGE_BYTES]; 100], compression);
+        assert_eq!(pair.send_all().compressed, 100);
+        pair.assert_same();
+        assert!(pair.payload < 100 * 20);
+        pair.source[7][9] = 1;
+        let counts = pair.send_all();
+        let is_remembered = compression == Compression::Always;
+        assert_eq!(
+            (counts.delta, counts.compressed),
+            if is_remembered { (1, 0) } else { (0, 100) }
+        );
+        pair.assert_same();
+    }
 }
 
 #[test]
