@@ -8,9 +8,9 @@
 //!  differences  5      0      0      4      4      4      4   …
 //!  pattern      step 5 × 1   kept × 2     step 4 × 4      …
 //! ```
-//! Of the pages of a Linux guest that are not zero, a fifth and more are like that, most of them with one word in a page
-//! of zeroes or next to none. To find one costs less than to send it over the fastest link, and a look at a few words
-//! tells nearly always whether there is one: so this is done on every link.
+//! Of a Linux guest that has just booted nearly a quarter of the pages that are not zero have one, of 15 bytes on average. To
+//! find it costs less than to send the page over the fastest link, and a look at a few words tells nearly always whether
+//! there is one; so this is done on every link.
 
 use super::delta::{self, Malformed, Outcome};
 use super::{Page, ZERO};
