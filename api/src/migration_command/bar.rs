@@ -68,6 +68,10 @@ fn in_words(progress: &MigrationProgressV1) -> String {
         MigrationPhaseV1::PostCopy => "it runs there, the rest follows".to_owned(),
         MigrationPhaseV1::Unknown => "under way".to_owned(),
     };
+    if progress.bytes_sent == 0 {
+        // The destination does not count.
+        return phase;
+    }
     let mut text = format!(
         "{phase}: {} sent, {}/s, {} pages left",
         bytes(progress.bytes_sent),
@@ -112,6 +116,8 @@ mod tests {
             text.ends_with("20 pages left, standstill of 12.00 ms, slowed down by 30%"),
             "{text}"
         );
+        progress.bytes_sent = 0;
+        assert_eq!(in_words(&progress), "round 3");
         progress.phase = MigrationPhaseV1::Reserving;
         assert_eq!(in_words(&progress), "the destination builds the VM");
     }

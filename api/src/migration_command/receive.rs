@@ -18,6 +18,8 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use clap::Args;
+use cutover_devices::console::keep_signals;
+use cutover_migration::status::Phase;
 use cutover_migration::transport::Endpoint;
 use cutover_snapshot::spec::VmSpec;
 use cutover_vmm::migration::{MigrationStatus, ReceiveRequest};
@@ -151,7 +153,12 @@ fn receive(request: &ReceiveRequest, args: &MonitorArgs, logger: &Logger) -> Res
         ..Options::default()
     };
     run::warn_of_emulation();
-    let status = Arc::<MigrationStatus>::default();
+    // From the reservation on the terminal is the console's, but its keys are not the guest's before that is here.
+    let status = Arc::new(MigrationStatus::observed(Box::new(|progress| {
+        if progress.phase == Phase::PreCopy {
+            keys_are_signals(true);
+        }
+    })));
     let controller = serve_signals(status.clone(), &options)?;
     let mut front = Front {
         args,
@@ -167,6 +174,7 @@ fn receive(request: &ReceiveRequest, args: &MonitorArgs, logger: &Logger) -> Res
     let mut admit = |spec: &VmSpec| front.open(spec.name.as_deref()).map_err(|error| with_causes(&error));
     let arrived = arrive(request, &options, &status, &mut admit);
     let exit = arrived.and_then(|vmm| {
+        keys_are_signals(false);
         controller.get_or_init(|| vmm.controller());
         front.arrived(&vmm);
         tracing::info!(name = vmm.spec().name, "the VM has arrived, and runs");
@@ -176,6 +184,13 @@ fn receive(request: &ReceiveRequest, args: &MonitorArgs, logger: &Logger) -> Res
         server.stop();
     }
     exit
+}
+
+/// Whether Ctrl-C on the console's terminal is a signal to this process, or a key for the guest.
+fn keys_are_signals(are: bool) {
+    if let Err(error) = keep_signals(are) {
+        tracing::warn!(%error, "cannot change the terminal's settings");
+    }
 }
 
 /// The API of a VM that is yet to come, if it is to have one.

@@ -34,7 +34,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use escape::{Command, Escape};
 pub use output::{Output, PENDING_MAX};
-pub use terminal::{RawTerminal, restore as restore_terminal};
+pub use terminal::{RawTerminal, keep_signals, restore as restore_terminal};
 
 pub(crate) use escape::HELP;
 

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::getpgrp;
-use rustix::termios::{OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr};
 
 use super::FIRST_OWN_FD;
 
@@ -55,6 +55,21 @@ pub fn restore() {
     }
 }
 
+/// Whether Ctrl-C and its like end this process although the terminal is raw, as while its guest is still elsewhere, or
+/// are the guest's. Nothing happens where no terminal is raw.
+///
+/// # Errors
+/// The terminal's settings cannot be read or changed.
+pub fn keep_signals(keep: bool) -> io::Result<()> {
+    let before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some((terminal, _)) = before.as_ref() else {
+        return Ok(());
+    };
+    let mut settings = tcgetattr(terminal)?;
+    settings.local_modes.set(LocalModes::ISIG, keep);
+    Ok(tcsetattr(terminal, OptionalActions::Now, &settings)?)
+}
+
 impl Drop for RawTerminal {
     fn drop(&mut self) {
         restore();
@@ -64,7 +79,6 @@ impl Drop for RawTerminal {
 #[cfg(test)]
 mod tests {
     use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
-    use rustix::termios::LocalModes;
 
     use super::*;
 
@@ -88,7 +102,12 @@ mod tests {
 
         let raw = RawTerminal::enable(&terminal).expect("settable").expect("a terminal");
         assert_eq!(modes(&terminal), (false, false, false));
+        keep_signals(true).expect("settable");
+        assert_eq!(modes(&terminal), (false, false, true));
+        keep_signals(false).expect("settable");
+        assert_eq!(modes(&terminal), (false, false, false));
         drop(raw);
+        keep_signals(false).expect("nothing to do");
         assert_eq!(modes(&terminal), (true, true, true));
 
         let raw = RawTerminal::enable(&terminal).expect("settable").expect("a terminal");
