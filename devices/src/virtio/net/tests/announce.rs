@@ -37,6 +37,8 @@ fn send(guest: &mut Guest, cable: &OwnedFd, frame: &[u8]) {
     offer_frame(guest, TX_DATA, frame);
     guest.kick(TX);
     assert_eq!(receive(cable), frame);
+    // Until then, the buffer is the device's.
+    guest.take_used(TX);
 }
 
 const RARP: &str = "ffffffffffff 02000000002a 8035  0001 0800 06 04 0003
