@@ -1,3 +1,5 @@
+//! Sets of pages against sets of numbers.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Decisions about migrations with made-up measurements, as tables.
+
 use proptest::prelude::*;
 
 use super::*;

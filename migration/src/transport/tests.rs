@@ -1,3 +1,5 @@
+//! Hosts that talk to each other, and those that are turned away.
+
 use std::io::{Read, Write};
 use std::thread;
 

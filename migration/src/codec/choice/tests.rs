@@ -1,3 +1,5 @@
+//! What links and compressors of made-up speeds make the choice.
+
 use super::*;
 
 const MIB: u64 = 1 << 20;

@@ -1,3 +1,5 @@
+//! Pages that were encoded and decoded again, from a memory that changes meanwhile.
+
 use std::io;
 use std::slice;
 use std::sync::Mutex;
