@@ -1,6 +1,7 @@
 //! The VM that moves away, as the thread "migration" sees it: what changes in its memory it finds out itself, for what
 //! only the state driver may do it asks that.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
@@ -126,8 +127,8 @@ pub struct Source<'a> {
     image: Option<Arc<dyn Image>>,
     driver: &'a Mailbox,
     answers: Receiver<Answer>,
-    /// When the reservation was asked for.
-    reserved: Instant,
+    /// When the destination was asked for a reservation.
+    reserved: Cell<Instant>,
     /// Whether nobody has asked for changes yet.
     first: bool,
 }
@@ -140,7 +141,7 @@ impl<'a> Source<'a> {
             subject,
             driver,
             answers,
-            reserved: Instant::now(),
+            reserved: Cell::new(Instant::now()),
             first: true,
         }
     }
@@ -198,7 +199,9 @@ impl SourceVm for Source<'_> {
         }
     }
 
+    /// The last that is asked for before the destination is asked.
     fn descriptors(&self) -> Result<Descriptors, VmError> {
+        self.reserved.set(Instant::now());
         Ok(handed::duplicate(&self.subject.handed)?)
     }
 
@@ -241,7 +244,7 @@ impl SourceVm for Source<'_> {
         }
         let mut state = Sections::default();
         still.state.write(&mut state)?;
-        let after = still.at.saturating_duration_since(self.reserved);
+        let after = still.at.saturating_duration_since(self.reserved.get());
         let moment = Moment {
             runs: still.ran,
             after_ns: u64::try_from(after.as_nanos()).unwrap_or(u64::MAX),

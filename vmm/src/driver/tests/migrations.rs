@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use cutover_migration::Error as MigrationError;
-use cutover_migration::options::Options as Wishes;
+use cutover_migration::options::{Options as Wishes, PostCopy};
 use cutover_migration::transport::Endpoint;
 use tempfile::TempDir;
 
@@ -87,10 +87,15 @@ impl Rendezvous {
 
     /// Moves `guest`, whose monitor ends, to another that waits at `name`.
     fn migrate(&self, guest: RunningVm, name: &str) -> (RunningVm, MigrationReport) {
+        self.migrate_as(guest, self.request(name), name)
+    }
+
+    /// The same, as `request` says.
+    fn migrate_as(&self, guest: RunningVm, request: MigrateRequest, name: &str) -> (RunningVm, MigrationReport) {
         let receiver = self.receive(name, |_| Ok(()));
         let report = guest
             .vm
-            .migrate(self.request(name))
+            .migrate(request)
             .unwrap_or_else(|error| panic!("{}", chain_of(&error)));
         let (exit, happened) = guest.exit();
         assert_eq!(exit, Exit::Migrated);
@@ -271,6 +276,45 @@ fn a_reception_that_is_cancelled_ends_without_a_vm() {
     let receiver = Rendezvous::new().receive("alone", |_| Ok(()));
     receiver.status.cancel();
     receiver.refused();
+}
+
+#[test]
+fn memory_that_is_a_file_is_handed_over_and_no_page_moves() {
+    let Some(guest) = run_with(COUNTING, true, |spec| spec.memory.shared = true) else {
+        return;
+    };
+    let (shelf, rendezvous) = (Shelf::new(), Rendezvous::new());
+    wait_for_a_round(&guest.vm);
+    let before = counted(&guest, &shelf, "before");
+    let (arrived, report) = rendezvous.migrate(guest, "there");
+    assert_eq!(report.pages.total(), 0, "{report:?}");
+    wait_for_a_round(&arrived.vm);
+    let after = counted(&arrived, &shelf, "after");
+    assert!(after > before, "{after} after {before}");
+    // It can be handed over again.
+    let (arrived, _) = rendezvous.migrate(arrived, "back");
+    wait_for_a_round(&arrived.vm);
+    arrived.vm.destroy().expect("a running VM can be destroyed");
+    arrived.exit();
+}
+
+#[test]
+fn a_guest_that_goes_ahead_of_its_memory_has_all_of_it_in_the_end() {
+    let Some(guest) = run(COUNTING, true) else { return };
+    let (shelf, rendezvous) = (Shelf::new(), Rendezvous::new());
+    wait_for_a_round(&guest.vm);
+    let before = counted(&guest, &shelf, "before");
+    let mut request = rendezvous.request("there");
+    request.options.downtime = Duration::ZERO;
+    request.options.post_copy = PostCopy::Always;
+    let (arrived, _) = rendezvous.migrate_as(guest, request, "there");
+    wait_for_a_round(&arrived.vm);
+    let after = counted(&arrived, &shelf, "after");
+    assert!(after > before, "{after} after {before}");
+    let (arrived, _) = rendezvous.migrate(arrived, "on");
+    wait_for_a_round(&arrived.vm);
+    arrived.vm.destroy().expect("a running VM can be destroyed");
+    arrived.exit();
 }
 
 /// What comes of migrating `guest` if `meanwhile` happens to it once the migration is under way: what the source says,
