@@ -25,11 +25,10 @@ use cutover_snapshot::image::Progress;
 use cutover_snapshot::size::ByteSize;
 use vm_memory::GuestMemoryBackend;
 
-use super::Unavailable;
 use super::end::end_process;
 use super::faults::Faults;
 use super::space::{Area, Space, discard};
-use super::uffd::{Mode, Uffd};
+use super::uffd::Mode;
 use crate::Error;
 use crate::dirty::page_set::set_words;
 use crate::dirty::{Layout, PAGE_SIZE, PageRange, PageSet};
@@ -63,20 +62,12 @@ struct Requests {
 }
 
 impl Arriving {
-    /// Whether memory can arrive later here.
-    ///
-    /// # Errors
-    /// The kernel lacks what it takes or does not permit it, or `memory` is in huge pages.
-    pub fn check(memory: &GuestMemory) -> Result<(), Unavailable> {
-        let space = Space::of_small_pages(memory)?;
-        Uffd::open(Mode::Missing, space.backing).map(drop)
-    }
-
     /// From now on the `missing` pages of `memory` are to come; what they contain is dropped. The rest is there as far as
     /// the monitor has written it, or zero. Nobody uses `memory` just now.
     ///
     /// # Errors
-    /// As [`check`](Self::check); or `missing` is of another VM, or somebody else takes care of the memory's faults.
+    /// The kernel lacks what it takes or does not permit it, the memory is in huge pages, `missing` is of another VM, or
+    /// somebody else takes care of the memory's faults.
     pub fn start(memory: &GuestMemory, missing: &PageBits) -> Result<Self, Error> {
         let space = Space::of_small_pages(memory)?;
         if missing.pages() != space.layout.pages() {
