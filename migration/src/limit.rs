@@ -5,7 +5,7 @@
 //!   time    ──────────────────┼────►     the next one waits until then
 //!                          free_at
 //! ```
-//! Time that nobody used is not saved up beyond [`BURST`], so that a limit holds over any longer time. All streams of a
+//! Time that nobody used is not saved up beyond a burst, so that a limit holds over any longer time. All streams of a
 //! migration share one limit. In the stop phase it is lifted: the guest stands still, and every byte counts.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -1,13 +1,16 @@
 //! Links that break, and bytes that change, at every place there is.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::made_up::{Bytes, Host, Source};
-use super::proxy::{Action, Ended, Fault, Transcript, Way, migrate_over};
-use crate::options::{Compression, Options};
+use super::proxy::{Action, Ended, Fault, Transcript, Trouble, Way, migrate_over, migrate_watched, observed_in};
+use crate::error::Error;
+use crate::options::{Compression, Options, PostCopy};
+use crate::status::{Phase, Status};
 use crate::vm::Outcome;
 
 fn options(streams: u8) -> Options {
@@ -136,4 +139,25 @@ proptest! {
         };
         survives(Source::new(vec![Bytes::filled(300)], Some(40)), &options(streams), fault);
     }
+}
+
+#[test]
+fn a_link_cut_after_the_switch_to_post_copy_is_a_loss_that_both_sides_know_of() {
+    let post_copy = Options {
+        downtime: Duration::ZERO,
+        post_copy: PostCopy::Always,
+        ..options(1)
+    };
+    let mut source = Source::new(vec![Bytes::filled(500)], Some(400));
+    let host = Host::new(&source.world);
+    let link = Trouble::default();
+    let cut = Arc::clone(&link.cut);
+    let here = observed_in(Phase::PostCopy, move || cut.store(true, Ordering::SeqCst));
+    let ended = migrate_watched(&mut source, host, &post_copy, link, [&here, &Status::default()]);
+    let lost_here = ended.at_source.expect_err("the link was cut");
+    assert!(matches!(lost_here, Error::Lost(_)), "{lost_here}");
+    assert!(matches!(source.outcome, Some(Outcome::Lost { .. })));
+    let there = ended.at_destination.expect("it was cut after that");
+    there.contents().expect_err("not all came");
+    assert_eq!(source.world.running(), 1);
 }

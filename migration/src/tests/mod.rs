@@ -1,5 +1,6 @@
 //! Whole migrations of made-up VMs over real sockets.
 
+mod arriving;
 mod cuts;
 mod hostile;
 pub mod made_up;

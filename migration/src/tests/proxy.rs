@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use super::made_up::{Host, Ran, Source};
@@ -43,6 +44,14 @@ pub struct Fault {
     pub action: Action,
 }
 
+/// What is in the way.
+#[derive(Clone, Default)]
+pub struct Trouble {
+    pub fault: Option<Fault>,
+    /// Ends each connection at the next byte when it is set.
+    pub cut: Arc<AtomicBool>,
+}
+
 /// What went over a connection.
 #[derive(Clone, Debug, Default)]
 pub struct Transcript {
@@ -58,17 +67,31 @@ pub struct Ended {
 }
 
 /// Migrates `source` to `host` over a link on which `fault` happens.
-pub fn migrate_over(source: &mut Source, mut host: Host, options: &Options, fault: Option<Fault>) -> Ended {
+pub fn migrate_over(source: &mut Source, host: Host, options: &Options, fault: Option<Fault>) -> Ended {
+    let link = Trouble {
+        fault,
+        ..Trouble::default()
+    };
+    migrate_watched(source, host, options, link, [&Status::default(), &Status::default()])
+}
+
+/// The same, with the source's and the destination's status.
+pub fn migrate_watched(
+    source: &mut Source,
+    mut host: Host,
+    options: &Options,
+    link: Trouble,
+    [here, there]: [&Status; 2],
+) -> Ended {
     let directory = tempfile::tempdir().unwrap();
     let [near, far] = ["near", "far"].map(|name| directory.path().join(name));
     let security = Security::default();
     let listener = Listener::bind(&Endpoint::Unix(far.clone()), &security).unwrap();
-    let proxy = Proxy::start(&near, &far, fault);
-    let (here, there) = (Status::default(), Status::default());
+    let proxy = Proxy::start(&near, &far, link);
     let (at_source, at_destination) = thread::scope(|scope| {
         let waiting = Waiting {
             listener: &listener,
-            status: &there,
+            status: there,
             on_thread: Arc::new(|| ()),
         };
         let destination = scope.spawn(move || receive(&waiting, &mut host));
@@ -76,7 +99,7 @@ pub fn migrate_over(source: &mut Source, mut host: Host, options: &Options, faul
             to: &Endpoint::Unix(near.clone()),
             security: &security,
             options,
-            status: &here,
+            status: here,
             on_thread: Arc::new(|| ()),
         };
         let at_source = migrate(source, &request);
@@ -100,7 +123,7 @@ struct Proxy {
 }
 
 impl Proxy {
-    fn start(near: &Path, far: &Path, fault: Option<Fault>) -> Self {
+    fn start(near: &Path, far: &Path, link: Trouble) -> Self {
         let listener = UnixListener::bind(near).unwrap();
         let far = far.to_owned();
         let accepting = thread::spawn(move || {
@@ -108,8 +131,12 @@ impl Proxy {
             for (connection, near) in listener.incoming().enumerate() {
                 let near = near.unwrap();
                 let Ok(far) = UnixStream::connect(&far) else { break };
-                let fault = fault.filter(|fault| fault.connection == connection);
-                let of = |way| fault.filter(|fault: &Fault| fault.way == way);
+                let of = |way| Trouble {
+                    fault: link
+                        .fault
+                        .filter(|fault| fault.connection == connection && fault.way == way),
+                    cut: Arc::clone(&link.cut),
+                };
                 pumps.push([
                     pump(&near, &far, of(Way::ToDestination)),
                     pump(&far, &near, of(Way::ToSource)),
@@ -137,14 +164,19 @@ impl Proxy {
     }
 }
 
-fn pump(from: &UnixStream, to: &UnixStream, fault: Option<Fault>) -> JoinHandle<Vec<u8>> {
+fn pump(from: &UnixStream, to: &UnixStream, link: Trouble) -> JoinHandle<Vec<u8>> {
     let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
     thread::spawn(move || {
         let mut all = Vec::new();
         let mut buffer = [0; 32 << 10];
         while let Ok(read @ 1..) = from.read(&mut buffer) {
             let bytes = &mut buffer[..read];
-            let hit = fault.and_then(|fault| Some((fault.at.checked_sub(all.len())?, fault.action)));
+            if link.cut.load(Ordering::SeqCst) {
+                break;
+            }
+            let hit = link
+                .fault
+                .and_then(|fault| Some((fault.at.checked_sub(all.len())?, fault.action)));
             match hit.filter(|&(at, _)| at < read) {
                 Some((at, Action::Flip(bits))) => bytes[at] ^= bits,
                 Some((at, Action::Cut)) => {
@@ -160,11 +192,20 @@ fn pump(from: &UnixStream, to: &UnixStream, fault: Option<Fault>) -> JoinHandle<
             }
         }
         // Both ways, as nothing more comes of this connection.
-        let is_cut = fault.is_some_and(|fault| fault.action == Action::Cut);
+        let is_cut = link.cut.load(Ordering::SeqCst) || link.fault.is_some_and(|fault| fault.action == Action::Cut);
         to.shutdown(if is_cut { Shutdown::Both } else { Shutdown::Write }).ok();
         if is_cut {
             from.shutdown(Shutdown::Both).ok();
         }
         all
     })
+}
+
+/// A status that calls `act` when `phase` begins.
+pub fn observed_in(phase: Phase, act: impl Fn() + Send + Sync + 'static) -> Status {
+    Status::observed(Box::new(move |progress| {
+        if progress.phase == phase {
+            act();
+        }
+    }))
 }

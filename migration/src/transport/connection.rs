@@ -91,7 +91,7 @@ impl Connection {
         Ok(Self::of(Socket::Unix(stream)))
     }
 
-    /// A connection over TLS, whose socket was [prepared](prepare_tcp).
+    /// A connection over TLS, whose socket was prepared as one of TCP is.
     pub fn tls(stream: Box<dyn Duplex>) -> Self {
         Self::of(Socket::Tls(stream))
     }
