@@ -122,7 +122,7 @@ pub enum Error {
     #[error("the migration was cancelled")]
     Cancelled,
     /// The goal for the downtime is out of reach.
-    #[error("the guest writes memory faster than it can be sent: {0}")]
+    #[error("the downtime that was asked for is out of reach: {0}; allow a longer one, or post-copy")]
     NoConvergence(String),
     /// The source's or destination's VM could not do its part.
     #[error("cannot {action}")]

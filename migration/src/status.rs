@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -71,9 +71,32 @@ pub type Observer = Box<dyn Fn(&Progress) + Send + Sync>;
 /// How far one migration has come, and whether it is still wanted.
 #[derive(Default)]
 pub struct Status {
-    progress: Mutex<Progress>,
+    state: Mutex<State>,
     cancelled: Arc<AtomicBool>,
     observer: Option<Observer>,
+}
+
+/// What a status knows.
+#[derive(Default)]
+struct State {
+    progress: Progress,
+    /// When the present phase or round began, and how much had been sent by then.
+    began: Option<(Instant, u64)>,
+}
+
+impl State {
+    /// How far it has come, at `now`: a round that has sent something tells its rate before it is over.
+    fn progress_at(&self, now: Instant) -> Progress {
+        let mut progress = self.progress.clone();
+        if let Some((began, sent_before)) = self.began
+            && progress.bytes_sent > sent_before
+        {
+            let sent = u128::from(progress.bytes_sent - sent_before);
+            let rate = sent * 1_000_000_000 / now.saturating_duration_since(began).as_nanos().max(1);
+            progress.bytes_per_second = u64::try_from(rate).unwrap_or(u64::MAX);
+        }
+        progress
+    }
 }
 
 impl Status {
@@ -87,7 +110,7 @@ impl Status {
 
     /// How far it has come.
     pub fn progress(&self) -> Progress {
-        self.lock().clone()
+        self.lock().progress_at(Instant::now())
     }
 
     /// It is not wanted any more. Ends it at once unless the VM is handed over already.
@@ -107,22 +130,41 @@ impl Status {
 
     /// Something changed that is no new phase or round.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Progress)) {
-        change(&mut self.lock());
+        change(&mut self.lock().progress);
     }
 
     /// A new phase or round begins.
     pub(crate) fn step(&self, change: impl FnOnce(&mut Progress)) {
         let progress = {
-            let mut progress = self.lock();
-            change(&mut progress);
-            progress.clone()
+            let mut state = self.lock();
+            change(&mut state.progress);
+            state.began = Some((Instant::now(), state.progress.bytes_sent));
+            state.progress.clone()
         };
         if let Some(observer) = &self.observer {
             observer(&progress);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_tells_its_rate_before_it_is_over_and_that_of_the_last_until_it_has_sent_something() {
+        let status = Status::default();
+        status.update(|progress| (progress.bytes_sent, progress.bytes_per_second) = (1000, 7));
+        status.step(|progress| progress.round = 2);
+        let mut state = status.lock();
+        let (began, sent_before) = state.began.expect("a round has begun");
+        assert_eq!(sent_before, 1000);
+        assert_eq!(state.progress_at(began + Duration::from_secs(1)).bytes_per_second, 7);
+        state.progress.bytes_sent = 5000;
+        assert_eq!(state.progress_at(began + Duration::from_secs(2)).bytes_per_second, 2000);
     }
 }
