@@ -134,7 +134,7 @@ fn a_disk_image_that_cannot_be_used_is_refused_by_name_with_what_to_do() {
 
     let shared = Disk::blank(1 << 20);
     let vm = Guest::micro().disk(&shared).boot();
-    refuse(&format!("path={}", shared.path().display()), "is in use by process");
+    refuse(&format!("path={}", shared.path().display()), "is in use by");
     vm.check("dd if=/dev/vda of=/dev/null");
 }
 
