@@ -142,6 +142,61 @@ proptest! {
 }
 
 #[test]
+fn a_link_that_stands_still_for_some_seconds_is_survived() {
+    for (way, at) in [(Way::ToDestination, 100_000), (Way::ToSource, 150)] {
+        let mut source = Source::new(vec![Bytes::filled(100)], Some(40));
+        let fault = Fault {
+            connection: 0,
+            way,
+            at,
+            action: Action::Stall(Duration::from_secs(3)),
+        };
+        let host = Host::new(&source.world);
+        let ended = migrate_over(&mut source, host, &options(1), Some(fault));
+        ended.at_source.expect("it went on");
+        let there = ended.at_destination.expect("it went on");
+        assert!(there.contents().expect("all came") == source.contents());
+    }
+}
+
+#[test]
+fn a_byte_that_changed_is_noticed_wherever_it_is_and_named() {
+    let sent = &clean_run(9, 1)[0].to_destination;
+    let boundaries = boundaries(sent);
+    let of_messages = |&&at: &&usize| sent[at..].starts_with(b"CoMg");
+    let [round, state] = [2, 4].map(|nth| *boundaries.iter().filter(of_messages).nth(nth).expect("a message"));
+    let first_batch = boundaries[boundaries.iter().position(|&at| at == round).expect("Round") + 1];
+    for (at, what) in [
+        (round + 7, "the header of a message"),
+        (state + 30, "a message"),
+        (first_batch + 13, "the header of a batch of pages"),
+        (first_batch + 41, "batch 0 of pages, of round 1"),
+        (first_batch + 5000, "batch 0 of pages, of round 1"),
+    ] {
+        let mut source = Source::new(vec![Bytes::filled(9)], None);
+        let fault = Fault {
+            connection: 0,
+            way: Way::ToDestination,
+            at,
+            action: Action::Flip(0x10),
+        };
+        let host = Host::new(&source.world);
+        let ended = migrate_over(&mut source, host, &options(1), Some(fault));
+        let noticed = ended.at_destination.expect_err("it was noticed");
+        assert!(
+            matches!(&noticed, Error::Damaged { what: found, .. } if found.starts_with(what)),
+            "{what}: {noticed}"
+        );
+        let told = ended.at_source.expect_err("it was told");
+        assert!(
+            matches!(&told, Error::Aborted(reason) if reason.contains(what)),
+            "{told}"
+        );
+        assert!(source.resumed);
+    }
+}
+
+#[test]
 fn a_link_cut_after_the_switch_to_post_copy_is_a_loss_that_both_sides_know_of() {
     let post_copy = Options {
         downtime: Duration::ZERO,

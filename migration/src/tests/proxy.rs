@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use super::made_up::{Host, Ran, Source};
 use crate::destination::{Waiting, receive};
@@ -31,6 +32,8 @@ pub enum Action {
     Cut,
     /// These bits of the byte change.
     Flip(u8),
+    /// Nothing goes on for so long.
+    Stall(Duration),
 }
 
 /// Where it happens.
@@ -179,6 +182,7 @@ fn pump(from: &UnixStream, to: &UnixStream, link: Trouble) -> JoinHandle<Vec<u8>
                 .and_then(|fault| Some((fault.at.checked_sub(all.len())?, fault.action)));
             match hit.filter(|&(at, _)| at < read) {
                 Some((at, Action::Flip(bits))) => bytes[at] ^= bits,
+                Some((_, Action::Stall(time))) => thread::sleep(time),
                 Some((at, Action::Cut)) => {
                     to.write_all(&bytes[..at]).ok();
                     all.extend_from_slice(&bytes[..at]);
