@@ -467,6 +467,11 @@ impl Instance {
             .await
     }
 
+    /// Whether there is no VM, but one is waited for.
+    pub fn is_arriving(&self) -> bool {
+        self.vm.get().is_none() && self.migrations.arriving().is_some()
+    }
+
     /// Gives up waiting for a VM, if one is waited for.
     pub fn cancel_arrival(&self) {
         if let Some(status) = self.migrations.arriving() {

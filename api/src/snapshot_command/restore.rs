@@ -114,7 +114,7 @@ Examples:
     done
 
 Exit codes:
-  0  the guest shut itself down
+  0  the guest shut itself down, or has moved to another monitor
   1  the snapshot cannot be restored, or the monitor failed
   2  the command line is wrong
   3  the guest asked for a reboot

@@ -194,7 +194,7 @@ Examples:
     cutover vm info web
 
 Exit codes:
-  0  the guest shut itself down, or asked for a reboot
+  0  the guest shut itself down, asked for a reboot, or has moved to another monitor
   1  the monitor failed
   2  the command line or the configuration file is wrong
   4  the guest panicked

@@ -141,6 +141,7 @@ fn a_vm_arrives_in_a_process_without_one_and_has_its_name() {
         assert_eq!(request.name.as_deref(), Some("test"));
         assert_eq!(request.nets["net0"].tap.as_deref(), Some("tap7"));
         assert_eq!(fake.get(MIGRATION)["under_way"]["phase"], "connecting");
+        assert_eq!(fake.get("/v1/info")["state"], "arriving");
         (build.answer)(Ok(pretend(&fake.told, build.plan)));
         assert_eq!(client.join().expect("answered").status, 204);
     });

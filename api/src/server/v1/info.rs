@@ -18,7 +18,11 @@ use crate::server::instance::Instance;
     responses((status = 200, body = InfoV1), Refused)
 )]
 pub async fn get(extract::State(instance): extract::State<Arc<Instance>>) -> Result<Response, Failure> {
-    let state = instance.state().await?.map_or(StateV1::NotStarted, Into::into);
+    let state = match instance.state().await? {
+        Some(state) => state.into(),
+        None if instance.is_arriving() => StateV1::Arriving,
+        None => StateV1::NotStarted,
+    };
     let spec = instance.configuration().draft()?;
     Ok(json(&info(instance.id(), state, &spec, instance.last_event())))
 }

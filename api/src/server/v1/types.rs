@@ -39,6 +39,8 @@ pub struct Fault {
 pub enum StateV1 {
     /// It is being described; nothing of it exists yet.
     NotStarted,
+    /// It is waited for, or on its way here from another monitor.
+    Arriving,
     /// Complete, never run.
     Built,
     /// vCPUs and devices run.
