@@ -8,6 +8,8 @@
 //!  destination   Empty ─ State ─► Ready ─ Handoff ─► Runs
 //!                  ▲                │
 //!                  └────────────────┘ any error: Abort
+//!
+//!  with post-copy, after Handoff:  Serving ─ Rest ─► RunsPartly ─► Runs ─ Complete ─► Gone
 //! ```
 //! A link keeps order and loses nothing in between, as TCP does; it is modelled without that: what holds in a network
 //! that does worse holds on TCP too.
@@ -21,6 +23,9 @@ enum Said {
     Ready,
     Handoff,
     Running,
+    /// Pages that were missing (post-copy).
+    Rest,
+    Complete,
     /// By the destination: it does not run, and never will.
     DestinationAborts,
     SourceAborts,
@@ -31,7 +36,9 @@ enum Source {
     Runs,
     Stopped,
     HandedOver,
-    /// Knows that the VM runs there.
+    /// Knows that the VM runs there, and sends the rest of it.
+    Serving,
+    /// Knows that the VM runs there, and has nothing of it.
     Gone,
     /// Does not know.
     Parked,
@@ -44,6 +51,10 @@ enum Destination {
     Waiting,
     Ready,
     Runs,
+    /// Runs, and lacks some of its memory.
+    RunsPartly,
+    /// The rest did not come: it cannot go on.
+    Lost,
     /// Nothing is left of the VM.
     Empty,
     Dead,
@@ -75,6 +86,8 @@ enum Step {
 }
 
 struct Protocol {
+    /// Whether memory follows.
+    post_copy: bool,
     /// What the source does wrong, to see that the model would notice.
     mistake: Option<Mistake>,
 }
@@ -95,7 +108,8 @@ impl Hosts {
     }
 
     fn running(&self) -> usize {
-        usize::from(self.source == Source::Runs) + usize::from(self.destination == Destination::Runs)
+        let there = matches!(self.destination, Destination::Runs | Destination::RunsPartly);
+        usize::from(self.source == Source::Runs) + usize::from(there)
     }
 
     /// The source goes on here: nothing came of it.
@@ -106,8 +120,12 @@ impl Hosts {
     }
 
     fn discard(&mut self) {
-        self.destination = Destination::Empty;
-        self.say(Said::DestinationAborts);
+        if self.destination == Destination::RunsPartly {
+            self.destination = Destination::Lost;
+        } else {
+            self.destination = Destination::Empty;
+            self.say(Said::DestinationAborts);
+        }
     }
 }
 
@@ -135,7 +153,10 @@ impl Model for Protocol {
         if matches!(hosts.source, Source::Stopped | Source::HandedOver) {
             steps.push(Step::SourceGivesUp);
         }
-        if matches!(hosts.destination, Destination::Waiting | Destination::Ready) {
+        if matches!(
+            hosts.destination,
+            Destination::Waiting | Destination::Ready | Destination::RunsPartly
+        ) {
             steps.push(Step::DestinationGivesUp);
         }
         if hosts.source != Source::Dead {
@@ -186,11 +207,13 @@ impl Model for Protocol {
         vec![
             Property::always("never two run", |_, hosts: &Hosts| hosts.running() <= 1),
             Property::always(
-                "if none runs, a host is dead, or the source says that it does not know",
-                |_, hosts: &Hosts| {
+                "if none runs, a host is dead, memory was lost after the switch, or the source says that it does not know",
+                |protocol: &Self, hosts: &Hosts| {
                     let undecided = matches!(hosts.source, Source::Stopped | Source::HandedOver);
                     let told = hosts.source == Source::Parked;
-                    let lost = hosts.source == Source::Dead || hosts.destination == Destination::Dead;
+                    let lost = hosts.source == Source::Dead
+                        || hosts.destination == Destination::Dead
+                        || (protocol.post_copy && hosts.destination == Destination::Lost);
                     hosts.running() == 1 || undecided || told || lost
                 },
             ),
@@ -234,10 +257,22 @@ impl Protocol {
                 hosts.say(Said::Handoff);
             }
             (Said::Handoff, _, Destination::Ready) => {
-                hosts.destination = Destination::Runs;
+                hosts.destination = match self.post_copy {
+                    true => Destination::RunsPartly,
+                    false => Destination::Runs,
+                };
                 hosts.say(Said::Running);
             }
+            (Said::Running, Source::HandedOver, _) if self.post_copy => {
+                hosts.source = Source::Serving;
+                hosts.say(Said::Rest);
+            }
             (Said::Running, Source::HandedOver, _) => hosts.source = Source::Gone,
+            (Said::Rest, _, Destination::RunsPartly) => {
+                hosts.destination = Destination::Runs;
+                hosts.say(Said::Complete);
+            }
+            (Said::Complete, Source::Serving, _) => hosts.source = Source::Gone,
             (Said::DestinationAborts, Source::Stopped | Source::HandedOver, _) => hosts.resume(),
             (Said::SourceAborts, _, Destination::Waiting | Destination::Ready) => hosts.discard(),
             _ => (),
@@ -247,15 +282,25 @@ impl Protocol {
 
 #[test]
 fn whatever_is_lost_late_or_doubled_and_whoever_dies_two_never_run_and_none_only_if_that_is_said() {
-    let checker = Protocol { mistake: None }.checker().spawn_bfs().join();
-    assert!(checker.unique_state_count() > 100);
-    checker.assert_properties();
+    for post_copy in [false, true] {
+        let protocol = Protocol {
+            post_copy,
+            mistake: None,
+        };
+        let checker = protocol.checker().spawn_bfs().join();
+        assert!(checker.unique_state_count() > 100);
+        checker.assert_properties();
+    }
 }
 
 #[test]
 fn the_model_notices_a_source_that_resumes_by_itself_and_a_destination_that_does_not_wait() {
     for mistake in [Mistake::ResumesAfterHandoff, Mistake::RunsWhenReady] {
-        let checker = Protocol { mistake: Some(mistake) }.checker().spawn_bfs().join();
+        let protocol = Protocol {
+            post_copy: false,
+            mistake: Some(mistake),
+        };
+        let checker = protocol.checker().spawn_bfs().join();
         checker.assert_any_discovery("never two run");
     }
 }
