@@ -40,7 +40,7 @@ pub struct Sent {
     pub pages: PageCounts,
     /// Bytes on the wire.
     pub wire_bytes: u64,
-    /// How long all streams together worked for it, without what they waited for the limit.
+    /// How long the streams worked for it, each of them, without what they waited for the limit.
     pub busy: Duration,
 }
 
@@ -197,10 +197,11 @@ impl Outgoing {
         let (first, rest) = lanes.split_first_mut().expect("there is at least one stream");
         let connections = rest.iter_mut().zip(&mut others.connections);
         let sent = round.send_on_all(first, link, connections, on_thread)?;
-        Ok(sent.into_iter().fold(Sent::default(), |mut all, one| {
-            all += one;
-            all
-        }))
+        let mut all = Sent::default();
+        sent.into_iter().for_each(|one| all += one);
+        // They worked at the same time.
+        all.busy /= u32::try_from(streams).expect("a few");
+        Ok(all)
     }
 }
 
