@@ -265,12 +265,12 @@ fn guest_events(driver: Arc<Mailbox>, log: EventLog) -> GuestEventSink {
     })
 }
 
-/// What a thread of this kind calls first.
+/// What threads of this kind call first.
 pub fn confined(options: &Options, kind: ThreadKind) -> OnThread {
-    let confine = options.seccomp;
+    let filter = options.seccomp.then(|| seccomp::Filter::of(kind));
     Arc::new(move || {
-        if confine {
-            seccomp::confine_or_abort(kind);
+        if let Some(filter) = &filter {
+            filter.confine_or_abort();
         }
     })
 }

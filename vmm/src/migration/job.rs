@@ -77,7 +77,7 @@ impl Migration {
         };
         let on_thread = confined(context.options, ThreadKind::Migration);
         let security = super::security(request.tls.as_deref())?;
-        let (to, shared, on_stream_thread) = (request.to.clone(), status.clone(), on_thread.clone());
+        let (to, shared) = (request.to.clone(), status.clone());
         let job = Job::begin(&JOB, context.mailbox, on_thread, cancel, move |driver| {
             // Memory that is not there yet cannot be told from what is zero.
             filling.wait(&|| !shared.is_cancelled());
@@ -87,7 +87,8 @@ impl Migration {
                 security: &security,
                 options: &request.options,
                 status: &shared,
-                on_thread: on_stream_thread,
+                // They are confined as the thread that starts them.
+                on_thread: Arc::new(|| {}),
             };
             let outcome = source::migrate(&mut vm, &request).map_err(Error::from);
             driver.step(JobStep::Migration(Step::Done(outcome)));

@@ -8,6 +8,7 @@ mod ioctls;
 
 use std::ffi::c_int;
 use std::io::Write;
+use std::sync::OnceLock;
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use syscalls::Sysno;
@@ -87,19 +88,56 @@ fn compile(kind: ThreadKind) -> Result<BpfProgram, Error> {
 /// # Errors
 /// The kernel refused.
 pub fn confine(kind: ThreadKind) -> Result<(), Error> {
-    install_violation_handler()?;
-    seccompiler::apply_filter(&compile(kind)?).map_err(|error| Error::Seccomp {
-        thread: kind.name(),
-        reason: error.to_string(),
-    })
+    Filter::of(kind).confine()
 }
 
-/// As [`confine`], where no error can be returned: a thread that cannot be confined must not run at all.
-pub fn confine_or_abort(kind: ThreadKind) {
-    if let Err(error) = confine(kind) {
-        tracing::error!(%error, "cannot go on unconfined");
-        std::process::abort();
+/// The filter of threads of one kind, which is made when the first of them needs it: making it takes longer than putting it
+/// in place.
+pub struct Filter {
+    kind: ThreadKind,
+    program: OnceLock<BpfProgram>,
+}
+
+impl Filter {
+    /// That of `kind`.
+    pub fn of(kind: ThreadKind) -> Self {
+        Self {
+            kind,
+            program: OnceLock::new(),
+        }
     }
+
+    /// Confines the calling thread, and every thread it starts, for good.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn confine(&self) -> Result<(), Error> {
+        install_violation_handler()?;
+        let program = match self.program.get() {
+            Some(program) => program,
+            None => {
+                let program = compile(self.kind)?;
+                self.program.get_or_init(|| program)
+            }
+        };
+        seccompiler::apply_filter(program).map_err(|error| Error::Seccomp {
+            thread: self.kind.name(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// The same where no error can be returned: a thread that cannot be confined must not run at all.
+    pub fn confine_or_abort(&self) {
+        if let Err(error) = self.confine() {
+            tracing::error!(%error, "cannot go on unconfined");
+            std::process::abort();
+        }
+    }
+}
+
+/// As [`confine`], where no error can be returned.
+pub fn confine_or_abort(kind: ThreadKind) {
+    Filter::of(kind).confine_or_abort();
 }
 
 /// Has the C library keep to what every filter allows; to be called before there is a second thread.
