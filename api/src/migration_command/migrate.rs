@@ -267,7 +267,7 @@ fn bandwidth(text: &str) -> Result<NonZeroU64, String> {
 fn in_words(to: &Endpoint, report: &MigrationReportV1) -> String {
     let MigrationReportV1 { downtime, pages, .. } = report;
     let mut text = format!(
-        "it runs at {to}, moved in {}: {} were sent, in {} of memory pages\n\
+        "it runs at {to}, moved in {}: {} were sent in {}\n\
          the guest stood still for {}: stopping {}, last pages {}, state {}, handing over {}\n",
         time(report.total_ns),
         bytes(report.wire_bytes),
@@ -437,7 +437,7 @@ mod tests {
         let to = "tls://host2:7000".parse().expect("an endpoint");
         assert_eq!(
             in_words(&to, &report),
-            "it runs at tls://host2:7000, moved in 2.00s: 64 MiB were sent, in 0 rounds of memory pages\n\
+            "it runs at tls://host2:7000, moved in 2.00s: 64 MiB were sent in 0 rounds\n\
              the guest stood still for 10.50 ms: stopping 1.00 ms, last pages 2.00 ms, state 3.50 ms, handing over \
              4.00 ms\n\
              pages: 96 (90 as they are, 1 as changes, 5 zero), 6 more than once\n"

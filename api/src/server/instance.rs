@@ -14,7 +14,6 @@ use axum::http::StatusCode;
 use cutover_snapshot::spec::VmSpec;
 use cutover_vmm::dirty::DirtyRate;
 use cutover_vmm::events::{Subscription, TooManySubscribers};
-use cutover_vmm::migration::{MigrateRequest, MigrationReport, MigrationStatus, ReceiveRequest};
 use cutover_vmm::snapshot::{RestoreRequest, SnapshotProgress, SnapshotReport, SnapshotRequest};
 use cutover_vmm::{Command, Controller, Error, EventLog, Refusal, Reply, Request, State, VmStats, Vmm};
 use jiff::Timestamp;
@@ -25,13 +24,15 @@ use super::firecracker::network_interfaces::NetworkInterfacePatch;
 use super::firecracker::rejection::Rejection;
 use super::firecracker::setup::{Change, Configuration, Needs, Setup};
 use super::http::{Failure, Outcome};
-use super::migrations::Migrations;
 use super::v1::events::{WATCHERS_MAX, Watcher};
-use super::v1::types::{MigrationProgressV1, MigrationStatusV1};
 use crate::log::Logger;
 use crate::metrics::firecracker::MetricsFile;
 use crate::metrics::prometheus;
 use crate::plan::Plan;
+
+mod migrations;
+
+use migrations::Migrations;
 
 /// The way to the state driver of a VM.
 pub type VmSender = Box<dyn Fn(Command) + Send + Sync>;
@@ -108,21 +109,6 @@ impl Instance {
         // Its setup does not ask for another.
         let instance = Self::with(id, Setup::of_started(&built.spec), Box::new(|_| ()), events, logger)?;
         let _ = instance.vm.set(built.vm);
-        Ok(instance)
-    }
-
-    /// A VM that another monitor is to send, which [`finish_start`](Self::finish_start) has to be told of.
-    ///
-    /// # Errors
-    /// Too many watch the events already.
-    pub fn of_arriving(
-        id: String,
-        status: Arc<MigrationStatus>,
-        events: EventLog,
-        logger: Logger,
-    ) -> Result<Self, TooManySubscribers> {
-        let instance = Self::with(id, Setup::of_arriving(), Box::new(|_| ()), events, logger)?;
-        instance.migrations.arrives(status);
         Ok(instance)
     }
 
@@ -411,74 +397,6 @@ impl Instance {
         self.ask(Command::RestoreProgress, |_| ()).await
     }
 
-    /// Has the VM go on under another monitor; the answer comes when it does, and is perhaps the last of this process.
-    ///
-    /// # Errors
-    /// Refused, failed, or cancelled; then it goes on here. Or it was handed over, and is not known to run there.
-    pub async fn migrate(&self, request: MigrateRequest) -> Result<MigrationReport, Failure> {
-        let migrations = self.migrations.clone();
-        self.ask(
-            |reply| Command::Migrate { request, reply },
-            move |moved| migrations.note_down(moved),
-        )
-        .await
-    }
-
-    /// How far the migration is that is under way, from here or to here, and what came of the last one.
-    ///
-    /// # Errors
-    /// The VM has ended.
-    pub async fn migration(&self) -> Result<MigrationStatusV1, Failure> {
-        let under_way = match self.vm.get() {
-            Some(_) => self.ask(Command::MigrationProgress, |_| ()).await?,
-            None => self.migrations.arriving().map(|status| status.progress()),
-        };
-        Ok(MigrationStatusV1 {
-            under_way: under_way.map(MigrationProgressV1::from),
-            last: self.migrations.last(),
-        })
-    }
-
-    /// Cancels the migration that is under way, from here or to here.
-    ///
-    /// # Errors
-    /// None is, or it is too late.
-    pub async fn cancel_migration(&self) -> Outcome {
-        match (self.vm.get(), self.migrations.arriving()) {
-            (None, Some(status)) => status.cancel(),
-            (None, None) => return Err(Error::from(Refusal::NoMigrationUnderWay).into()),
-            (Some(_), _) => self.ask(Command::CancelMigration, |_| ()).await?,
-        }
-        Ok(StatusCode::NO_CONTENT)
-    }
-
-    /// Waits for a VM that another monitor sends, which then is the one of this process, with its name and console.
-    ///
-    /// # Errors
-    /// It has been started, something of it is configured already, or no VM has arrived; then that can be tried again.
-    pub async fn receive(self: &Arc<Self>, request: ReceiveRequest) -> Outcome {
-        let serial = self.setup().restore(false)?;
-        let request = ReceiveRequest {
-            name: Some(self.id.clone()),
-            serial,
-            ..request
-        };
-        self.build(Plan::Receive(request, self.migrations.begin_arrival()))
-            .await
-    }
-
-    /// Whether there is no VM, but one is waited for.
-    pub fn is_arriving(&self) -> bool {
-        self.vm.get().is_none() && self.migrations.arriving().is_some()
-    }
-
-    /// Gives up waiting for a VM, if one is waited for.
-    pub fn cancel_arrival(&self) {
-        if let Some(status) = self.migrations.arriving() {
-            status.cancel();
-        }
-    }
-
     /// Whether metrics are to be written to a file.
     pub fn has_metrics_file(&self) -> bool {
         lock(&self.metrics).is_some()
@@ -549,6 +467,6 @@ impl Instance {
 }
 
 /// Whoever panicked with the lock left a whole value behind: each change is complete before anything can panic.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -26,7 +26,6 @@ pub mod connection;
 pub mod firecracker;
 pub mod http;
 pub mod instance;
-pub mod migrations;
 pub mod openapi;
 pub mod v1;
 

@@ -34,7 +34,7 @@ fn the_vm_is_asked_once_and_its_report_is_shown_in_words_or_as_json() {
     let machine = Machine::new();
     let asked = machine.vm("web", |_, answer| answer.json(&report()));
     let output = machine.program().args(MIGRATE).output().expect("built for this test");
-    let words = "it runs at unix:/run/host2, moved in 1.50s: 64 MiB were sent, in 1 round of memory pages\n\
+    let words = "it runs at unix:/run/host2, moved in 1.50s: 64 MiB were sent in 1 round\n\
                  the guest stood still for 6.00 ms: stopping 1.00 ms, last pages 2.00 ms, state 2.00 ms, handing over \
                  1.00 ms\n\
                  pages: 110 (100 as they are, 10 zero), 20 more than once\n";
