@@ -116,8 +116,8 @@ trait Subject {
     fn boot(&mut self, case: &Case) -> Result<Vm>;
     /// Starts what it is to move to.
     fn receiver(&mut self, case: &Case) -> Result<Vm>;
-    /// Moves it.
-    fn migrate(&mut self, case: &Case) -> Result<Moved>;
+    /// Moves it; none if there is no end to it.
+    fn migrate(&mut self, case: &Case) -> Result<Option<Moved>>;
 }
 
 /// Cutover and QEMU.
@@ -145,28 +145,31 @@ fn measure<S: Subject>(new: impl Fn() -> S) -> Result<Values> {
         if !subject.can(case) {
             continue;
         }
-        let (moved, gap) = migrate(&mut subject, case)?;
-        let measured = [moved.total_ms, moved.downtime_ms, milliseconds(gap), moved.sent_mib];
-        values.extend(case.metrics.into_iter().zip(measured));
+        if let Some((moved, gap)) = migrate(&mut subject, case)? {
+            let measured = [moved.total_ms, moved.downtime_ms, milliseconds(gap), moved.sent_mib];
+            values.extend(case.metrics.into_iter().zip(measured));
+        }
     }
     Ok(values)
 }
 
-/// Moves a guest, and finds the longest time nothing was heard of it.
-fn migrate(subject: &mut impl Subject, case: &Case) -> Result<(Moved, Duration)> {
+/// Moves a guest, and finds the longest time nothing was heard of it; none if it cannot be moved so.
+fn migrate(subject: &mut impl Subject, case: &Case) -> Result<Option<(Moved, Duration)>> {
     let source = subject.boot(case)?;
     load(&source, case.load);
     let destination = subject.receiver(case)?;
     source.check("ticker > /dev/console &");
     wait_for_ticks(&source, 0)?;
     let start = Instant::now();
-    let moved = subject.migrate(case)?;
+    let Some(moved) = subject.migrate(case)? else {
+        return Ok(None);
+    };
     let heard = destination.console().arrivals().len();
     wait_for_ticks(&destination, heard)?;
     let gap = longest_gap(&source, &destination, start);
     destination.check("killall -CONT page-writer");
     destination.check_pages();
-    Ok((moved, gap))
+    Ok(Some((moved, gap)))
 }
 
 /// Has the guest's program own its memory, and begin.

@@ -78,7 +78,7 @@ impl Subject for Cutover<'_> {
         Ok(vm)
     }
 
-    fn migrate(&mut self, case: &Case) -> Result<Moved> {
+    fn migrate(&mut self, case: &Case) -> Result<Option<Moved>> {
         let body = json!({
             "to": self.address(case),
             "insecure": true,
@@ -95,10 +95,10 @@ impl Subject for Cutover<'_> {
             let value = report.pointer(key).and_then(serde_json::Value::as_f64);
             value.with_context(|| format!("{key} in {report}"))
         };
-        Ok(Moved {
+        Ok(Some(Moved {
             total_ms: number("/total_ns")? / 1e6,
             downtime_ms: number("/downtime/total_ns")? / 1e6,
             sent_mib: number("/wire_bytes")? / f64::from(1 << 20),
-        })
+        }))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cutover_guest::USER_SPACE_MARKER;
@@ -20,6 +20,8 @@ const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
 const ADDRESS: &str = "tcp:127.0.0.1:4444";
 /// Where there is no cap: 128 MiB/s, QEMU's own default, would be one.
 const UNCAPPED: &str = "100G";
+/// What takes longer is taken to have no end: several times what all of the guest's memory takes over the narrowest link.
+const ENDLESS: Duration = Duration::from_secs(60);
 /// Bytes of earlier versions that differences are made against.
 const XBZRLE_CACHE: &str = "64M";
 
@@ -50,17 +52,19 @@ impl<'a> Qemu<'a> {
         }
     }
 
-    /// Waits until the migration is over, and returns what is said about it.
-    fn wait_until_over(&self) -> Result<String> {
+    /// Waits until the migration is over, and returns what is said about it; none if that takes too long.
+    fn wait_until_over(&self) -> Result<Option<String>> {
         const PAUSE: Duration = Duration::from_millis(20);
-        loop {
+        let start = Instant::now();
+        while start.elapsed() < ENDLESS {
             let info = self.source.tell("info migrate")?;
             match field(&info, "Migration status")? {
-                "completed" => return Ok(info),
+                "completed" => return Ok(Some(info)),
                 "failed" | "cancelled" => bail!("QEMU has not migrated: {info}"),
                 _ => sleep(PAUSE),
             }
         }
+        Ok(None)
     }
 }
 
@@ -109,22 +113,24 @@ impl Subject for Qemu<'_> {
         Ok(vm)
     }
 
-    fn migrate(&mut self, case: &Case) -> Result<Moved> {
+    fn migrate(&mut self, case: &Case) -> Result<Option<Moved>> {
         self.source.tell(&format!("migrate -d {ADDRESS}"))?;
         if post_copy(case) {
             self.source.tell("migrate_start_postcopy")?;
         }
-        let info = self.wait_until_over()?;
+        let Some(info) = self.wait_until_over()? else {
+            return Ok(None);
+        };
         let number = |key| -> Result<f64> {
             let words = field(&info, key)?;
             let number = words.split(' ').next().and_then(|word| word.parse().ok());
             number.with_context(|| format!("{key}: {words}"))
         };
-        Ok(Moved {
+        Ok(Some(Moved {
             total_ms: number("total time")?,
             downtime_ms: number("downtime")?,
             sent_mib: number("transferred ram")? / 1024.0,
-        })
+        }))
     }
 }
 

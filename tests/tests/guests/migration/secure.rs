@@ -26,7 +26,7 @@ fn over_tls(address: SocketAddr, tls_dir: &Path) -> Value {
 }
 
 #[test]
-fn a_guest_moves_between_hosts_of_one_authority_and_to_nobody_else() {
+fn a_guest_moves_to_who_has_a_certificate_of_the_same_authority_and_to_nobody_else() {
     let (directory, address) = (scratch(), free_address());
     let host = address.ip().to_string();
     let ours = Authority::new(directory.path(), &host);
