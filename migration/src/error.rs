@@ -152,7 +152,7 @@ pub enum Error {
     /// The VM was handed over, and the answer never came.
     #[error(
         "the VM was handed over, but whether it runs at the destination is not known ({0}): this one stays stopped; if the \
-         other is certainly gone, resume it with force"
+         other is certainly gone, reclaim it"
     )]
     OutcomeUnknown(String),
     /// The destination took the VM over and then could not run it; it goes on at the source.
