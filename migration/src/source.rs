@@ -224,7 +224,9 @@ impl<'a> Session<'a> {
     fn stop_and_copy(&mut self, vm: &mut dyn SourceVm, left: Left) -> Result<Stop, Error> {
         self.outgoing.lift_limit();
         let Stopped { dirty, state, at } = vm.stop().map_err(Error::vm("stop the guest"))?;
-        self.report.downtime.stop_ns = ns(at.elapsed());
+        // One moment ends a part and begins the next: together they are the whole.
+        let saved = Instant::now();
+        self.report.downtime.stop_ns = ns(saved - at);
         let Left { mut pages, may_follow } = left;
         let mut missing = match pages.first_mut() {
             Some(memory) if may_follow && self.pull.is_some() => {
@@ -240,9 +242,9 @@ impl<'a> Session<'a> {
         }
         let (mut round, _) = self.send_round(&pages, true)?;
         round.dirtied_pages = count(&dirty);
-        self.report.downtime.pages_ns = round.took_ns;
         self.report.add_round(round);
         let sent = Instant::now();
+        self.report.downtime.pages_ns = ns(sent - saved);
         let answers = match (&missing, self.pull.take()) {
             (Some(missing), Some(pull)) => Some(self.answers(vm, pull, missing)?),
             _ => None,
@@ -256,10 +258,11 @@ impl<'a> Session<'a> {
             ToSource::Ready => (),
             other => return Err(Error::unexpected("Ready", &other)),
         }
-        self.report.downtime.state_ns = ns(sent.elapsed());
+        let ready = Instant::now();
+        self.report.downtime.state_ns = ns(ready - sent);
         Ok(Stop {
             stopped: at,
-            ready: Instant::now(),
+            ready,
             answers,
         })
     }
@@ -295,8 +298,8 @@ impl<'a> Session<'a> {
     /// It runs at the destination: sends what is missing there, and ends.
     fn runs_there(mut self, vm: &mut dyn SourceVm, stop: Stop) -> Result<Report, Error> {
         let resumed = Instant::now();
-        self.report.downtime.handoff_ns = ns(stop.ready.elapsed());
-        self.report.downtime.total_ns = ns(stop.stopped.elapsed());
+        self.report.downtime.handoff_ns = ns(resumed - stop.ready);
+        self.report.downtime.total_ns = ns(resumed - stop.stopped);
         if let Some(answers) = stop.answers
             && let Err(error) = self.post_copy(answers)
         {

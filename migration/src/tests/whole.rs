@@ -55,6 +55,12 @@ fn arrives_at(host: Host, mut source: Source, options: &Options) -> Report {
     assert_eq!(source.world.running(), 1);
     assert_eq!(built.load(Ordering::SeqCst), 0);
     assert!(report.total_ns >= report.downtime.total_ns);
+    let parts = &report.downtime;
+    assert_eq!(
+        parts.stop_ns + parts.pages_ns + parts.state_ns + parts.handoff_ns,
+        parts.total_ns,
+        "the parts of the downtime make up the whole"
+    );
     report
 }
 
