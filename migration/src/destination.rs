@@ -309,7 +309,7 @@ impl<'a, Vm: DestinationVm> ExpectPages<'a, Vm> {
                 progress.phase = if last { Phase::Stopping } else { Phase::PreCopy };
                 progress.round = round;
             });
-            self.incoming.receive_round(self.link.connection(), round)?;
+            self.incoming.receive_round(self.link.connection(), round, last)?;
             for image in self.vm.images() {
                 image
                     .settle()

@@ -70,11 +70,12 @@ impl Incoming {
             .map(|kind| kind == Kind::Pages)
     }
 
-    /// Puts the pages of round `number` in place; `link` is stream 0.
+    /// Puts the pages of round `number` in place; `link` is stream 0. While the guest runs, each stream has a thread for it;
+    /// in the `last` round one follows the other, for few pages are left, and the guest waits for threads to be made.
     ///
     /// # Errors
     /// A stream broke, or what came is not what was sent, or not pages of these images.
-    pub fn receive_round(&mut self, link: &mut Connection, number: u32) -> Result<(), Error> {
+    pub fn receive_round(&mut self, link: &mut Connection, number: u32, last: bool) -> Result<(), Error> {
         let Self {
             images,
             lanes,
@@ -83,6 +84,11 @@ impl Incoming {
         } = self;
         let (first, rest) = lanes.split_first_mut().expect("there is at least one stream");
         let (images, broken, on_thread): (&[_], &AtomicBool, &OnThread) = (images, &others.broken, on_thread);
+        if last {
+            first.receive(link, number, images, broken)?;
+            let mut others = rest.iter_mut().zip(&mut others.connections);
+            return others.try_for_each(|(lane, connection)| lane.receive(connection, number, images, broken));
+        }
         thread::scope(|scope| {
             let mut outcomes = Vec::new();
             let mut threads = Vec::new();
