@@ -14,6 +14,7 @@ use anyhow::{Result, ensure};
 
 use self::cutover::Cutover;
 use self::qemu::Qemu;
+use super::awake::Awake;
 use super::stage::Stage;
 use super::{Contestant, Values};
 use crate::Vm;
@@ -158,6 +159,7 @@ fn migrate(subject: &mut impl Subject, case: &Case) -> Result<Option<(Moved, Dur
     let source = subject.boot(case)?;
     load(&source, case.load);
     let destination = subject.receiver(case)?;
+    let _awake = Awake::begin()?;
     source.check("ticker > /dev/console &");
     wait_for_ticks(&source, 0)?;
     let start = Instant::now();
@@ -184,8 +186,7 @@ fn load(vm: &Vm, load: Load) {
     }
 }
 
-/// Waits until the guest has printed a while more than `heard` pieces here. Looks again and again: an emulated host that
-/// has nothing to do loses timers at times, and with them seconds.
+/// Waits until the guest has printed a while more than `heard` pieces here.
 fn wait_for_ticks(vm: &Vm, heard: usize) -> Result<()> {
     const PAUSE: Duration = Duration::from_millis(1);
     const PATIENCE: Duration = Duration::from_secs(60);

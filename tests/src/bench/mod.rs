@@ -6,6 +6,7 @@
 //! A bench is a list of [`Contestant`]s; how often and in which order they are measured is the same for all benches.
 
 mod api;
+mod awake;
 mod block;
 mod boot;
 mod migration;
