@@ -1,7 +1,7 @@
 //! Pages that have a pattern: page tables of consecutive frames, lists of free objects, memory that was filled or poisoned.
 //!
 //! Their words differ by the same again and again, each from the one before. So these differences, taken as the words of a
-//! page of their own, make a short [delta](super::delta) to a page of zeroes:
+//! page of their own, make a short delta ([`super::delta`]) to a page of zeroes:
 //!
 //! ```text
 //!  words        5      5      5      9     13     17     21   …
