@@ -157,13 +157,6 @@ impl PageBits {
         );
     }
 
-    /// The bits of the 64 pages from `first` on; those of pages the VM does not have are zero.
-    pub fn bits_from(&self, first: u64) -> u64 {
-        let (number, shift) = (index(first / WORD_PAGES), first % WORD_PAGES);
-        let word = |number| self.words.get(number).copied().unwrap_or(0);
-        word(number) >> shift | word(number + 1) << 1 << (WORD_PAGES - 1 - shift)
-    }
-
     /// Adds the pages of `other`, which is of the same VM.
     pub fn union(&mut self, other: &Self) {
         self.combine(other, |word, bits| word | bits);

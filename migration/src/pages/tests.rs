@@ -86,14 +86,6 @@ proptest! {
     }
 
     #[test]
-    fn the_bits_from_a_page_on_are_those_of_the_next_64(model in sets(), first in 0..PAGES + 100) {
-        let bits = bits(&model).bits_from(first);
-        for offset in 0..WORD_PAGES {
-            prop_assert_eq!(bits >> offset & 1 == 1, model.contains(&(first + offset)));
-        }
-    }
-
-    #[test]
     fn words_read_back_as_the_set_they_are_of(model in sets()) {
         let set = bits(&model);
         prop_assert_eq!(PageBits::from_words(PAGES, set.words().to_vec()), Some(set));

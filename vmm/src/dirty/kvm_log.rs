@@ -9,9 +9,10 @@
 
 use std::sync::Arc;
 
+use cutover_migration::pages::set_words;
 use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
 
-use super::page_set::{Layout, Slot, WORD_PAGES, set_words};
+use super::page_set::{Layout, Slot, WORD_PAGES};
 use super::{DirtySource, Report, ioctl};
 use crate::Error;
 use crate::kvm::MemorySlots;

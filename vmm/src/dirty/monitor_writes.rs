@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use cutover_devices::GuestMemory;
+use cutover_migration::pages::set_words;
 use vm_memory::GuestMemoryBackend;
 
-use super::page_set::{Layout, set_words};
+use super::page_set::Layout;
 use super::{DirtySource, Report};
 use crate::Error;
 

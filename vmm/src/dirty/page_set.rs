@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use cutover_devices::GuestMemory;
+use cutover_migration::pages::{runs, set_words};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Bytes of a page: the unit of tracking, the smallest page of x86.
@@ -354,33 +355,6 @@ impl PageSet {
             pages: pages.into(),
         }
     }
-}
-
-/// The words that are not zero, with their indices.
-pub fn set_words(words: &[u64]) -> impl Iterator<Item = (usize, u64)> {
-    /// Words looked at together, with a few vector instructions: 8 MiB of memory.
-    const STRIDE: usize = 32;
-    let (lines, rest) = words.as_chunks::<STRIDE>();
-    let dirty_lines = (0..)
-        .step_by(STRIDE)
-        .zip(lines)
-        .filter(|(_, line)| line.iter().fold(0, |all, word| all | word) != 0);
-    let in_lines = dirty_lines.flat_map(|(first, line)| (first..).zip(line.iter().copied()));
-    let in_rest = (lines.len() * STRIDE..).zip(rest.iter().copied());
-    in_lines.chain(in_rest).filter(|&(_, word)| word != 0)
-}
-
-/// The runs of ones in `bits`: first bit and length.
-fn runs(mut bits: u64) -> impl Iterator<Item = (u32, u32)> {
-    iter::from_fn(move || {
-        if bits == 0 {
-            return None;
-        }
-        let first = bits.trailing_zeros();
-        let length = (bits >> first).trailing_ones();
-        bits &= !(u64::MAX >> (u64::BITS - length) << first);
-        Some((first, length))
-    })
 }
 
 #[cfg(test)]

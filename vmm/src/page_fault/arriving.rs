@@ -19,7 +19,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cutover_devices::GuestMemory;
-use cutover_migration::pages::PageBits;
+use cutover_migration::pages::{PageBits, set_words};
 use cutover_migration::vm::ArrivingMemory;
 use cutover_snapshot::image::Progress;
 use cutover_snapshot::size::ByteSize;
@@ -30,7 +30,6 @@ use super::faults::Faults;
 use super::space::{Area, Space, discard};
 use super::uffd::Mode;
 use crate::Error;
-use crate::dirty::page_set::set_words;
 use crate::dirty::{Layout, PAGE_SIZE, PageRange, PageSet};
 
 /// Pages of a block: with one that somebody waits for, the rest of its block is seen to too.
