@@ -161,7 +161,8 @@ fn migrate(subject: &mut impl Subject, case: &Case) -> Result<Option<(Moved, Dur
     let destination = subject.receiver(case)?;
     let _awake = Awake::begin()?;
     source.check("ticker > /dev/console &");
-    wait_for_ticks(&source, 0)?;
+    let heard = source.console().arrivals().len();
+    wait_for_ticks(&source, heard)?;
     let start = Instant::now();
     let Some(moved) = subject.migrate(case)? else {
         return Ok(None);
