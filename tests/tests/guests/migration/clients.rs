@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use cutover_tests::{Api, Exit, Guest, Monitor, Network, Receiver, Vm, cli, poll_until, scratch, start_receiving};
+use cutover_tests::{
+    Exit, Guest, ManagedVm, Monitor, Network, Receiver, Vm, cli, poll_until, scratch, start_receiving,
+};
 use serde_json::{Value, json};
 
 /// `cutover migrate` of the VM behind `socket`.
@@ -82,24 +84,25 @@ fn without_leave_nothing_goes_over_a_link_that_is_not_protected() {
 fn a_guest_goes_to_another_monitor_on_its_host_without_its_memory_being_copied() {
     let (directory, network) = (scratch(), Network::new());
     let path = |name: &str| directory.path().join(name);
-    let mut vm = boot_shared(&path("first"), &network);
-    let mut socket = path("first");
-    for _ in 0..2 {
-        let meeting = path("meeting");
-        let mut command = Monitor::command();
-        command.args(["receive", "--listen", &format!("unix:{}", meeting.display())]);
-        let there = start_receiving(command);
-        poll_until("the receiver listens", || meeting.exists().then_some(()));
-        let finished = migrate(&socket, &format!("unix:{}", meeting.display()), &["--json"]);
-        assert_eq!(finished.exit, Exit::Shutdown, "{finished:?}");
-        let report: Value = serde_json::from_str(&finished.stdout).unwrap();
-        assert_eq!(report["pages"]["raw"], 0, "{report}");
-        assert_eq!(vm.wait(), Exit::Shutdown);
-        there.check_goes_on();
-        // The tap came along too.
-        there.vm.check(&format!("ping -c 1 -W 60 {}", network.host()));
-        socket = there.api.socket().to_owned();
-        vm = there.vm;
-    }
-    assert!(Api::new(&socket).try_connect().is_ok());
+    let vm = boot_shared(&path("first"), &network);
+    let second = upgrade(&vm, &path("first"), &path("meeting"));
+    let third = upgrade(&second.vm, second.api.socket(), &path("meeting"));
+    // The tap came along too.
+    third.vm.check(&format!("ping -c 1 -W 60 {}", network.host()));
+}
+
+/// Has the guest go to another monitor of this host, without its memory.
+#[track_caller]
+fn upgrade(vm: &Vm, socket: &Path, meeting: &Path) -> ManagedVm {
+    let mut command = Monitor::command();
+    command.args(["receive", "--listen", &format!("unix:{}", meeting.display())]);
+    let there = start_receiving(command);
+    poll_until("the receiver listens", || meeting.exists().then_some(()));
+    let finished = migrate(socket, &format!("unix:{}", meeting.display()), &["--json"]);
+    assert_eq!(finished.exit, Exit::Shutdown, "{finished:?}");
+    let report: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!(report["pages"]["raw"], 0, "{report}");
+    assert_eq!(vm.wait(), Exit::Shutdown);
+    there.check_goes_on();
+    there
 }
