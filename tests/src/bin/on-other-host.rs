@@ -18,12 +18,16 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Where a host listens.
 const PORT: u16 = 7077;
+/// How long a host may take to answer. One that starts again does not know of earlier attempts, which TCP repeats less
+/// and less often.
+const CONNECT: Duration = Duration::from_secs(3);
 /// Most bytes in a frame.
 const FRAME: usize = 64 << 10;
 
@@ -111,14 +115,16 @@ fn carry_out(client: &TcpStream) -> Result<()> {
         let status = child.wait()?;
         let code = status.code().unwrap_or(128 + status.signal().unwrap_or(0));
         let told = ended.and_then(|()| send(&answers, END, &code.to_le_bytes()));
-        client.shutdown(Shutdown::Both)?;
+        // A client that was killed is gone already, and what it was killed for needs no report.
+        let _ = client.shutdown(Shutdown::Both);
         Ok(told?)
     })
 }
 
 /// Has `command` run on `host`, and does here what it does there.
 fn run(host: Ipv4Addr, command: &[OsString]) -> Result<ExitCode> {
-    let server = TcpStream::connect((host, PORT)).with_context(|| format!("{host} runs no programs for others"))?;
+    let server = TcpStream::connect_timeout(&(host, PORT).into(), CONNECT)
+        .with_context(|| format!("{host} runs no programs for others"))?;
     server.set_nodelay(true)?;
     let words = command.iter().flat_map(|word| [word.as_bytes(), b"\0"].concat());
     let requests = Mutex::new(&server);
