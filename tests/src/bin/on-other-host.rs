@@ -21,6 +21,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::net::sockopt;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Where a host listens.
@@ -126,6 +127,7 @@ fn run(host: Ipv4Addr, command: &[OsString]) -> Result<ExitCode> {
     let server = TcpStream::connect_timeout(&(host, PORT).into(), CONNECT)
         .with_context(|| format!("{host} runs no programs for others"))?;
     server.set_nodelay(true)?;
+    notice_loss(&server)?;
     let words = command.iter().flat_map(|word| [word.as_bytes(), b"\0"].concat());
     let requests = Mutex::new(&server);
     send(&requests, COMMAND, &words.collect::<Vec<u8>>())?;
@@ -146,6 +148,17 @@ fn run(host: Ipv4Addr, command: &[OsString]) -> Result<ExitCode> {
             other => bail!("{host} is gone: {other:?}"),
         }
     }
+}
+
+/// Has the kernel ask the other side whether it is still there: a host without power does not say that it is gone.
+fn notice_loss(server: &TcpStream) -> Result<()> {
+    const EVERY: Duration = Duration::from_secs(1);
+    /// More than a cable may be out for in a test.
+    const TIMES: u32 = 10;
+    sockopt::set_socket_keepalive(server, true)?;
+    sockopt::set_tcp_keepidle(server, EVERY)?;
+    sockopt::set_tcp_keepintvl(server, EVERY)?;
+    Ok(sockopt::set_tcp_keepcnt(server, TIMES)?)
 }
 
 fn write_now(mut to: impl Write, bytes: &[u8]) -> io::Result<()> {
