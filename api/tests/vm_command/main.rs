@@ -2,6 +2,7 @@
 
 mod events;
 mod fake;
+mod interrupt;
 mod migrations;
 mod operations;
 mod questions;

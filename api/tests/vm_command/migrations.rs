@@ -1,13 +1,9 @@
 //! `cutover migrate`: what a VM is asked, and what comes of its answers.
 
-use std::process::Stdio;
-use std::sync::Mutex;
-use std::sync::mpsc::channel;
-
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::fake::{Machine, taken_apart};
+use crate::interrupt::check_interrupt;
 
 const MIGRATE: [&str; 4] = ["migrate", "web", "--to", "unix:/run/host2"];
 
@@ -77,34 +73,5 @@ fn a_refusal_and_a_vm_that_is_gone_for_good_have_codes_of_their_own() {
 
 #[test]
 fn an_interrupt_cancels_the_migration_and_the_vms_answer_is_waited_for() {
-    let machine = Machine::new();
-    let (begun, is_begun) = channel();
-    let (cancelled, is_cancelled) = channel();
-    let is_cancelled = Mutex::new(is_cancelled);
-    let asked = machine.vm("web", move |request, answer| match request.line.as_str() {
-        "POST /v1/migration" => {
-            begun.send(()).expect("the test waits");
-            is_cancelled.lock().unwrap().recv().expect("somebody cancels");
-            answer.text(400, &json!({ "fault_message": "cancelled" }).to_string());
-        }
-        "DELETE /v1/migration" => {
-            answer.done();
-            // Once is enough.
-            let _ = cancelled.send(());
-        }
-        line => panic!("nobody should ask {line}"),
-    });
-    let client = machine
-        .program()
-        .args(MIGRATE)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("built for this test");
-    is_begun.recv().expect("the VM is asked");
-    kill_process(Pid::from_child(&client), Signal::INT).expect("it waits");
-    let output = client.wait_with_output().expect("it ends");
-    let told = "cutover: error: web: cancelled\n";
-    assert_eq!(taken_apart(output), (1, String::new(), told.to_owned()));
-    assert_eq!(asked.lines()[..2], ["POST /v1/migration", "DELETE /v1/migration"]);
+    check_interrupt(&MIGRATE, "POST /v1/migration", "DELETE /v1/migration");
 }

@@ -1,13 +1,9 @@
 //! `cutover snapshot create`: what a VM is asked, and what comes of its answers.
 
-use std::process::Stdio;
-use std::sync::Mutex;
-use std::sync::mpsc::channel;
-
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::fake::{Machine, taken_apart};
+use crate::interrupt::check_interrupt;
 
 const CREATE: [&str; 7] = ["snapshot", "create", "web", "--store", "/store", "--name", "monday"];
 
@@ -68,37 +64,5 @@ fn what_the_vm_refuses_is_told_with_its_name() {
 
 #[test]
 fn an_interrupt_cancels_the_snapshot_and_the_vms_answer_is_waited_for() {
-    let machine = Machine::new();
-    let (begun, is_begun) = channel();
-    let (cancelled, is_cancelled) = channel();
-    let is_cancelled = Mutex::new(is_cancelled);
-    let asked = machine.vm("web", move |request, answer| match request.line.as_str() {
-        "POST /v1/snapshots" => {
-            begun.send(()).expect("the test waits");
-            is_cancelled.lock().unwrap().recv().expect("somebody cancels");
-            answer.text(400, &json!({ "fault_message": "cancelled" }).to_string());
-        }
-        "DELETE /v1/snapshots/current" => {
-            answer.done();
-            // Once is enough.
-            let _ = cancelled.send(());
-        }
-        line => panic!("nobody should ask {line}"),
-    });
-    let client = machine
-        .program()
-        .args(CREATE)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("built for this test");
-    is_begun.recv().expect("the VM is asked");
-    kill_process(Pid::from_child(&client), Signal::INT).expect("it waits");
-    let output = client.wait_with_output().expect("it ends");
-    let told = "cutover: error: web: cancelled\n";
-    assert_eq!(taken_apart(output), (1, String::new(), told.to_owned()));
-    assert_eq!(
-        asked.lines()[..2],
-        ["POST /v1/snapshots", "DELETE /v1/snapshots/current"]
-    );
+    check_interrupt(&CREATE, "POST /v1/snapshots", "DELETE /v1/snapshots/current");
 }
