@@ -341,7 +341,7 @@ mod tests {
         let body = body(&parse("web --to unix:/a").expect("valid")).expect("text");
         let default: MigrationV1 = serde_json::from_str(r#"{"to":"unix:/a"}"#).expect("valid");
         assert_eq!(body, default);
-        assert_eq!((body.downtime_ms, body.streams, body.throttle), (30, 4, true));
+        assert_eq!((body.downtime_ms, body.streams, body.throttle), (30, 1, true));
     }
 
     #[test]

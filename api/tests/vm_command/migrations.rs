@@ -48,7 +48,7 @@ fn the_vm_is_asked_once_and_its_report_is_shown_in_words_or_as_json() {
     );
     assert_eq!(requests[0].line, "POST /v1/migration");
     let mut body = json!({
-        "to": "unix:/run/host2", "downtime_ms": 30, "streams": 4, "post_copy": "never", "compression": "auto",
+        "to": "unix:/run/host2", "downtime_ms": 30, "streams": 1, "post_copy": "never", "compression": "auto",
         "throttle": true, "disks": "shared", "insecure": false,
     });
     assert_eq!(requests[0].body, body);

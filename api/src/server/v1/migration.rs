@@ -281,7 +281,7 @@ mod tests {
             options: Options {
                 downtime: Duration::from_millis(30),
                 bandwidth: None,
-                streams: 4,
+                streams: 1,
                 post_copy: PostCopy::Never,
                 throttle: true,
                 compression: Compression::Auto,

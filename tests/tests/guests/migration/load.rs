@@ -17,7 +17,7 @@ fn a_guest_moves_four_times_in_a_row_the_faster_it_writes_and_no_page_is_lost() 
     let mut managed = Guest::micro().cpus(2).boot_managed(|_| {});
     for rate in [None, Some(20_000), Some(2_000), Some(200)] {
         write_pages(&managed, rate);
-        (managed, _) = managed.move_to(Receiver::start(), &json!({}));
+        (managed, _) = managed.move_to(Receiver::start(), &json!({ "streams": 4 }));
     }
     let messages = managed.vm.check("dmesg");
     for complaint in ["soft lockup", "stall", "clocksource: timekeeping watchdog", "hung"] {
@@ -27,21 +27,24 @@ fn a_guest_moves_four_times_in_a_row_the_faster_it_writes_and_no_page_is_lost() 
     assert_eq!(managed.vm.wait(), Exit::Shutdown);
 }
 
-/// A guest that writes as fast as it can.
+/// Bytes in each second that are too few for a guest in a hurry: it rewrites all it has in half the time that this takes.
+const SLOW: u64 = 8 << 20;
+/// Long enough to stop a guest, and too short for all that one in a hurry has written, even without the limit.
+const DOWNTIME_MS: u64 = 60;
+
+/// A guest that writes as fast as it can, and has written all there is once.
 fn guest_in_a_hurry() -> ManagedVm {
-    let managed = Guest::micro().memory("256M").boot_managed(|_| {});
-    managed.vm.start_page_writer(96, None);
+    let managed = Guest::micro().boot_managed(|_| {});
+    managed.vm.start_page_writer(WRITTEN_MIB, None);
+    managed.vm.check_pages();
     managed
 }
 
 /// Moves a guest that writes as fast as it can over a link that is too slow for that.
 fn move_over_a_slow_link(mut options: Value) -> Value {
-    /// Bytes in each second.
-    const SLOW: u64 = 16 << 20;
     options["bandwidth"] = json!(SLOW);
     options["compression"] = json!("never");
-    // Long enough for an emulated host to stop a guest, and too short for all that the guest has written.
-    options["downtime_ms"] = json!(1_000);
+    options["downtime_ms"] = json!(DOWNTIME_MS);
     guest_in_a_hurry().move_to(Receiver::start(), &options).1
 }
 
@@ -61,9 +64,9 @@ fn a_guest_that_outruns_the_link_goes_ahead_of_its_memory_if_that_is_allowed() {
 fn a_guest_that_may_neither_be_slowed_down_nor_go_ahead_of_its_memory_stays_and_says_why() {
     let managed = guest_in_a_hurry();
     let receiver = Receiver::start();
-    let options = json!({ "compression": "never", "throttle": false, "bandwidth": 4 << 20, "downtime_ms": 1 });
+    let options = json!({ "compression": "never", "throttle": false, "bandwidth": SLOW, "downtime_ms": DOWNTIME_MS });
     let fault = managed.migrate(receiver.address(), &options).fault();
-    assert!(fault.contains("faster than it can be sent"), "{fault}");
+    assert!(fault.contains("out of reach: the guest dirties"), "{fault}");
     managed.check_goes_on();
     assert_eq!(receiver.managed.vm.wait(), Exit::Error);
 }

@@ -9,8 +9,8 @@ use utoipa::ToSchema;
 pub const DOWNTIME_DEFAULT_MS: u64 = 30;
 /// Longest time that it may be given: a minute, in milliseconds.
 pub const DOWNTIME_MAX_MS: u64 = 60_000;
-/// Connections that pages are sent on when the request does not say.
-pub const STREAMS_DEFAULT: u8 = 4;
+/// Connections that pages are sent on when the request does not say: more pay where one processor cannot fill the link.
+pub const STREAMS_DEFAULT: u8 = 1;
 
 /// Body of `POST /v1/migration`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
