@@ -20,7 +20,8 @@ pub fn check_interrupt(command: &[&str], begin: &'static str, cancel: &'static s
     let asked = machine.vm("web", move |request, answer| match request.line.as_str() {
         line if line == begin => {
             begun.send(()).expect("the test waits");
-            is_cancelled.lock().unwrap().recv().expect("somebody cancels");
+            let is_cancelled = is_cancelled.lock().expect("nobody else has it");
+            is_cancelled.recv().expect("somebody cancels");
             answer.text(400, &json!({ "fault_message": "cancelled" }).to_string());
         }
         line if line == cancel => {
