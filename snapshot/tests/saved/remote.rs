@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -12,7 +13,7 @@ use cutover_bucket::{Fault, Objects, Server, nobody, variables};
 use cutover_snapshot::Error;
 use cutover_snapshot::archive::write_archive;
 use cutover_snapshot::chain::Chain;
-use cutover_snapshot::image::{Layout, Progress};
+use cutover_snapshot::image::{Layout, Progress, Reader};
 use cutover_snapshot::manifest::Base;
 use cutover_snapshot::remote::{Access, Uploaded, upload_chain, upload_merged};
 use cutover_snapshot::store::list_all;
@@ -251,6 +252,18 @@ fn many_small_chunks_take_few_requests() {
     assert!(requests < 20, "{requests} requests for 4 MB");
 }
 
+/// Checks the first page of each block of 64 of `pages` against what they read as.
+#[track_caller]
+fn check_blocks(reader: &mut Reader, reference: &Reference, pages: Range<u64>) {
+    for page in pages.step_by(64) {
+        let found = reader.at(page).expect("readable").expect("a page");
+        assert!(
+            found.bytes.expect("stored")[..4096] == reference.content[&page],
+            "page {page}"
+        );
+    }
+}
+
 #[test]
 fn who_reads_alone_and_in_order_has_several_requests_under_way() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -264,13 +277,7 @@ fn who_reads_alone_and_in_order_has_several_requests_under_way() {
     reader.at(0).expect("readable");
     // The next request is answered only when there is a second.
     server.fail(Fault::WaitsForTwo);
-    for page in (64..2000).step_by(64) {
-        let found = reader.at(page).expect("readable").expect("a page");
-        assert!(
-            found.bytes.expect("stored")[..4096] == reference.content[&page],
-            "page {page}"
-        );
-    }
+    check_blocks(&mut reader, &reference, 64..2000);
     server.fail(Fault::None);
     assert_eq!(verify(&chain, &mut |_| ()).damage.len(), 0);
 }
@@ -289,13 +296,7 @@ fn what_failed_when_it_was_asked_for_ahead_is_asked_for_again_when_it_is_wanted(
     server.fail(Fault::Says(StatusCode::FORBIDDEN));
     reader.at(256).expect_err("forbidden, and so is what follows");
     server.fail(Fault::None);
-    for page in (256..2000).step_by(64) {
-        let found = reader.at(page).expect("readable").expect("a page");
-        assert!(
-            found.bytes.expect("stored")[..4096] == reference.content[&page],
-            "page {page}"
-        );
-    }
+    check_blocks(&mut reader, &reference, 256..2000);
 }
 
 #[test]
