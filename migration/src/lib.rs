@@ -13,6 +13,7 @@ pub mod batch;
 pub mod codec;
 pub mod destination;
 pub mod disk;
+pub mod epoch;
 pub mod error;
 pub mod heat;
 pub mod limit;
