@@ -351,6 +351,10 @@ impl Driver {
             Command::Migrate { request, reply } => self.begin_migration(machine, request, reply),
             Command::MigrationProgress(reply) => reply.send(Ok(self.migration.as_ref().map(Migration::progress))),
             Command::CancelMigration(reply) => reply.send(self.cancel_migration().map_err(Error::from)),
+            Command::Protect { reply, .. } => reply.send(Err(Refusal::Confined.into())),
+            Command::Protection(_, reply) => reply.send(Err(Refusal::NotProtected.into())),
+            Command::TakeCut { reply, .. } => reply.send(Err(Refusal::NotProtected.into())),
+            Command::ProtectionStatus(reply) => reply.send(Err(Refusal::NotProtected.into())),
         }
         None
     }

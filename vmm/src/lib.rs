@@ -29,6 +29,7 @@ pub mod migration;
 mod overrides;
 pub mod page_fault;
 mod program_text;
+pub mod protection;
 pub mod seccomp;
 pub mod snapshot;
 mod state;

@@ -218,6 +218,9 @@ pub enum Refusal {
     /// It never left.
     #[error("the VM has not been handed over to another monitor")]
     NotHandedOver,
+    /// Nobody protects it.
+    #[error("the VM is not protected")]
+    NotProtected,
     /// The VM runs without the means for it.
     #[error("this VM was started without an API, and is confined to what it needs for that")]
     Confined,

@@ -9,14 +9,17 @@
 mod mailbox;
 
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
+
+use cutover_snapshot::spec::MacAddr;
 
 use crate::Error;
 use crate::device_manager::{DiskUpdate, NetUpdate};
 use crate::dirty::DirtyRate;
 use crate::lifecycle::{Refusal, Request, State};
 use crate::migration::{MigrateRequest, MigrationProgress, MigrationReport};
+use crate::protection::{CutReport, MemberStatus, Notice, Step};
 use crate::snapshot::{SnapshotProgress, SnapshotReport, SnapshotRequest};
 use crate::stats::VmStats;
 
@@ -75,6 +78,24 @@ pub enum Command {
     MigrationProgress(Reply<Option<MigrationProgress>>),
     /// That nothing more be done for it.
     CancelMigration(Reply<()>),
+    /// That somebody can protect it.
+    Protect {
+        /// Where it goes what the VM tells by itself.
+        notices: Sender<Notice>,
+        /// Where the answer goes: the addresses of its network interfaces.
+        reply: Reply<Vec<MacAddr>>,
+    },
+    /// A step of its protection.
+    Protection(Step, Reply<()>),
+    /// A cut.
+    TakeCut {
+        /// Its number.
+        epoch: u64,
+        /// Where the answer goes.
+        reply: Reply<CutReport>,
+    },
+    /// How its protection does.
+    ProtectionStatus(Reply<MemberStatus>),
 }
 
 /// The way of an answer to whoever asked. It is called on the state driver's thread (a refusal perhaps on the thread
@@ -101,7 +122,11 @@ impl Command {
             | Self::UpdateDisk { reply, .. }
             | Self::UpdateNet { reply, .. }
             | Self::CancelSnapshot(reply)
-            | Self::CancelMigration(reply) => reply.send(Err(refusal.into())),
+            | Self::CancelMigration(reply)
+            | Self::Protection(_, reply) => reply.send(Err(refusal.into())),
+            Self::Protect { reply, .. } => reply.send(Err(refusal.into())),
+            Self::TakeCut { reply, .. } => reply.send(Err(refusal.into())),
+            Self::ProtectionStatus(reply) => reply.send(Err(refusal.into())),
             Self::Migrate { reply, .. } => reply.send(Err(refusal.into())),
             Self::MigrationProgress(reply) => reply.send(Err(refusal.into())),
             Self::Snapshot { reply, .. } => reply.send(Err(refusal.into())),
@@ -151,7 +176,7 @@ impl Controller {
     }
 
     /// Asks and waits for the answer.
-    fn ask<T: Send + 'static>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
+    pub(crate) fn ask<T: Send + 'static>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
         let (answer, answered) = channel();
         self.submit(command, move |result| {
             // Received below, whatever it is.

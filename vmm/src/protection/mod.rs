@@ -1,0 +1,18 @@
+//! Protection: a VM whose state is held elsewhere too, cut after cut, and that can go back to the last of these.
+//!
+//! ```text
+//!  member of a group ── Protection ──► state driver ── stops, cuts, goes back ──► Machine, gates of its network
+//!                                          │  cuts                                   │ what changes
+//!                                          ▼                                         ▼
+//!                        Cuts: pages of each cut, and the shadow: memory at the last permanent one
+//!                                          ▲
+//!                                  thread "checkpoint" ════ epochs ════► standby
+//! ```
+//! Cut n ends epoch n. What a guest sends in an epoch leaves when the cut that ends it is permanent: when everyone who
+//! would have to go back to it can. Who decides that is outside of this crate; here is what it means for one VM.
+
+mod handle;
+mod request;
+
+pub use self::handle::Protection;
+pub use self::request::{CutReport, MemberStatus, Notice, StandbyAddress, Step};

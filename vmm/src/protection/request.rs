@@ -1,0 +1,92 @@
+//! What can be asked of a protected VM, and what it tells.
+
+use std::path::PathBuf;
+
+use cutover_migration::transport::Endpoint;
+use cutover_snapshot::spec::MacAddr;
+use serde::Serialize;
+
+/// Where a standby listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandbyAddress {
+    /// Its endpoint. That a link is not protected (`tcp://`) is for whoever asks to allow.
+    pub endpoint: Endpoint,
+    /// Directory with this host's [certificate](cutover_migration::transport::tls). Endpoints with TLS need it.
+    pub tls: Option<PathBuf>,
+}
+
+/// What a protected VM tells by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The standby holds all of this epoch.
+    Holds(u64),
+    /// The standby, or the link to it, is gone: why.
+    StandbyLost(String),
+    /// What waits to be sent, or to be undone, is near its limit: the next cut is wanted early.
+    OutputWaits,
+    /// The guest, or its monitor, has come to its end: how.
+    GuestEnded(String),
+}
+
+/// What there is to tell of a cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CutReport {
+    /// How long the guest stood still, in ns.
+    pub pause_ns: u64,
+    /// Pages of memory in it.
+    pub dirty_pages: u64,
+    /// Bytes of disks in it.
+    pub disk_bytes: u64,
+}
+
+/// How the protection of a VM does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MemberStatus {
+    /// Frames that wait to be sent.
+    pub held_frames: u64,
+    /// Their bytes.
+    pub held_bytes: u64,
+    /// How long the guest stood still for the last cut, in ns.
+    pub last_pause_ns: u64,
+    /// Pages of memory in the last cut.
+    pub dirty_pages: u64,
+    /// The last permanent cut; 0 before the first.
+    pub permanent: u64,
+    /// Cuts that were taken since the last permanent one.
+    pub lag: u64,
+    /// Cuts taken so far.
+    pub cuts: u64,
+    /// Bytes sent to standbys so far.
+    pub shipped_bytes: u64,
+}
+
+/// What the state driver does for a protected VM, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Bring the standby there up to date while the guest runs. Until the first cut is permanent, there is no way back.
+    Seed(StandbyAddress),
+    /// Hold what the guest sends from here on, in this epoch; frames for these addresses only while
+    /// [blocked](Self::Block).
+    Hold {
+        /// Addresses of all members of the group.
+        group: Vec<MacAddr>,
+        /// The epoch that begins.
+        epoch: u64,
+    },
+    /// Hold all the guest sends.
+    Block,
+    /// The cut with this number is valid: frames between members may leave, and the standby gets it.
+    Validate(u64),
+    /// Nothing comes of the cut with this number: the next one covers it.
+    Invalidate(u64),
+    /// All may rely on the cut with this number.
+    Permanent(u64),
+    /// Stand still: it is not certain that this VM may run.
+    Fence,
+    /// Be again as at the cut with this number, and stand still.
+    RollBack(u64),
+    /// Go on, after a fence, a way back, or a promotion.
+    Resume,
+    /// Protect it no more: all that waits is sent.
+    Leave,
+}
