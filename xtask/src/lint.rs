@@ -9,11 +9,12 @@ use crate::workspace::{Package, Workspace, cargo};
 use crate::{process, ui};
 
 /// Which crates of the workspace each crate may use. One direction, no cycles.
-const EDGES: [(&str, &[&str]); 9] = [
+const EDGES: [(&str, &[&str]); 10] = [
     // For its tests.
     ("cutover-snapshot", &["cutover-bucket"]),
     ("cutover-devices", &["cutover-snapshot"]),
     ("cutover-migration", &["cutover-snapshot"]),
+    ("cutover-cluster", &["cutover-snapshot", "cutover-migration"]),
     (
         "cutover-vmm",
         &["cutover-snapshot", "cutover-devices", "cutover-migration"],
@@ -24,6 +25,7 @@ const EDGES: [(&str, &[&str]); 9] = [
             "cutover-snapshot",
             "cutover-devices",
             "cutover-migration",
+            "cutover-cluster",
             "cutover-vmm",
         ],
     ),

@@ -1,0 +1,20 @@
+//! Groups of VMs that survive the loss of a host.
+//!
+//! ```text
+//!                    ┌──────────── coordinator: engine, journal ───────────┐
+//!                    │                         │                           │
+//!              ToSeat, FromSeat          ToSeat, FromSeat          ToAgent, FromAgent
+//!                    │                         │                           │
+//!       member: a VM, MemberVm ══ epochs ═► standby: its image, StandbyVm   agent of a host: starts standbys
+//! ```
+//! What is decided is decided by pure state machines, which hear of events and say what to do; `runtime` does it. So all
+//! of the protocol runs in a model checker and in a simulation as it runs between hosts.
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod id;
+pub mod message;
+pub mod spec;
+pub mod vm;
+
+pub use error::Error;
