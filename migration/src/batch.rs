@@ -256,14 +256,11 @@ pub fn checksum(pieces: &[IoSlice<'_>]) -> u64 {
     sum.finish()
 }
 
-/// Checks what has arrived after `header`, and takes it apart: each record with its bytes.
+/// Checks what has arrived after `header`.
 ///
 /// # Errors
-/// It is not what was sent, or its records do not account for its bytes.
-pub fn records<'a>(
-    header: &Header,
-    rest: &'a [u8],
-) -> Result<impl Iterator<Item = (Record, &'a [u8])> + use<'a>, Error> {
+/// It is not what was sent.
+pub fn verify(header: &Header, rest: &[u8]) -> Result<(), Error> {
     let (found, expected) = (Hasher::oneshot(rest), header.checksum);
     if found != expected {
         return Err(Error::Damaged {
@@ -272,6 +269,17 @@ pub fn records<'a>(
             found,
         });
     }
+    Ok(())
+}
+
+/// Takes apart what follows `header`, which was [verified](verify): each record with its bytes.
+///
+/// # Errors
+/// Its records do not account for its bytes.
+pub fn records<'a>(
+    header: &Header,
+    rest: &'a [u8],
+) -> Result<impl Iterator<Item = (Record, &'a [u8])> + use<'a>, Error> {
     let (table, mut payload) = rest.split_at(usize::from(header.records) * RECORD_BYTES);
     let (table, _) = table.as_chunks::<RECORD_BYTES>();
     let (mut pages, mut bytes) = (0, 0);

@@ -11,12 +11,14 @@
 
 mod receiving;
 mod sending;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use self::receiving::Incoming;
-pub use self::sending::{Outgoing, Sent};
+pub use self::receiving::{HeldBatch, Incoming};
+pub use self::sending::{Outgoing, PageSource, Pages, Sent};
 
 use crate::error::Error;
 use crate::transport::Connection;

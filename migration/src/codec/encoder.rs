@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::choice::{Attempt, Choice, Width};
 use super::compressor::{Compressor, Tool};
-use super::history::{History, Seen};
+use super::history::{History, Seen, compare};
 use super::pattern;
 use super::zero::is_zero;
 use crate::batch::{Batch, Encoding, Piece, Record};
@@ -89,13 +89,26 @@ impl Encoder {
     /// Adds the pages of `ranges`, of image number `image` and of this stream, in ascending order, to `batch`; `content`
     /// has them as they were read, one after the other. Pages that are unchanged are not in the batch.
     pub fn encode(&mut self, image: usize, ranges: &[Range<u64>], content: &[u8], batch: &mut Batch) -> PageCounts {
+        self.encode_against(None, image, ranges, content, batch)
+    }
+
+    /// As [`encode`](Self::encode), where the destination has `old` of these pages, if that is known; then it need not be
+    /// remembered what was sent.
+    pub fn encode_against(
+        &mut self,
+        old: Option<&[u8]>,
+        image: usize,
+        ranges: &[Range<u64>],
+        content: &[u8],
+        batch: &mut Batch,
+    ) -> PageCounts {
         if self.choice.wants_sample() {
             let began = Instant::now();
             let copy = black_box(content.to_vec());
             self.choice.copied(copy.len() as u64, began.elapsed());
         }
         let width = self.choice.width();
-        self.find(image, width, ranges, content);
+        self.find(image, width, ranges, content, old);
         let found = mem::take(&mut self.found);
         let mut counts = PageCounts::default();
         let mut encoded = 0;
@@ -137,20 +150,29 @@ impl Encoder {
     }
 
     /// Finds out what each page is sent as.
-    fn find(&mut self, image: usize, width: Width, ranges: &[Range<u64>], content: &[u8]) {
+    fn find(&mut self, image: usize, width: Width, ranges: &[Range<u64>], content: &[u8], old: Option<&[u8]>) {
         self.found.clear();
         self.encoded.clear();
         let history = &mut self.histories[image];
         let patterns = self.choice.wants_patterns();
         let (contents, rest) = content.as_chunks::<PAGE_BYTES>();
         debug_assert!(rest.is_empty());
+        let old = old.map(|old| old.as_chunks::<PAGE_BYTES>().0);
         for ((read, content), page) in contents.iter().enumerate().zip(ranges.iter().cloned().flatten()) {
             let zero = is_zero(content);
-            let seen = if zero || width == Width::Wide || !self.remembers {
-                history.forget(page);
-                Seen::New
-            } else {
-                history.look(page, content, &mut self.encoded)
+            let seen = match old {
+                Some(old) => {
+                    history.forget(page);
+                    match (zero, &old[read]) {
+                        (true, old) if !is_zero(old) => Seen::New,
+                        (_, old) => compare(old, content, &mut self.encoded),
+                    }
+                }
+                None if zero || width == Width::Wide || !self.remembers => {
+                    history.forget(page);
+                    Seen::New
+                }
+                None => history.look(page, content, &mut self.encoded),
             };
             let kind = match seen {
                 Seen::Unchanged => Kind::Unchanged,

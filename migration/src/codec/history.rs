@@ -73,6 +73,15 @@ enum Known {
     Place(usize),
 }
 
+/// What `new` is, compared to `old`. Appends the delta to `deltas` if there is one.
+pub fn compare(old: &Page, new: &Page, deltas: &mut Vec<u8>) -> Seen {
+    match delta::encode(old, new, DELTA_BYTES_MAX, deltas) {
+        Outcome::Same => Seen::Unchanged,
+        Outcome::Written => Seen::Delta,
+        Outcome::TooLong => Seen::New,
+    }
+}
+
 impl Entry {
     const NOTHING: Self = Self(0);
 
@@ -140,17 +149,11 @@ impl History {
             Known::Place(place) => {
                 self.places[place].used = self.round;
                 let old = &mut self.slabs[place / SLAB_PAGES][place % SLAB_PAGES];
-                match delta::encode(old, content, DELTA_BYTES_MAX, deltas) {
-                    Outcome::Same => Seen::Unchanged,
-                    Outcome::Written => {
-                        *old = *content;
-                        Seen::Delta
-                    }
-                    Outcome::TooLong => {
-                        *old = *content;
-                        Seen::New
-                    }
+                let seen = compare(old, content, deltas);
+                if seen != Seen::Unchanged {
+                    *old = *content;
                 }
+                seen
             }
         }
     }

@@ -25,8 +25,6 @@
 //! and this one keeps what it has until it is promoted or ended. So there are no two primaries of one standby, and
 //! whoever was fenced has nothing to say to the VM that took his place.
 
-use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +32,7 @@ use cutover_snapshot::section::Sections;
 
 use crate::options::Compression;
 use crate::pages::PageBits;
-use crate::vm::Image;
+pub use crate::streams::PageSource;
 
 /// How a link of replication is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,22 +56,6 @@ impl Default for Options {
             held_bytes_max: 1 << 30,
             compression: Compression::Auto,
         }
-    }
-}
-
-/// Pages that can be read by their numbers.
-pub trait PageSource: Send + Sync {
-    /// Copies `pages` to `into`, which is as long as they are.
-    ///
-    /// # Errors
-    /// Some of them are not there, or could not be read.
-    fn read(&self, pages: Range<u64>, into: &mut [u8]) -> io::Result<()>;
-}
-
-/// An image as it is now.
-impl PageSource for Arc<dyn Image> {
-    fn read(&self, pages: Range<u64>, into: &mut [u8]) -> io::Result<()> {
-        self.as_ref().read(pages, into)
     }
 }
 

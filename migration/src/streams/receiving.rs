@@ -1,6 +1,8 @@
 //! The destination's end of page streams.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
+use std::iter;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +25,12 @@ pub struct Incoming {
     lanes: Vec<Lane>,
     others: Others,
     on_thread: OnThread,
+}
+
+/// A batch that is kept, verified to its last byte, and not in place yet.
+pub struct HeldBatch {
+    header: Header,
+    rest: Vec<u8>,
 }
 
 /// One stream: its decoder, and memory that is used again for each batch.
@@ -70,8 +78,44 @@ impl Incoming {
             .map(|kind| kind == Kind::Pages)
     }
 
+    /// The next batch on `stream`, which is stream 0, and the only one; none at the end of round `number`. Nothing is in
+    /// place yet.
+    ///
+    /// # Errors
+    /// As of [`receive_round`](Self::receive_round): what is returned can be [put](Self::put) in place, unless that fails
+    /// of an image.
+    pub fn hold_batch(&mut self, stream: &mut Connection, number: u32) -> Result<Option<HeldBatch>, Error> {
+        let Lane {
+            decoder,
+            rest,
+            sequence,
+        } = self.lanes.first_mut().expect("there is at least one stream");
+        let (header, rest) = next_batch(stream, number, sequence, rest)?;
+        if header.kind == Kind::RoundEnd {
+            return Ok(None);
+        }
+        let (name, image) = image_of(&header, &self.images)?;
+        let nowhere = Nowhere(image.pages());
+        for (record, bytes) in batch::records(&header, rest)? {
+            decoder.apply(name, &nowhere, &record, bytes)?;
+        }
+        Ok(Some(HeldBatch {
+            header,
+            rest: rest.to_vec(),
+        }))
+    }
+
+    /// Puts the pages of `batch` in place, after all that came before it.
+    ///
+    /// # Errors
+    /// An image fails.
+    pub fn put(&mut self, batch: &HeldBatch) -> Result<(), Error> {
+        let lane = self.lanes.first_mut().expect("there is at least one stream");
+        put(&mut lane.decoder, &batch.header, &batch.rest, &self.images)
+    }
+
     /// Puts the pages of round `number` in place; `link` is stream 0. While the guest runs, each stream has a thread for it;
-    /// in the `last` round one follows the other, for few pages are left, and the guest waits for threads to be made.
+    /// in the `last` round they take turns, for few pages are left, and the guest waits for threads to be made.
     ///
     /// # Errors
     /// A stream broke, or what came is not what was sent, or not pages of these images.
@@ -85,9 +129,8 @@ impl Incoming {
         let (first, rest) = lanes.split_first_mut().expect("there is at least one stream");
         let (images, broken, on_thread): (&[_], &AtomicBool, &OnThread) = (images, &others.broken, on_thread);
         if last {
-            first.receive(link, number, images, broken)?;
-            let mut others = rest.iter_mut().zip(&mut others.connections);
-            return others.try_for_each(|(lane, connection)| lane.receive(connection, number, images, broken));
+            let others = rest.iter_mut().zip(&mut others.connections);
+            return receive_in_turn(iter::once((first, link)).chain(others), number, images);
         }
         thread::scope(|scope| {
             let mut outcomes = Vec::new();
@@ -145,27 +188,103 @@ impl Lane {
         round: u32,
         images: &[(String, Arc<dyn Image>)],
     ) -> Result<Kind, Error> {
-        from.steadily_within(BATCH_MAX);
-        let failed = || link_error("receive pages", "a batch of pages");
-        let mut wire = [0; HEADER_BYTES];
-        from.read_exact(&mut wire).map_err(failed())?;
-        let header = Header::from_wire(&wire)?;
-        let rest = &mut self.rest[..header.rest_bytes()];
-        from.read_exact(rest).map_err(failed())?;
-        let records = batch::records(&header, rest)?;
-        check(&header, round, self.sequence)?;
-        self.sequence += 1;
-        if header.kind == Kind::RoundEnd {
-            return Ok(Kind::RoundEnd);
+        let Self {
+            decoder,
+            rest,
+            sequence,
+        } = self;
+        let (header, rest) = next_batch(from, round, sequence, rest)?;
+        if header.kind == Kind::Pages {
+            put(decoder, &header, rest, images)?;
         }
-        let Some((name, image)) = images.get(usize::from(header.image)) else {
-            return Err(invalid(format!("it is of image {} of {}", header.image, images.len())));
-        };
-        for (record, bytes) in records {
-            self.decoder.apply(name, image.as_ref(), &record, bytes)?;
-        }
-        Ok(Kind::Pages)
+        Ok(header.kind)
     }
+}
+
+/// What every batch is, wherever its pages go: the next one of round `round` from `from`, read to `room`. It is what was
+/// sent, and the one that has to come next.
+fn next_batch<'a>(
+    from: &mut Connection,
+    round: u32,
+    sequence: &mut u64,
+    room: &'a mut [u8],
+) -> Result<(Header, &'a [u8]), Error> {
+    from.steadily_within(BATCH_MAX);
+    let failed = || link_error("receive pages", "a batch of pages");
+    let mut wire = [0; HEADER_BYTES];
+    from.read_exact(&mut wire).map_err(failed())?;
+    let header = Header::from_wire(&wire)?;
+    let rest = &mut room[..header.rest_bytes()];
+    from.read_exact(rest).map_err(failed())?;
+    batch::verify(&header, rest)?;
+    check(&header, round, *sequence)?;
+    *sequence += 1;
+    Ok((header, rest))
+}
+
+/// Puts the pages of a batch in place.
+fn put(decoder: &mut Decoder, header: &Header, rest: &[u8], images: &[(String, Arc<dyn Image>)]) -> Result<(), Error> {
+    let (name, image) = image_of(header, images)?;
+    for (record, bytes) in batch::records(header, rest)? {
+        decoder.apply(name, image.as_ref(), &record, bytes)?;
+    }
+    Ok(())
+}
+
+/// Whose pages these are.
+fn image_of<'a>(
+    header: &Header,
+    images: &'a [(String, Arc<dyn Image>)],
+) -> Result<&'a (String, Arc<dyn Image>), Error> {
+    let image = images.get(usize::from(header.image));
+    image.ok_or_else(|| invalid(format!("it is of image {} of {}", header.image, images.len())))
+}
+
+/// An image of so many pages, for what is only to be verified.
+struct Nowhere(u64);
+
+impl Image for Nowhere {
+    fn pages(&self) -> u64 {
+        self.0
+    }
+
+    fn read(&self, _: Range<u64>, into: &mut [u8]) -> io::Result<()> {
+        // A delta is well-formed or not, whatever it is applied to.
+        into.fill(0);
+        Ok(())
+    }
+
+    fn write(&self, _: Range<u64>, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn zero(&self, _: Range<u64>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn starts_empty(&self) -> bool {
+        true
+    }
+
+    fn settle(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Puts the pages of all `lanes` in place, in turn a batch of each that has more: were one not read until others have
+/// ended, its sender would take this side for silent.
+fn receive_in_turn<'l>(
+    lanes: impl Iterator<Item = (&'l mut Lane, &'l mut Connection)>,
+    round: u32,
+    images: &[(String, Arc<dyn Image>)],
+) -> Result<(), Error> {
+    let mut lanes: VecDeque<_> = lanes.collect();
+    while let Some((lane, connection)) = lanes.pop_front() {
+        if lane.receive_batch(connection, round, images)? == Kind::Pages {
+            lanes.push_back((lane, connection));
+        }
+    }
+    Ok(())
 }
 
 /// Memory that arrives while the guest runs, as an image of `pages`.

@@ -1,6 +1,6 @@
 //! The source's end of page streams.
 
-use std::io::{IoSlice, Write};
+use std::io::{self, IoSlice, Write};
 use std::ops::{AddAssign, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +26,8 @@ const BATCHES_PER_SECOND: u64 = 10;
 
 /// The source's end of all streams.
 pub struct Outgoing {
-    images: Vec<(String, Arc<dyn Image>)>,
+    names: Arc<[String]>,
+    images: Arc<[Arc<dyn Image>]>,
     lanes: Vec<Lane>,
     others: Others,
     limit: Limit,
@@ -44,11 +45,40 @@ pub struct Sent {
     pub busy: Duration,
 }
 
+/// Pages that can be read by their numbers.
+pub trait PageSource: Send + Sync {
+    /// Copies `pages` to `into`, which is as long as they are.
+    ///
+    /// # Errors
+    /// Some of them are not there, or could not be read.
+    fn read(&self, pages: Range<u64>, into: &mut [u8]) -> io::Result<()>;
+}
+
+/// An image as it is now.
+impl PageSource for Arc<dyn Image> {
+    fn read(&self, pages: Range<u64>, into: &mut [u8]) -> io::Result<()> {
+        self.as_ref().read(pages, into)
+    }
+}
+
+/// Pages to be sent of an image.
+#[derive(Clone, Copy)]
+pub struct Pages<'a> {
+    /// Which image.
+    pub image: usize,
+    /// Which pages.
+    pub set: &'a PageBits,
+    /// Where they are read.
+    pub content: &'a dyn PageSource,
+    /// What the destination has of them, if that is known.
+    pub base: Option<&'a dyn PageSource>,
+}
+
 /// What is the same for all streams in a round.
 struct Round<'a> {
     number: u32,
-    images: &'a [(String, Arc<dyn Image>)],
-    sets: &'a [PageBits],
+    names: &'a [String],
+    pages: &'a [Pages<'a>],
     streams: u64,
     limit: &'a Limit,
     batch_pages: usize,
@@ -63,24 +93,28 @@ struct Lane {
     encoder: Encoder,
     batch: Batch,
     content: Vec<u8>,
+    /// What the destination has of these; made when that is known first.
+    old: Vec<u8>,
     table: Vec<u8>,
     sequence: u64,
 }
 
 impl Outgoing {
     /// Streams for `images`, which are called as in `shapes`; of the streams from 1 on the connections are yet to come.
+    /// Where it is said each time [what to send](Self::send_pages), there need be no images.
     pub fn new(images: Vec<Arc<dyn Image>>, shapes: &[ImageShape], options: &Options, on_thread: OnThread) -> Self {
-        let sizes: Vec<u64> = images.iter().map(|image| image.pages()).collect();
+        let sizes: Vec<u64> = shapes.iter().map(|shape| shape.pages).collect();
         let streams = u64::from(options.streams.max(1));
-        let names = shapes.iter().map(|shape| shape.name.clone());
         Self {
-            images: names.zip(images).collect(),
+            names: shapes.iter().map(|shape| shape.name.clone()).collect(),
+            images: images.into(),
             lanes: (0..streams)
                 .map(|index| Lane {
                     index,
                     encoder: Encoder::new(&sizes, streams, options.compression),
                     batch: Batch::default(),
                     content: vec![0; BATCH_PAGES * PAGE_BYTES],
+                    old: Vec::new(),
                     table: Vec::new(),
                     sequence: 0,
                 })
@@ -99,6 +133,11 @@ impl Outgoing {
     /// The most bytes that may be sent in each second, if there is a limit.
     pub fn bytes_per_second(&self) -> Option<u64> {
         self.limit.bytes_per_second()
+    }
+
+    /// Pages to be sent at once on stream 0 alone, so that under the limit something always moves.
+    pub fn pages_at_once(&self) -> u64 {
+        batch_pages(self.bytes_per_second(), 1) as u64
     }
 
     /// Bytes that went over the streams from 1 on.
@@ -133,8 +172,15 @@ impl Outgoing {
         ranges: &[Range<u64>],
         status: &Status,
     ) -> Result<Sent, Error> {
+        let images = self.images.clone();
+        let memory = Pages {
+            image: 0,
+            set: &PageBits::empty(0),
+            content: &images[0],
+            base: None,
+        };
         let (round, lane) = self.round(number, status);
-        lane.send_batch(stream, &round, 0, ranges)
+        lane.send_batch(stream, &round, &memory, ranges)
     }
 
     /// Says on `stream`, which is stream 0, that no more pages of round `number` come.
@@ -150,8 +196,8 @@ impl Outgoing {
     fn round<'a>(&'a mut self, number: u32, status: &'a Status) -> (Round<'a>, &'a mut Lane) {
         let round = Round {
             number,
-            images: &self.images,
-            sets: &[],
+            names: &self.names,
+            pages: &[],
             streams: 1,
             limit: &self.limit,
             batch_pages: batch_pages(self.limit.bytes_per_second(), 1),
@@ -172,8 +218,33 @@ impl Outgoing {
         sets: &[PageBits],
         status: &Status,
     ) -> Result<Sent, Error> {
+        let images = self.images.clone();
+        let pages = images.iter().zip(sets).enumerate();
+        let pages: Vec<_> = pages
+            .map(|(image, (content, set))| Pages {
+                image,
+                set,
+                content,
+                base: None,
+            })
+            .collect();
+        self.send_pages(link, number, &pages, status)
+    }
+
+    /// Sends `pages` as round `number`; `link` is stream 0.
+    ///
+    /// # Errors
+    /// As of [`send_round`](Self::send_round).
+    pub fn send_pages(
+        &mut self,
+        link: &mut Connection,
+        number: u32,
+        pages: &[Pages<'_>],
+        status: &Status,
+    ) -> Result<Sent, Error> {
         let Self {
-            images,
+            names,
+            images: _,
             lanes,
             others,
             limit,
@@ -186,8 +257,8 @@ impl Outgoing {
         }
         let round = Round {
             number,
-            images,
-            sets,
+            names,
+            pages,
             streams,
             limit,
             batch_pages: batch_pages(bandwidth, streams),
@@ -226,11 +297,8 @@ impl Round<'_> {
             let mut outcomes = Vec::new();
             let mut threads = Vec::new();
             for (lane, connection) in rest {
-                if self
-                    .sets
-                    .iter()
-                    .all(|set| self.ranges(set, lane.index).next().is_none())
-                {
+                let nothing = |pages: &Pages<'_>| self.ranges(pages.set, lane.index).next().is_none();
+                if self.pages.iter().all(nothing) {
                     outcomes.push(end_together(lane.end_round(connection, self), broken));
                     continue;
                 }
@@ -271,10 +339,10 @@ impl Lane {
     /// Sends the pages of a round that are this stream's own.
     fn send(&mut self, to: &mut Connection, round: &Round<'_>) -> Result<Sent, Error> {
         let mut sent = Sent::default();
-        for (image, set) in round.sets.iter().enumerate() {
+        for of in round.pages {
             let mut ranges = Vec::new();
             let mut pages = 0;
-            for mut range in round.ranges(set, self.index) {
+            for mut range in round.ranges(of.set, self.index) {
                 if round.status.is_cancelled() || round.broken.load(Ordering::Relaxed) {
                     return Err(Error::Cancelled);
                 }
@@ -283,14 +351,14 @@ impl Lane {
                     pages += count(&taken);
                     ranges.push(taken);
                     if pages == round.batch_pages {
-                        sent += self.send_batch(to, round, image, &ranges)?;
+                        sent += self.send_batch(to, round, of, &ranges)?;
                         ranges.clear();
                         pages = 0;
                     }
                 }
             }
             if !ranges.is_empty() {
-                sent += self.send_batch(to, round, image, &ranges)?;
+                sent += self.send_batch(to, round, of, &ranges)?;
             }
         }
         sent += self.end_round(to, round)?;
@@ -302,15 +370,25 @@ impl Lane {
         &mut self,
         to: &mut Connection,
         round: &Round<'_>,
-        image: usize,
+        of: &Pages<'_>,
         ranges: &[Range<u64>],
     ) -> Result<Sent, Error> {
         let began = Instant::now();
-        let bytes = self.read(&round.images[image], ranges)?;
+        let (image, name) = (of.image, &round.names[of.image]);
+        let bytes = read(name, of.content, ranges, &mut self.content)?;
+        let old = match of.base {
+            Some(base) => {
+                self.old.resize(BATCH_PAGES * PAGE_BYTES, 0);
+                read(name, base, ranges, &mut self.old)?;
+                Some(&self.old[..bytes])
+            }
+            None => None,
+        };
         self.batch.clear();
+        let content = &self.content[..bytes];
         let pages = self
             .encoder
-            .encode(image, ranges, &self.content[..bytes], &mut self.batch);
+            .encode_against(old, image, ranges, content, &mut self.batch);
         let encoded = began.elapsed();
         let mut sent = Sent {
             pages,
@@ -339,25 +417,6 @@ impl Lane {
             wire_bytes: self.write(to, round.number, Kind::RoundEnd, 0, 0)?,
             ..Sent::default()
         })
-    }
-
-    /// Copies the pages of `ranges`: while they are looked at and sent they must not change. Returns their bytes.
-    fn read(&mut self, (name, image): &(String, Arc<dyn Image>), ranges: &[Range<u64>]) -> Result<usize, Error> {
-        let mut end = 0;
-        for range in ranges {
-            let start = end;
-            end += count(range) * PAGE_BYTES;
-            image
-                .read(range.clone(), &mut self.content[start..end])
-                .map_err(|source| Error::Pages {
-                    action: "read",
-                    image: name.clone(),
-                    first: range.start,
-                    last: range.end - 1,
-                    source,
-                })?;
-        }
-        Ok(end)
     }
 
     fn batch_bytes(&self) -> u64 {
@@ -398,6 +457,25 @@ impl AddAssign for Sent {
         self.wire_bytes += more.wire_bytes;
         self.busy += more.busy;
     }
+}
+
+/// Copies the pages of `ranges`, of the image called `name`, to the beginning of `to`: while they are looked at and sent
+/// they must not change. Returns their bytes.
+fn read(name: &str, from: &dyn PageSource, ranges: &[Range<u64>], to: &mut [u8]) -> Result<usize, Error> {
+    let mut end = 0;
+    for range in ranges {
+        let start = end;
+        end += count(range) * PAGE_BYTES;
+        from.read(range.clone(), &mut to[start..end])
+            .map_err(|source| Error::Pages {
+                action: "read",
+                image: name.to_owned(),
+                first: range.start,
+                last: range.end - 1,
+                source,
+            })?;
+    }
+    Ok(end)
 }
 
 /// Takes at most `most` pages from the beginning of `range`.
