@@ -29,7 +29,7 @@ use crate::pages::PageBits;
 use crate::status::{Phase, Status};
 use crate::streams::{Incoming, OnThread};
 use crate::transport::{Connection, Listener};
-use crate::vm::{ArrivingMemory, Descriptors, DestinationHost, DestinationVm, Reservation};
+use crate::vm::{ArrivingMemory, Descriptors, DestinationHost, DestinationVm, MEMORY_IMAGE, Reservation};
 use crate::wire::MESSAGE_BYTES_MAX;
 
 /// How long a peer that connects may take to say who it is.
@@ -72,6 +72,9 @@ struct ExpectPages<'a, Vm> {
     vm: Vm,
     incoming: Incoming,
     pull: Option<Pull>,
+    /// Whether there is more than memory.
+    moves_disks: bool,
+    on_thread: OnThread,
 }
 
 /// The stream for what the guest waits for.
@@ -252,7 +255,10 @@ impl<'a> ExpectReserve<'a> {
         waiting.status.step(|progress| progress.phase = Phase::Reserving);
         let reservation = read_reservation(&reservation, streams)?;
         let handed = self.take_descriptors(handed)?;
-        let vm = match host.reserve(&reservation, handed) {
+        let built = self
+            .link
+            .alive_during(&waiting.on_thread, || host.reserve(&reservation, handed, pull))?;
+        let vm = match built {
             Ok(vm) => vm,
             Err(reasons) => {
                 self.link.send(&ToSource::Refused {
@@ -280,6 +286,8 @@ impl<'a> ExpectReserve<'a> {
             vm,
             incoming,
             pull,
+            moves_disks: reservation.images.iter().any(|image| image.name != MEMORY_IMAGE),
+            on_thread: waiting.on_thread.clone(),
         })
     }
 
@@ -310,11 +318,7 @@ impl<'a, Vm: DestinationVm> ExpectPages<'a, Vm> {
                 progress.round = round;
             });
             self.incoming.receive_round(self.link.connection(), round, last)?;
-            for image in self.vm.images() {
-                image
-                    .settle()
-                    .map_err(|error| Error::vm("make a disk permanent")(error.into()))?;
-            }
+            self.settle(last)?;
             if last {
                 break;
             }
@@ -333,6 +337,18 @@ impl<'a, Vm: DestinationVm> ExpectPages<'a, Vm> {
 }
 
 impl<Vm: DestinationVm> ExpectPages<'_, Vm> {
+    /// Has what came of disks be permanent. In the `last` round that is little, and the guest waits for a thread to be made.
+    fn settle(&mut self, last: bool) -> Result<(), Error> {
+        let images = self.vm.images();
+        let settle = || images.iter().try_for_each(|image| image.settle());
+        let settled = if last || !self.moves_disks {
+            settle()
+        } else {
+            self.link.alive_during(&self.on_thread, settle)?
+        };
+        settled.map_err(|error| Error::vm("make a disk permanent")(error.into()))
+    }
+
     /// What comes before round number `round`, but for questions about disks, which come before the first.
     fn next_message(&mut self, round: u32) -> Result<ToDestination, Error> {
         loop {

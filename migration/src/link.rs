@@ -2,11 +2,14 @@
 
 use std::io::{Read, Write};
 use std::marker::PhantomData;
-use std::time::Duration;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::message::{Message, ToDestination, ToSource};
-use crate::transport::{Connection, link_error};
+use crate::streams::OnThread;
+use crate::transport::{Connection, SILENCE_MAX, link_error};
 use crate::wire;
 
 /// How long a message may take to be sent.
@@ -15,6 +18,8 @@ const SEND_MAX: Duration = Duration::from_secs(10);
 const PART_MAX: Duration = Duration::from_secs(1);
 /// Most bytes that are read and thrown away meanwhile.
 const PART_BYTES_MAX: u64 = 64 << 20;
+/// How often the destination says that it works, where that may take long.
+const ALIVE_EVERY: Duration = Duration::from_secs(2);
 
 /// A link on which `Out` is sent and `In` received.
 #[derive(Debug)]
@@ -113,5 +118,92 @@ impl<Out: Message, In: Message> Link<Out, In> {
         if let Err(error) = std::io::copy(&mut rest, &mut std::io::sink()) {
             tracing::debug!(%error, "the peer did not end the link");
         }
+    }
+}
+
+impl SourceLink {
+    /// The answer of a destination that may work on it for `limit`, as long as it says that it does: not for longer than
+    /// [`SILENCE_MAX`] it says nothing.
+    ///
+    /// # Errors
+    /// As of [`receive`](Self::receive).
+    pub fn receive_from_busy(&mut self, expected: &'static str, limit: Duration) -> Result<ToSource, Error> {
+        let until = Instant::now() + limit;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.receive(expected, left.min(SILENCE_MAX))? {
+                ToSource::Alive => (),
+                answer => return Ok(answer),
+            }
+        }
+    }
+}
+
+impl DestinationLink {
+    /// Does `work`, and says meanwhile that it is being done, on a thread that calls `on_thread` first.
+    ///
+    /// # Errors
+    /// There is no thread to be had; what was done is dropped.
+    pub fn alive_during<T>(&mut self, on_thread: &OnThread, work: impl FnOnce() -> T) -> Result<T, Error> {
+        let (working, over) = channel::<()>();
+        thread::scope(|scope| {
+            let saying = move || {
+                on_thread();
+                while let Err(RecvTimeoutError::Timeout) = over.recv_timeout(ALIVE_EVERY) {
+                    if let Err(error) = self.send(&ToSource::Alive) {
+                        // Whoever sends the answer will be told too.
+                        tracing::debug!(%error, "the source is not told that this side works");
+                        break;
+                    }
+                }
+            };
+            let name = "migration-alive".to_owned();
+            let thread = thread::Builder::new().name(name).spawn_scoped(scope, saying);
+            thread.map_err(Error::Thread)?;
+            let done = work();
+            drop(working);
+            Ok(done)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// Both ends of a link.
+    fn pair() -> (SourceLink, DestinationLink) {
+        let (near, far) = UnixStream::pair().unwrap();
+        let [near, far] = [near, far].map(|end| Connection::unix(end).unwrap());
+        (Link::new(near), Link::new(far))
+    }
+
+    #[test]
+    fn a_destination_says_that_it_works_until_it_is_done() {
+        let (mut source, mut destination) = pair();
+        let heard = destination.alive_during(&(Arc::new(|| ()) as OnThread), || {
+            [(); 2].map(|()| source.receive("Alive", SILENCE_MAX).unwrap())
+        });
+        assert_eq!(heard.unwrap(), [ToSource::Alive, ToSource::Alive]);
+        destination.send(&ToSource::Ready).unwrap();
+        assert_eq!(source.receive("Ready", SILENCE_MAX).unwrap(), ToSource::Ready);
+    }
+
+    #[test]
+    fn a_destination_that_works_is_waited_for_but_not_for_ever() {
+        let (mut source, mut destination) = pair();
+        for message in [ToSource::Alive, ToSource::Alive, ToSource::Ready] {
+            destination.send(&message).unwrap();
+        }
+        assert_eq!(
+            source.receive_from_busy("Ready", Duration::from_secs(60)).unwrap(),
+            ToSource::Ready
+        );
+        destination.send(&ToSource::Alive).unwrap();
+        let error = source.receive_from_busy("Ready", Duration::from_millis(500));
+        assert!(matches!(error, Err(Error::Silent { expected: "Ready" })), "{error:?}");
     }
 }

@@ -35,6 +35,9 @@
 //! ```
 //! Stream 0 is the link that messages go over: within a round it carries batches, and nothing else to the destination.
 //!
+//! While the destination builds the VM, and while it makes a round's part of disks permanent, it says Alive every other
+//! second: so a peer that works is told from one that hangs.
+//!
 //! Before Handoff either side may say Abort, or end the link, and it is as if nothing had been. After it, the source
 //! does not run the VM again unless the destination says Abort: that it did not run it, and never will.
 //!
@@ -192,6 +195,8 @@ pub enum ToSource {
         /// One for each chunk, at most [`CHUNKS_MAX`](crate::disk::CHUNKS_MAX).
         checksums: Vec<Checksum>,
     },
+    /// The answer to what was said last takes its time.
+    Alive,
 }
 
 impl Message for ToDestination {
@@ -233,6 +238,7 @@ impl Message for ToSource {
             Self::Complete => "Complete",
             Self::Abort { .. } => "Abort",
             Self::Checksums { .. } => "Checksums",
+            Self::Alive => "Alive",
         }
     }
 

@@ -5,12 +5,16 @@ use std::time::Duration;
 /// Most page streams beside the control link.
 pub const STREAMS_MAX: u8 = 16;
 
+/// Least bytes in each second that can be asked for, so that on all streams something always moves.
+pub const BANDWIDTH_MIN: u64 = 64 << 10;
+
 /// How a migration is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// How long the guest may stand still. A goal: it is stopped when it is expected to be met.
     pub downtime: Duration,
-    /// Most bytes sent in each second while the guest runs; the last pages are sent as fast as they can be.
+    /// Most bytes sent in each second while the guest runs, at least [`BANDWIDTH_MIN`]; the last pages are sent as fast as
+    /// they can be.
     pub bandwidth: Option<u64>,
     /// Connections that pages are sent on, 1 to [`STREAMS_MAX`].
     pub streams: u8,

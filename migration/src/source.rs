@@ -33,7 +33,7 @@ use crate::vm::{MEMORY_IMAGE, Outcome, Reservation, SourceVm, Stopped};
 
 /// How long the destination may take to say which version it speaks.
 const HELLO_MAX: Duration = Duration::from_secs(10);
-/// How long it may take to build the VM: it may have to look what it has of disks already.
+/// How long it may take to build the VM, as long as it says that it does: it may have to copy what it has of disks already.
 const RESERVE_MAX: Duration = Duration::from_secs(300);
 /// How long it may take to have the state in place; the guest stands still meanwhile.
 const READY_MAX: Duration = Duration::from_secs(30);
@@ -181,7 +181,7 @@ impl<'a> Session<'a> {
         })?;
         let descriptors = handed.into_values().collect();
         self.link.connection().send_descriptors(descriptors)?;
-        match self.link.receive("Reserved", RESERVE_MAX)? {
+        match self.link.receive_from_busy("Reserved", RESERVE_MAX)? {
             ToSource::Reserved { older } => {
                 self.older = older;
                 Ok(())

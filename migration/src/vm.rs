@@ -99,6 +99,8 @@ pub struct ImageShape {
     pub pages: u64,
     /// Bytes it has; of a disk the last page may have some that the disk has not.
     pub bytes: u64,
+    /// How many of them may not be zero, as far as the source can tell: what a disk needs room for.
+    pub data: u64,
 }
 
 /// The VM that moves away. All calls come from one thread.
@@ -182,11 +184,17 @@ pub trait DestinationHost {
     /// What it makes of a reservation.
     type Vm: DestinationVm;
 
-    /// Builds the VM, stopped and empty. Nothing is visible from outside before it runs.
+    /// Builds the VM, stopped and empty. Nothing is visible from outside before it runs. Its memory `may_follow` when it
+    /// runs already (post-copy).
     ///
     /// # Errors
     /// All reasons why it cannot run here; nothing is left behind.
-    fn reserve(&mut self, reservation: &Reservation, handed: Descriptors) -> Result<Self::Vm, Vec<String>>;
+    fn reserve(
+        &mut self,
+        reservation: &Reservation,
+        handed: Descriptors,
+        may_follow: bool,
+    ) -> Result<Self::Vm, Vec<String>>;
 }
 
 /// A VM that moves in. Dropped, it leaves nothing behind.

@@ -429,9 +429,18 @@ impl Driver {
         Ok(DirtyRate::default())
     }
 
+    /// Whether what is behind a device may be changed: not while the VM moves, as the destination has built it as it was.
+    fn accept_update(&self) -> Result<(), Refusal> {
+        self.decide(Request::UpdateDevice)?;
+        match self.migration {
+            Some(_) => Err(Refusal::MigrationUnderWay),
+            None => Ok(()),
+        }
+    }
+
     /// Changes a disk of `machine`, and of those that will take its place.
     fn update_disk(&mut self, machine: &Machine, id: String, update: &DiskUpdate) -> Result<(), Error> {
-        self.decide(Request::UpdateDevice)?;
+        self.accept_update()?;
         let mut spec = self.spec.clone();
         let mut disks = spec.disks.iter_mut().enumerate();
         if let Some((_, disk)) = disks.find(|(index, disk)| disk.id_at(*index) == id) {
@@ -447,7 +456,7 @@ impl Driver {
 
     /// Changes a network interface of `machine`, and of those that will take its place.
     fn update_net(&mut self, machine: &Machine, id: String, update: &NetUpdate) -> Result<(), Error> {
-        self.decide(Request::UpdateDevice)?;
+        self.accept_update()?;
         machine.devices.update_net(&id, update)?;
         let mut nets = self.spec.nets.iter_mut().enumerate();
         if let Some((_, net)) = nets.find(|(index, net)| net.id_at(*index) == id) {

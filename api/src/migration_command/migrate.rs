@@ -6,7 +6,7 @@ use std::path::{self, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use cutover_migration::options::STREAMS_MAX;
+use cutover_migration::options::{BANDWIDTH_MIN, STREAMS_MAX};
 use cutover_migration::transport::Endpoint;
 use cutover_snapshot::size::ByteSize;
 use hyper::StatusCode;
@@ -260,7 +260,9 @@ fn downtime(text: &str) -> Result<Duration, String> {
 
 fn bandwidth(text: &str) -> Result<NonZeroU64, String> {
     let size: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
-    NonZeroU64::new(size.bytes()).ok_or_else(|| "nothing could be sent: leave it out for no limit".to_owned())
+    let least = ByteSize::from_bytes(BANDWIDTH_MIN);
+    let enough = NonZeroU64::new(size.bytes()).filter(|_| size >= least);
+    enough.ok_or_else(|| format!("it is at least {least}: leave it out for no limit"))
 }
 
 /// The report as people read it.
@@ -386,6 +388,7 @@ mod tests {
             "web --to unix:a --downtime 0s",
             "web --to unix:a --downtime 61s",
             "web --to unix:a --bandwidth 0",
+            "web --to unix:a --bandwidth 63K",
             "web --to unix:a --streams 0",
             "web --to unix:a --streams 17",
             "web --to unix:a --post-copy always",

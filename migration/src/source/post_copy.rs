@@ -109,7 +109,7 @@ impl Session<'_> {
         self.outgoing.stop_deltas();
         self.outgoing.limit_again(self.request.options);
         self.link.connection().watch(Arc::clone(&answers.broken));
-        let pushed = self.push(&answers.left);
+        let pushed = self.push(&answers.left).and_then(|sent| self.complete().map(|()| sent));
         if pushed.is_err() {
             answers.broken.store(true, Ordering::Relaxed);
         }
@@ -118,10 +118,6 @@ impl Session<'_> {
             (Ok(sent), Ok(answered)) => (sent, answered),
             (Err(Error::Cancelled) | Ok(_), Err(error)) | (Err(error), _) => return Err(error),
         };
-        match self.link.receive("Complete", COMPLETE_MAX)? {
-            ToSource::Complete => (),
-            other => return Err(Error::unexpected("Complete", &other)),
-        }
         self.report.wire_bytes += answered.wire_bytes;
         self.report.pages_pulled = answered.pages;
         self.report.pull_ns_max = ns(answered.longest);
@@ -134,15 +130,24 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Waits until the destination has everything, also what it has asked for.
+    fn complete(&mut self) -> Result<(), Error> {
+        match self.link.receive("Complete", COMPLETE_MAX)? {
+            ToSource::Complete => Ok(()),
+            other => Err(Error::unexpected("Complete", &other)),
+        }
+    }
+
     /// Pushes what is left, until nothing is.
     fn push(&mut self, left: &Mutex<PageBits>) -> Result<Sent, Error> {
         let number = self.round + 1;
         let status = self.request.status;
+        let most = PUSH_PAGES.min(self.outgoing.pages_at_once());
         let link = self.link.connection();
         let mut sent = Sent::default();
         let mut from = 0;
         loop {
-            let ranges = take(&mut lock(left), &mut from);
+            let ranges = take(&mut lock(left), &mut from, most);
             if ranges.is_empty() {
                 break;
             }
@@ -153,10 +158,10 @@ impl Session<'_> {
     }
 }
 
-/// Takes the next pages, from page `from` on, that are left.
-fn take(left: &mut PageBits, from: &mut u64) -> Vec<Range<u64>> {
+/// Takes the next pages, from page `from` on and at `most` so many, that are left.
+fn take(left: &mut PageBits, from: &mut u64, most: u64) -> Vec<Range<u64>> {
     let mut ranges = Vec::new();
-    let mut room = PUSH_PAGES;
+    let mut room = most;
     for range in left.ranges_in(*from..left.pages()) {
         let end = range.end.min(range.start + room);
         room -= end - range.start;

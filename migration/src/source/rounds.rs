@@ -19,8 +19,9 @@ use crate::status::Phase;
 use crate::streams::Sent;
 use crate::vm::SourceVm;
 
-/// How long the destination may take to have pages in place that were sent.
-const APPLY_MAX: Duration = Duration::from_secs(60);
+/// How long the destination may take to have pages in place that were sent, as long as it says that it works: those of
+/// disks have to be permanent.
+const APPLY_MAX: Duration = Duration::from_secs(300);
 /// Messages and answers while the guest stands still.
 const STOP_ROUND_TRIPS: u32 = 2;
 /// What stopping a guest and restoring it there is expected to take besides.
@@ -114,7 +115,7 @@ impl Session<'_> {
             .send_round(connection, number, pages, self.request.status)?;
         if !last {
             let all_sent = Instant::now();
-            match self.link.receive("RoundApplied", APPLY_MAX)? {
+            match self.link.receive_from_busy("RoundApplied", APPLY_MAX)? {
                 ToSource::RoundApplied { number: applied } if applied == number => (),
                 other => return Err(Error::unexpected("RoundApplied", &other)),
             }

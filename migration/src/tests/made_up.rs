@@ -256,6 +256,7 @@ impl SourceVm for Source {
                 .enumerate()
                 .map(|(index, &pages)| ImageShape {
                     bytes: pages * PAGE_BYTES as u64,
+                    data: pages * PAGE_BYTES as u64,
                     name: match index {
                         0 => MEMORY_IMAGE.to_owned(),
                         disk => format!("disk-{disk}"),
@@ -378,7 +379,12 @@ pub struct Destination {
 impl DestinationHost for Host {
     type Vm = Destination;
 
-    fn reserve(&mut self, reservation: &Reservation, handed: Descriptors) -> Result<Destination, Vec<String>> {
+    fn reserve(
+        &mut self,
+        reservation: &Reservation,
+        handed: Descriptors,
+        _may_follow: bool,
+    ) -> Result<Destination, Vec<String>> {
         if !self.refuses.is_empty() {
             return Err(self.refuses.clone());
         }

@@ -24,13 +24,14 @@ use super::disks::NewDisks;
 use super::handed;
 use super::memory::MemoryImage;
 use super::request::ReceiveRequest;
+use super::room;
 use super::source::{MOMENT, Moment, memory_shape};
 use crate::control::Mailbox;
 use crate::device_manager::DiskLocks;
 use crate::dirty::PAGE_SIZE;
 use crate::driver::{Options, Vmm};
 use crate::machine::{Machine, Reserved, confined};
-use crate::page_fault::Arriving;
+use crate::page_fault::{self, Arriving};
 use crate::seccomp::ThreadKind;
 use crate::snapshot::disks::image_name;
 use crate::state::{MachineState, check_cpu};
@@ -106,9 +107,14 @@ enum Stage {
 impl DestinationHost for Host<'_> {
     type Vm = Incoming;
 
-    fn reserve(&mut self, reservation: &Reservation, handed: Descriptors) -> Result<Incoming, Vec<String>> {
+    fn reserve(
+        &mut self,
+        reservation: &Reservation,
+        handed: Descriptors,
+        may_follow: bool,
+    ) -> Result<Incoming, Vec<String>> {
         let asked = Instant::now();
-        let spec = self.check(reservation, &handed)?;
+        let spec = self.check(reservation, &handed, may_follow)?;
         (self.admit)(&spec).map_err(|reason| vec![reason])?;
         self.build(spec, reservation, handed, asked)
             .map_err(|error| vec![error.to_string()])
@@ -120,7 +126,7 @@ impl Host<'_> {
     ///
     /// # Errors
     /// All reasons why it cannot be, as far as they are seen before it is tried.
-    fn check(&self, reservation: &Reservation, handed: &Descriptors) -> Result<VmSpec, Vec<String>> {
+    fn check(&self, reservation: &Reservation, handed: &Descriptors, may_follow: bool) -> Result<VmSpec, Vec<String>> {
         let mut reasons = Reasons::default();
         let mut spec = reservation.spec.clone();
         spec.name = self.request.name.clone().or(spec.name);
@@ -140,6 +146,9 @@ impl Host<'_> {
         reasons.check(spec.check().map_err(Error::from));
         reasons.check(check_cpu(&reservation.cpu));
         check_memory(&spec, reservation, handed, &mut reasons);
+        if may_follow && let Err(reason) = page_fault::check_arriving(&spec.memory) {
+            reasons.add(format!("its memory could not follow it (post-copy): {reason}"));
+        }
         for (index, disk) in spec.disks.iter().enumerate() {
             if !moves(reservation, &disk.id_at(index))
                 && let Err(error) = std::fs::metadata(&disk.path)
@@ -147,6 +156,10 @@ impl Host<'_> {
                 reasons.add(format!("disk image {}: {error}", disk.path.display()));
             }
         }
+        let moving = disks_of(reservation, !handed::has_memory(handed));
+        room::lacking(&spec, moving)
+            .into_iter()
+            .for_each(|reason| reasons.add(reason));
         for net in &handed::with_taps(&spec, handed).nets {
             check_tap(net, &mut reasons);
         }

@@ -178,6 +178,7 @@ impl MovingDisks {
             name: image_name(&disk.id),
             pages: disk.image.pages(),
             bytes: disk.image.bytes,
+            data: disk.image.data().len() * PAGE_SIZE,
         })
     }
 
@@ -374,6 +375,7 @@ mod tests {
             name: image_name(id),
             pages: bytes.div_ceil(PAGE_SIZE),
             bytes,
+            data: bytes,
         }
     }
 

@@ -14,6 +14,7 @@ mod handed;
 mod job;
 mod memory;
 mod request;
+mod room;
 mod source;
 
 use std::path::Path;
@@ -28,6 +29,7 @@ pub use cutover_migration::status::{Progress as MigrationProgress, Status as Mig
 
 pub(crate) use self::destination::receive;
 pub(crate) use self::job::{Migration, Step};
+pub(crate) use self::memory::{MemoryImage, numbered};
 pub use self::request::{MigrateRequest, MigratedDisks, ReceiveRequest};
 pub(crate) use self::source::Still;
 

@@ -179,6 +179,7 @@ pub fn memory_shape(pages: u64) -> ImageShape {
         name: MEMORY_IMAGE.to_owned(),
         pages,
         bytes: pages * PAGE_SIZE,
+        data: pages * PAGE_SIZE,
     }
 }
 

@@ -23,12 +23,14 @@ use cutover_migration::pages::{PageBits, set_words};
 use cutover_migration::vm::ArrivingMemory;
 use cutover_snapshot::image::Progress;
 use cutover_snapshot::size::ByteSize;
+use cutover_snapshot::spec::MemorySpec;
 use vm_memory::GuestMemoryBackend;
 
+use super::Unavailable;
 use super::end::end_process;
 use super::faults::Faults;
-use super::space::{Area, Space, discard};
-use super::uffd::Mode;
+use super::space::{Area, Backing, Space, discard};
+use super::uffd::{Mode, Uffd};
 use crate::Error;
 use crate::dirty::{Layout, PAGE_SIZE, PageRange, PageSet};
 
@@ -58,6 +60,19 @@ struct Requests {
     untouched: PageSet,
     /// Whether all is there.
     complete: bool,
+}
+
+/// Whether memory as `spec` has it could be that of a guest that runs before all of it is there.
+///
+/// # Errors
+/// It is in huge pages, or the kernel lacks what it takes or does not permit it.
+pub fn check_arriving(spec: &MemorySpec) -> Result<(), Unavailable> {
+    let backing = match spec {
+        MemorySpec { hugepages: true, .. } => return Err(Unavailable::HugePages),
+        MemorySpec { shared: true, .. } => Backing::Shared,
+        MemorySpec { .. } => Backing::Anonymous,
+    };
+    Uffd::open(Mode::Missing, backing).map(drop)
 }
 
 impl Arriving {

@@ -32,7 +32,7 @@ pub(crate) mod tests;
 
 use std::io;
 
-pub use self::arriving::Arriving;
+pub use self::arriving::{Arriving, check_arriving};
 pub use self::copy_on_write::{CopyOnWrite, FrozenPages};
 pub use self::end::{end_process, with_sources};
 pub use self::external::ExternalMemory;

@@ -185,6 +185,19 @@ extern "C" fn report_violation(_: c_int, info: *mut libc::siginfo_t, context: *m
     unsafe { libc::_exit(1) }
 }
 
+/// Unit tests confine threads too, and have no `main` of ours that would call this.
+#[cfg(all(test, target_env = "gnu"))]
+#[used]
+// SAFETY: the loader calls the functions in this section once, before `main` and any second thread (System V ABI,
+// "Initialization and Termination Functions"); the C library is set up by then.
+#[unsafe(link_section = ".init_array")]
+static PREPARE_TESTS: extern "C" fn() = {
+    extern "C" fn prepare() {
+        prepare_process();
+    }
+    prepare
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;

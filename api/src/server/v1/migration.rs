@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Response;
-use cutover_migration::options::{Compression, Options, PostCopy, STREAMS_MAX};
+use cutover_migration::options::{BANDWIDTH_MIN, Compression, Options, PostCopy, STREAMS_MAX};
 use cutover_migration::report::{Downtime, PageCounts, Report, RoundReport};
 use cutover_migration::status::{Phase, Progress};
 use cutover_migration::transport::Endpoint;
@@ -127,7 +127,7 @@ impl TryFrom<MigrationV1> for MigrateRequest {
     fn try_from(body: MigrationV1) -> Result<Self, Rejection> {
         check("downtime_ms", body.downtime_ms, 1, DOWNTIME_MAX_MS)?;
         check("streams", body.streams.into(), 1, STREAMS_MAX.into())?;
-        check("bandwidth", body.bandwidth.unwrap_or(u64::MAX), 1, u64::MAX)?;
+        check("bandwidth", body.bandwidth.unwrap_or(u64::MAX), BANDWIDTH_MIN, u64::MAX)?;
         let (to, tls) = endpoint(&body.to, body.insecure, body.tls_dir.as_deref())?;
         Ok(Self {
             to,

@@ -24,7 +24,7 @@ pub struct MigrationV1 {
     pub downtime_ms: u64,
     /// Most bytes sent in each second while the guest runs; no limit if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 65536)]
     pub bandwidth: Option<u64>,
     /// Connections that pages are sent on.
     #[serde(default = "streams_default")]
