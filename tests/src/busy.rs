@@ -50,13 +50,15 @@ impl Vm {
     /// after them.
     #[track_caller]
     pub fn check_chunks(&self, count: u32) {
-        for number in 0..count {
-            let sum = self.check(&format!(
-                "dd if=/dev/vda bs=64k skip={number} count=1 2>/dev/null | md5sum"
-            ));
-            let expected = self.check(&format!("yes chunk {number} | head -c 65536 | md5sum"));
-            assert_eq!(sum, expected, "chunk {number} of {count}");
-        }
+        let wrong = self.check(&format!(
+            r#"
+            for number in $(seq 0 $(({count} - 1))); do
+                sum=$(dd if=/dev/vda bs=64k skip=$number count=1 2>/dev/null | md5sum)
+                [ "$sum" = "$(yes chunk $number | head -c 65536 | md5sum)" ] || echo $number
+            done
+            "#
+        ));
+        assert_eq!(wrong, "", "chunks of {count} that are not what was written");
         assert_eq!(
             self.written_of_chunk(count),
             0,

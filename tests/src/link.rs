@@ -5,7 +5,7 @@
 //!         ◄──      ◄──                   it falls silent, resets everything, or flips a bit
 //! ```
 //! A link that is silent keeps what it was given, and passes it on once it is healed: just what TCP makes of a cable that
-//! was pulled and put back.
+//! was pulled and put back. It can also fall silent right before or after a message.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -38,6 +38,49 @@ pub enum Fault {
     Flip,
 }
 
+/// A message of the protocol that is alone on its way: who sends it has heard the answer to all before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// The VM is the destination's: the commit point.
+    Handoff,
+    /// It runs there.
+    Running,
+}
+
+impl Message {
+    /// What every message begins with.
+    const MAGIC: &[u8] = b"CoMg";
+    /// Bytes before what it says, of which the first is its number.
+    const HEADER: usize = 24;
+
+    /// Where it goes.
+    fn toward(self) -> Toward {
+        match self {
+            Self::Handoff => Toward::Destination,
+            Self::Running => Toward::Source,
+        }
+    }
+
+    /// Whether `bytes`, which have just come, are it.
+    fn begins(self, bytes: &[u8]) -> bool {
+        let number = match self {
+            Self::Handoff | Self::Running => 5,
+        };
+        bytes.starts_with(Self::MAGIC) && bytes.get(Self::HEADER) == Some(&number)
+    }
+}
+
+/// When something happens to a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// When so many bytes have passed towards one side, over all connections.
+    AtByte(Toward, u64),
+    /// Before this message is passed on.
+    Before(Message),
+    /// When it was passed on, and before anything else is.
+    After(Message),
+}
+
 /// A wire between two monitors on this host. It ends when dropped.
 pub struct Link {
     address: SocketAddr,
@@ -52,8 +95,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// What is to happen, and at which byte in which direction, over all connections.
-    pending: Option<(Toward, u64, Fault)>,
+    /// What is to happen, and when.
+    pending: Option<(When, Fault)>,
     to_destination: u64,
     to_source: u64,
     silent: bool,
@@ -83,9 +126,24 @@ impl Link {
     /// The same, with `fault` when so many bytes have passed towards one side.
     #[track_caller]
     pub fn failing(address: SocketAddr, toward: Toward, byte: u64, fault: Fault) -> Self {
-        let link = Self::to(address);
-        link.shared.lock().pending = Some((toward, byte, fault));
-        link
+        Self::to(address).pending(When::AtByte(toward, byte), fault)
+    }
+
+    /// One that falls silent when `message` comes, which it keeps.
+    #[track_caller]
+    pub fn keeping(address: SocketAddr, message: Message) -> Self {
+        Self::to(address).pending(When::Before(message), Fault::Silence)
+    }
+
+    /// One that falls silent as soon as it has passed on `message`.
+    #[track_caller]
+    pub fn silent_after(address: SocketAddr, message: Message) -> Self {
+        Self::to(address).pending(When::After(message), Fault::Silence)
+    }
+
+    fn pending(self, when: When, fault: Fault) -> Self {
+        self.shared.lock().pending = Some((when, fault));
+        self
     }
 
     /// Where the source connects.
@@ -181,18 +239,20 @@ impl Shared {
             if state.ended {
                 return 0;
             }
-            let distance = state.distance(toward).filter(|&distance| distance < bytes.len());
-            match distance {
-                Some(0) => {
-                    state.strike(bytes);
-                    self.changed.notify_all();
-                }
-                limit => {
-                    let passing = limit.unwrap_or(bytes.len());
-                    *state.passed(toward) += u64::try_from(passing).expect("a piece is small");
-                    return passing;
-                }
+            let distance = state.distance(toward, bytes);
+            if distance == Some(0) {
+                state.strike(bytes);
+                self.changed.notify_all();
+                continue;
             }
+            let passing = distance.unwrap_or(bytes.len());
+            *state.passed(toward) += u64::try_from(passing).expect("a piece is small");
+            if passing == bytes.len() && distance.is_some() {
+                // These pass, and nothing after them.
+                state.strike(&mut []);
+                self.changed.notify_all();
+            }
+            return passing;
         }
     }
 }
@@ -205,18 +265,25 @@ impl State {
         }
     }
 
-    /// How many bytes away the fault is, if it is to happen in this direction.
-    fn distance(&mut self, toward: Toward) -> Option<usize> {
-        let (_, byte, _) = self.pending.filter(|(direction, ..)| *direction == toward)?;
-        usize::try_from(byte.saturating_sub(*self.passed(toward))).ok()
+    /// After how many of `bytes` the fault is, if it is among them or right behind.
+    fn distance(&mut self, toward: Toward, bytes: &[u8]) -> Option<usize> {
+        match self.pending?.0 {
+            When::AtByte(direction, byte) if direction == toward => {
+                let distance = usize::try_from(byte.saturating_sub(*self.passed(toward))).ok()?;
+                (distance < bytes.len()).then_some(distance)
+            }
+            When::Before(message) if message.toward() == toward && message.begins(bytes) => Some(0),
+            When::After(message) if message.toward() == toward && message.begins(bytes) => Some(bytes.len()),
+            _ => None,
+        }
     }
 
     /// Has the fault happen, right before the first of `bytes`.
     fn strike(&mut self, bytes: &mut [u8]) {
         match self.pending.take() {
-            Some((_, _, Fault::Silence)) => self.silent = true,
-            Some((_, _, Fault::End)) => self.end(),
-            Some((_, _, Fault::Flip)) => bytes[0] ^= 1 << 4,
+            Some((_, Fault::Silence)) => self.silent = true,
+            Some((_, Fault::End)) => self.end(),
+            Some((_, Fault::Flip)) => bytes[0] ^= 1 << 4,
             None => {}
         }
     }

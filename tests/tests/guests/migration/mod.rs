@@ -4,6 +4,7 @@ mod between_hosts;
 mod clients;
 mod database;
 mod failures;
+mod handed_over;
 mod load;
 mod network;
 mod refusals;

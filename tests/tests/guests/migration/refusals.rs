@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 
-use cutover_tests::{Disk, Exit, Fault, Guest, Link, ManagedVm, Network, Receiver, Signal, Toward, scratch};
+use cutover_tests::{
+    Disk, Exit, Fault, Guest, Link, ManagedVm, Monitor, Network, Receiver, Signal, Toward, Vm, cli, free_address,
+    listeners, scratch, tamper_with_reservation, wait_for_listener,
+};
 use serde_json::json;
 
 fn guest() -> ManagedVm {
@@ -51,6 +54,34 @@ fn a_host_without_the_memory_for_it_refuses_the_guest() {
     assert!(fault.contains("memory"), "{fault}");
     assert_eq!(receiver.managed.vm.wait(), Exit::Error);
     managed.check_goes_on();
+}
+
+#[test]
+fn a_host_with_another_cpu_or_with_a_vm_of_that_name_refuses_the_guest() {
+    const NAME: &str = "namesake";
+    let vm = Guest::micro().arguments(["--name", NAME, "--api"]).boot();
+    vm.start_page_writer(16, Some(2_000));
+    let refuses = |arguments: &[&str], link: fn(SocketAddr) -> SocketAddr, reason: &str| {
+        let address = free_address();
+        let mut command = Monitor::command();
+        command.args(["receive", "--insecure", "--listen", &format!("tcp://{address}")]);
+        command.args(arguments);
+        let receiver = Vm::start_restored(command);
+        wait_for_listener(address, listeners);
+        let to = format!("tcp://{}", link(address));
+        let refused = cli::cutover(["migrate", NAME, "--insecure", "--to", &to]);
+        assert_eq!(refused.exit, Exit::Error, "{refused:?}");
+        assert!(refused.stderr.contains(reason), "{refused:?}");
+        assert_eq!(receiver.wait(), Exit::Error, "{}", receiver.log());
+        let pages = [vm.check_pages().pages, vm.check_pages().pages];
+        assert!(pages[0] < pages[1], "{pages:?}");
+    };
+    refuses(&["--api"], |address| address, "a VM named namesake runs already");
+    // Every feature there could be, where the guest was told of a hypervisor: so the number has as many digits.
+    let features = |address| tamper_with_reservation(address, r#""register":"ecx","bits":"#, "4294967295");
+    refuses(&[], features, "CPUID.(EAX=1H,ECX=0):ECX[");
+    let maker = |address| tamper_with_reservation(address, r#""vendor":""#, "NoSuchVendor");
+    refuses(&[], maker, "NoSuchVendor");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::json;
 const DISK: u64 = 32 << 20;
 
 /// A guest whose memory and disk tell when something is lost.
-fn guest_with_disk() -> (ManagedVm, Disk) {
+pub fn guest_with_disk() -> (ManagedVm, Disk) {
     let disk = Disk::blank(DISK);
     let managed = Guest::micro().boot_managed(|api| {
         api.put(
