@@ -39,6 +39,11 @@ impl Lan {
         name
     }
 
+    /// The name of the bridge.
+    pub(crate) fn bridge(&self) -> &str {
+        self.bridge.name()
+    }
+
     /// The host's address.
     pub fn host(&self) -> Ipv4Addr {
         self.network.host()
@@ -52,5 +57,17 @@ impl Lan {
     /// The shell command that gives the `micro` guest its address on its first interface.
     pub fn guest_setup(&self) -> String {
         self.network.guest_setup()
+    }
+
+    /// The address of one of several guests.
+    #[track_caller]
+    pub fn member(&self, number: u8) -> Ipv4Addr {
+        self.network.member(number)
+    }
+
+    /// The shell command that gives the `micro` guest that address.
+    #[track_caller]
+    pub fn member_setup(&self, number: u8) -> String {
+        Network::setup_of(self.member(number))
     }
 }

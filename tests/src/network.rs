@@ -60,9 +60,24 @@ impl Network {
         Ipv4Addr::new(198, 18, self.subnet, 2)
     }
 
+    /// Addresses of several guests.
+    ///
+    /// # Panics
+    /// There are not so many.
+    #[track_caller]
+    pub fn member(&self, number: u8) -> Ipv4Addr {
+        assert!(number < 200, "the subnet has no room for guest {number}");
+        Ipv4Addr::new(198, 18, self.subnet, 10 + number)
+    }
+
     /// The shell command that gives the `micro` guest its address on its first interface.
     pub fn guest_setup(&self) -> String {
-        format!("ip address add {}/24 dev eth0 && ip link set eth0 up", self.guest())
+        Self::setup_of(self.guest())
+    }
+
+    /// The same for `address`.
+    pub(crate) fn setup_of(address: Ipv4Addr) -> String {
+        format!("ip address add {address}/24 dev eth0 && ip link set eth0 up")
     }
 
     /// Makes the tap device, open, for a monitor to inherit under the descriptor's number. It is gone when the last

@@ -81,6 +81,12 @@ impl Vm {
         self.console = console;
     }
 
+    /// Goes on with the guest where another monitor runs it now, from some earlier moment: on its console there.
+    pub(crate) fn go_on_elsewhere(&mut self, console: Console) {
+        self.console = console;
+        self.agent = Agent::of_restored();
+    }
+
     /// The guest's console.
     pub fn console(&self) -> &Console {
         &self.console
