@@ -18,6 +18,10 @@ pub mod virtio;
 /// Called first on every thread that a device starts, to confine it.
 pub type OnThread = std::sync::Arc<dyn Fn() + Send + Sync>;
 
+/// Asks for a checkpoint before it is due, as a device of a protected VM runs out of what it may keep until then. It is
+/// called under the device's lock: it neither waits nor calls into a device.
+pub type CheckpointSoon = std::sync::Arc<dyn Fn() + Send + Sync>;
+
 /// Stack of every thread of the monitor, in bytes. More than any of them needs, and less than a huge page: a stack that
 /// happened to lie on a huge page boundary would have all of one resident from its first use.
 pub const THREAD_STACK_SIZE: usize = 256 << 10;

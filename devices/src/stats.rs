@@ -85,7 +85,7 @@ counters! {
         rx_bytes,
         /// Times the rate limiter left frames for the guest on the host.
         rx_throttled,
-        /// Frames of the guest that left.
+        /// Frames of the guest that left, or will once their checkpoint is permanent.
         tx_frames,
         /// Bytes of these.
         tx_bytes,

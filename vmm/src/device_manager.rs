@@ -3,6 +3,7 @@
 //! Addresses and lines follow from the order in the spec alone, so that the same spec always gives the same machine.
 
 mod hand_over;
+mod output;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -9,7 +9,7 @@
 //!   (RFC 4861 §7.2.6)
 //! ```
 //! Nobody acknowledges any of this, so it is said several times, by a timer on the event loop. A frame for which the tap
-//! has no room is not sent: the next time it is said again.
+//! has no room is not sent, nor one that the gate blocks: the next time it is said again.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -22,6 +22,7 @@ use super::addresses::{
     ARP_OF_IPV4, Addresses, ETHERTYPE_ARP, ETHERTYPE_IPV6, HOP_LIMIT, ICMPV6, IS_ROUTER, NEIGHBOR_ADVERTISEMENT,
     Neighbor,
 };
+use super::gate::Gate;
 use super::{DeviceError, HEADER_LEN};
 
 /// What passes before each announcement; the first is made at once.
@@ -57,6 +58,8 @@ pub struct Announcer {
     timer: TimerFd,
     /// Pauses that are still to come.
     left: &'static [Duration],
+    /// What is said: all of it was known when it began, so that nothing is told of what a protected guest did since.
+    frames: Vec<Vec<u8>>,
 }
 
 impl Announcer {
@@ -68,17 +71,24 @@ impl Announcer {
         Ok(Self {
             timer: TimerFd::new().map_err(DeviceError::system("create a timer for announcements"))?,
             left: &[],
+            frames: Vec::new(),
         })
     }
 
-    /// Begins to announce, or begins anew.
-    pub fn begin(&mut self) {
+    /// Begins to say `frames`, or begins anew.
+    pub fn begin(&mut self, frames: Vec<Vec<u8>>) {
+        self.frames = frames;
         self.left = &PAUSES;
         self.set_timer();
     }
 
-    /// The timer rang, for which an announcement is to be made; it is set for the next one.
-    pub fn rang(&mut self) {
+    /// The timer rang: they are sent through `gate`, and it is set for the next time.
+    pub fn rang(&mut self, gate: &mut Gate) {
+        for frame in &self.frames {
+            if let Err(error) = gate.pass_own(frame) {
+                tracing::debug!(%error, "announcement not sent");
+            }
+        }
         self.set_timer();
     }
 

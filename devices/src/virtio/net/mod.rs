@@ -6,6 +6,10 @@
 //!
 //! What frames tell of the guest's `addresses` is kept, so that after a migration it can be made known to the LAN where
 //! the guest is now: that is `announce`.
+//!
+//! Of what a guest tells the world, the `gate` sees all that goes through this device, and that is what a checkpoint can
+//! hold back. What a guest writes to its serial port is a log for whoever runs it: it is seen at once, also what a guest
+//! wrote that goes back to a checkpoint then. Nobody may take it for a promise of the guest.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -21,13 +25,15 @@ use vmm_sys_util::epoll::EventSet;
 use self::addresses::Addresses;
 pub use self::addresses::AddressesState;
 use self::announce::Announcer;
-use self::gate::Gate;
+use self::gate::{Gate, Step};
+pub use self::gate::{HELD_BYTES_MAX, Held, MacTable};
 use self::rx::Receiver;
 pub use self::tap::Tap;
 use self::tx::Transmitter;
 use super::queue::QueueError;
 use super::rate_limiter::Throttle;
 use super::{ConfigSpace, DeviceError, Notifier, StartedQueues, VirtioDevice, has_feature};
+use crate::CheckpointSoon;
 use crate::stats::NetCounters;
 
 mod addresses;
@@ -58,6 +64,7 @@ const TAP: u32 = 2;
 const RX_RESUME: u32 = 3;
 const TX_RESUME: u32 = 4;
 const ANNOUNCE: u32 = 5;
+const GATE: u32 = 6;
 
 /// A virtio network interface.
 pub struct Net {
@@ -139,7 +146,8 @@ impl Net {
         if spec.mtu.is_some() {
             features |= 1 << VIRTIO_NET_F_MTU;
         }
-        let gate = tap.gate()?;
+        let counters = Arc::<NetCounters>::default();
+        let gate = tap.gate(counters.clone())?;
         Ok(Self {
             mac,
             features: features | tap.features(),
@@ -154,7 +162,7 @@ impl Net {
                 rx: Throttle::new(&spec.rx_rate_limiter)?,
                 tx: Throttle::new(&spec.tx_rate_limiter)?,
             },
-            counters: Arc::default(),
+            counters,
             service: None,
         })
     }
@@ -167,6 +175,11 @@ impl Net {
         self.cable.tap.share()
     }
 
+    /// The guest's own address.
+    pub fn mac(&self) -> MacAddr {
+        self.mac
+    }
+
     /// Changes the limits of what the guest receives and sends; see [`RateLimiterSpec`] for what is left as it is.
     pub fn limit(&mut self, rx: &RateLimiterSpec, tx: &RateLimiterSpec) {
         self.limits.rx.update(rx);
@@ -174,9 +187,53 @@ impl Net {
     }
 
     /// Has the LAN told that the guest is behind this interface now, several times over the next half second, as soon
-    /// as its driver runs.
+    /// as its driver runs. What is told is what is known of it now.
     pub fn announce(&mut self) {
-        self.announcer.begin();
+        let frames = announce::frames(self.mac.0, &self.cable.seen);
+        self.announcer.begin(frames);
+    }
+
+    /// From now on holds what the guest sends in `epoch` to others than the members of `group`, until that is
+    /// [released](Self::release). Each time half of [`HELD_BYTES_MAX`] is held, `soon` is called; when all of it is, the
+    /// guest's frames wait in its queue.
+    pub fn hold(&mut self, group: Arc<MacTable>, epoch: u64, soon: CheckpointSoon) {
+        self.cable.gate.ask(soon);
+        self.cable.gate.take(Step::Hold { group, epoch });
+    }
+
+    /// No frame leaves any more, not even to members of the group, until it is [unblocked](Self::unblock).
+    pub fn block(&mut self) {
+        self.cable.gate.take(Step::Block);
+    }
+
+    /// Frames to members of the group leave again.
+    pub fn unblock(&mut self) {
+        self.cable.gate.take(Step::Unblock);
+    }
+
+    /// What the guest sends from here on belongs to epoch `next`. The device is stopped.
+    pub fn cut(&mut self, next: u64) {
+        self.cable.gate.take(Step::Cut(next));
+    }
+
+    /// Epoch `epoch` is permanent: what was sent in it and before it leaves, as soon as the interface is not blocked.
+    pub fn release(&mut self, epoch: u64) {
+        self.cable.gate.take(Step::Release(epoch));
+    }
+
+    /// Nobody protects the VM any more: all that is held leaves, and nothing more is.
+    pub fn open_gate(&mut self) {
+        self.cable.gate.take(Step::Open);
+    }
+
+    /// Drops all that is held, as its guest goes back to a checkpoint from before it was sent. Returns what it was.
+    pub fn discard(&mut self) -> Held {
+        self.cable.gate.discard()
+    }
+
+    /// What is held, or waits for room on the tap.
+    pub fn held(&self) -> Held {
+        self.cable.gate.held()
     }
 
     /// The addresses that the guest was seen to use.
@@ -192,17 +249,6 @@ impl Net {
     /// What it has done.
     pub fn counters(&self) -> &Arc<NetCounters> {
         &self.counters
-    }
-}
-
-impl Cable {
-    /// Sends what announces a guest with an interface `mac`.
-    fn announce(&mut self, mac: MacAddr) {
-        for frame in announce::frames(mac.0, &self.seen) {
-            if let Err(error) = self.gate.pass_own(&frame) {
-                tracing::debug!(%error, "announcement not sent");
-            }
-        }
     }
 }
 
@@ -234,9 +280,10 @@ impl Service {
         match events.data() {
             RX_DOORBELL | RX_RESUME => self.rx.serve(tap, seen, &mut limits.rx, &self.notifier),
             TX_DOORBELL | TX_RESUME => self.tx.serve(gate, seen, &mut limits.tx, &self.notifier),
+            GATE => self.tx.serve_after_flush(gate, seen, &mut limits.tx, &self.notifier),
             _ => {
-                if writable && self.tx.holds_frame() {
-                    self.tx.serve(gate, seen, &mut limits.tx, &self.notifier)?;
+                if writable {
+                    self.tx.serve_after_flush(gate, seen, &mut limits.tx, &self.notifier)?;
                 }
                 self.rx.serve(tap, seen, &mut limits.rx, &self.notifier)
             }
@@ -288,13 +335,12 @@ impl MutEventSubscriber for Net {
             return;
         };
         if events.data() == ANNOUNCE {
-            self.cable.announce(self.mac);
-            self.announcer.rang();
+            self.announcer.rang(&mut self.cable.gate);
             return;
         }
         let served = service.serve(&mut self.cable, &mut self.limits, events);
         let mut served = served.map_err(Failure::from);
-        if service.tx.holds_frame() {
+        if self.cable.gate.needs_room() {
             served = served.and(self.cable.tap.watch_again(ops, TAP).map_err(Failure::from));
         }
         if let Err(failure) = served {
@@ -304,6 +350,7 @@ impl MutEventSubscriber for Net {
             self.cable.tap.ignore(ops);
             self.limits.ignore(ops);
             self.announcer.ignore(ops);
+            self.cable.gate.ignore(ops);
         }
     }
 
@@ -318,7 +365,8 @@ impl MutEventSubscriber for Net {
             .and_then(|()| service.tx.queue().watch_doorbell(ops, TX_DOORBELL))
             .and_then(|()| self.cable.tap.watch(ops, TAP))
             .and_then(|()| self.limits.watch(ops))
-            .and_then(|()| self.announcer.watch(ops, ANNOUNCE));
+            .and_then(|()| self.announcer.watch(ops, ANNOUNCE))
+            .and_then(|()| self.cable.gate.watch(ops, GATE));
         if let Err(error) = watched {
             service.notifier.fail(error);
         }

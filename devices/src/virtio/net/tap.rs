@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use cutover_snapshot::spec::{NetSpec, TapSpec};
 use event_manager::{EventOps, Events};
@@ -18,6 +19,7 @@ use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 use super::gate::Gate;
 use super::interface::{Interface, NAME_LEN_MAX, check, name_in, request_for};
 use super::{DeviceError, HEADER_LEN, has_feature};
+use crate::stats::NetCounters;
 use crate::virtio::buffers::GuestBuffers;
 
 /// The kernel puts the lowest free number in place of `%d`.
@@ -102,9 +104,9 @@ impl Tap {
         self.set_offloads(offloads).map_err(self.error("set the offloads of"))
     }
 
-    /// The way out.
-    pub fn gate(&self) -> Result<Gate, DeviceError> {
-        self.share().map(Gate::new)
+    /// The way out, which counts what the host does not take in `counters`.
+    pub fn gate(&self, counters: Arc<NetCounters>) -> Result<Gate, DeviceError> {
+        Gate::new(self.share()?, &self.name, counters)
     }
 
     /// Reads one frame with its header; what does not fit into `space` is lost.

@@ -14,6 +14,7 @@ use crate::virtio::testing::{DATA, Guest, HIGH_START, Piece, QUEUE_SIZE, tight_l
 mod addresses;
 mod announce;
 mod dirty_pages;
+mod gate;
 mod limits;
 
 const RX: usize = 0;

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use virtio_queue::Queue;
 
 use super::addresses::Addresses;
-use super::gate::Gate;
+use super::gate::{Gate, Passage};
 use super::{FRAME_LEN_MAX, FRAMES_PER_TURN, HEADER_LEN};
 use crate::stats::NetCounters;
-use crate::virtio::log_limit::LogLimit;
 use crate::virtio::queue::{Chain, QueueError, Turn};
 use crate::virtio::rate_limiter::Throttle;
 use crate::virtio::{Notifier, ServedQueue};
@@ -18,10 +17,9 @@ use crate::virtio::{Notifier, ServedQueue};
 pub struct Transmitter {
     queue: ServedQueue,
     chain: Chain,
-    /// Whether `chain` is a frame that the gate had no room for. It is paid for.
+    /// Whether `chain` is a frame that the gate did not take. It is paid for.
     held: bool,
     counters: Arc<NetCounters>,
-    drops_logged: LogLimit,
 }
 
 impl Transmitter {
@@ -32,18 +30,12 @@ impl Transmitter {
             queue,
             held: false,
             counters,
-            drops_logged: LogLimit::default(),
         }
     }
 
     /// The queue.
     pub fn queue(&self) -> &ServedQueue {
         &self.queue
-    }
-
-    /// Whether a frame waits for room at the gate.
-    pub fn holds_frame(&self) -> bool {
-        self.held
     }
 
     /// Moves frames until there are none, or no room, or the limits are used up, or others have to get their turn. What
@@ -56,8 +48,23 @@ impl Transmitter {
         notifier: &Notifier,
     ) -> Result<(), QueueError> {
         let mut turn = self.queue.begin_turn(FRAMES_PER_TURN)?;
-        while self.next_frame(&mut turn, throttle)? && self.send(gate, seen, notifier)? {}
+        while self.next_frame(&mut turn, throttle)? && self.send(gate, seen)? {}
         self.queue.notify(notifier)
+    }
+
+    /// Has the gate send what it holds and may send; if a frame waited for that, frames are moved again.
+    pub fn serve_after_flush(
+        &mut self,
+        gate: &mut Gate,
+        seen: &mut Addresses,
+        throttle: &mut Throttle,
+        notifier: &Notifier,
+    ) -> Result<(), QueueError> {
+        gate.flush();
+        if self.held {
+            self.serve(gate, seen, throttle, notifier)?;
+        }
+        Ok(())
     }
 
     /// The queue, as if a frame still held had never been taken.
@@ -86,29 +93,23 @@ impl Transmitter {
     }
 
     /// Sends the frame in `chain` on its way; false if it has to wait.
-    fn send(&mut self, gate: &mut Gate, seen: &mut Addresses, notifier: &Notifier) -> Result<bool, QueueError> {
+    fn send(&mut self, gate: &mut Gate, seen: &mut Addresses) -> Result<bool, QueueError> {
         let frame = &self.chain.readable;
-        let passed = if (HEADER_LEN..=FRAME_LEN_MAX).contains(&frame.len()) {
+        let passage = if (HEADER_LEN..=FRAME_LEN_MAX).contains(&frame.len()) {
             gate.pass(frame)
         } else {
-            Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{} bytes make no frame", frame.len()),
-            ))
+            let reason = format!("{} bytes make no frame", frame.len());
+            gate.refuse(&io::Error::new(io::ErrorKind::InvalidInput, reason));
+            Passage::Refused
         };
-        match passed {
-            Ok(()) => {
+        match passage {
+            Passage::Taken => {
                 seen.sent(frame);
                 self.counters.tx_frames.add(1);
                 self.counters.tx_bytes.add(self.frame_len());
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(error) => {
-                self.counters.tx_dropped.add(1);
-                if self.drops_logged.allows() {
-                    tracing::warn!(device = notifier.name(), %error, "frame of the guest dropped");
-                }
-            }
+            Passage::Refused => {}
+            Passage::Waits => return Ok(false),
         }
         self.held = false;
         self.queue.push_used(self.chain.head, 0)?;
