@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::environment::{poll_until, scratch};
-use crate::{Console, Exit, Guest, Lan, Monitor, Site, Vm, cli};
+use crate::{Console, Exit, Guest, Lan, Monitor, OtherHost, Site, Vm, cli};
 
 /// What groups are called.
 const NAME: &str = "group";
@@ -36,64 +36,97 @@ const PATIENT: [&str; 14] = [
 
 /// See the module.
 pub struct Group {
-    /// The network that all are on, and the outside.
-    pub lan: Lan,
     /// Hosts, each with an agent.
     pub sites: Vec<Site>,
-    /// Members, in order, as long as they are where they were started.
+    /// Members, in order.
     pub vms: Vec<Vm>,
     /// Which site each is on.
     places: Vec<usize>,
+    network: Network,
     coordinator: Option<Monitor>,
     directory: TempDir,
 }
 
+/// What all are on, and the outside.
+enum Network {
+    /// Of this host.
+    Lan(Lan),
+    /// Of two joined hosts.
+    Joined,
+}
+
+impl Network {
+    /// The address of the outside.
+    fn outside(&self) -> Ipv4Addr {
+        match self {
+            Self::Lan(lan) => lan.host(),
+            Self::Joined => OtherHost::HERE,
+        }
+    }
+
+    /// The address of a member.
+    fn member(&self, member: usize) -> Ipv4Addr {
+        let number = u8::try_from(member).expect("tests have few members");
+        match self {
+            Self::Lan(lan) => lan.member(number),
+            Self::Joined => {
+                let [a, b, c, guest] = OtherHost::GUEST.octets();
+                Ipv4Addr::new(a, b, c, guest + number)
+            }
+        }
+    }
+}
+
 impl Group {
-    /// Boots a guest on each site of `places`, which has so many sites as there are different ones in it; nothing is
-    /// protected yet.
+    /// Boots a guest on each site of `places`, of so many `sites`; nothing is protected yet.
     #[track_caller]
     pub fn boot(sites: u8, places: &[usize], change: impl Fn(usize, Guest) -> Guest) -> Self {
-        let lan = Lan::new();
-        let names: Vec<String> = (0..places.len()).map(name).collect();
-        let taps: Vec<&str> = names.iter().map(String::as_str).collect();
-        let sites: Vec<Site> = (0..sites)
-            .map(|number| {
-                let mut site = Site::new(&lan, number, &taps);
-                site.start_agent();
-                site
-            })
-            .collect();
-        let vms = (0_u8..).zip(places).map(|(number, place)| {
-            let (member, site) = (usize::from(number), &sites[*place]);
+        let (lan, taps) = (Lan::new(), names(places.len()));
+        let sites = (0..sites).map(|number| Site::on(&lan, number, &taps)).collect();
+        Self::on(Network::Lan(lan), sites, places, change)
+    }
+
+    /// The same on two joined hosts, of which this one is the first.
+    #[track_caller]
+    pub fn boot_between_hosts(places: &[usize], change: impl Fn(usize, Guest) -> Guest) -> Self {
+        let sites = Site::joined(&names(places.len()));
+        Self::on(Network::Joined, sites.into(), places, change)
+    }
+
+    #[track_caller]
+    fn on(network: Network, mut sites: Vec<Site>, places: &[usize], change: impl Fn(usize, Guest) -> Guest) -> Self {
+        sites.iter_mut().for_each(Site::start_agent);
+        let vms = places.iter().enumerate().map(|(member, place)| {
             let name = name(member);
             let guest = Guest::micro().arguments(["--name", &name, "--api", "--net", &format!("tap={name}")]);
-            let vm = change(member, guest.through(site.wrapper())).boot();
-            vm.check(&lan.member_setup(number));
+            let vm = change(member, guest.through(sites[*place].wrapper())).boot();
+            vm.check(&format!(
+                "ip address add {}/24 dev eth0 && ip link set eth0 up",
+                network.member(member)
+            ));
             vm
         });
         Self {
             vms: vms.collect(),
             sites,
             places: places.to_vec(),
+            network,
             coordinator: None,
             directory: scratch(),
-            lan,
         }
     }
 
-    /// Members that were not failed over, with their addresses.
+    /// Members with their addresses.
     pub fn members(&self) -> Vec<(&Vm, Ipv4Addr)> {
-        (0..)
-            .zip(&self.vms)
-            .map(|(number, vm)| (vm, self.lan.member(number)))
-            .collect()
+        let members = self.vms.iter().enumerate();
+        members.map(|(member, vm)| (vm, self.network.member(member))).collect()
     }
 
     /// Starts the coordinator, or starts it again.
     #[track_caller]
     pub fn start_coordinator(&mut self) {
         let mut command = Monitor::command();
-        let endpoint = format!("tcp://{}:{PORT}", self.lan.host());
+        let endpoint = format!("tcp://{}:{PORT}", self.network.outside());
         command.args(["coordinator", "--insecure", "--listen", &endpoint, "--journal"]);
         command
             .arg(self.directory.path().join("journal"))
@@ -142,16 +175,10 @@ impl Group {
         poll_until(what, || Some(self.status()).filter(&is_so))
     }
 
-    /// Cuts the power of a site.
-    #[track_caller]
-    pub fn cut_power(&mut self, site: usize) {
-        self.sites[site].cut_power();
-    }
-
     /// Goes on with a member where it was promoted.
     #[track_caller]
-    pub fn promoted(&mut self, member: usize, site: usize) {
-        let socket = self.sites[site].runtime().join(format!("{}.console", name(member)));
+    pub fn go_on_at(&mut self, member: usize, site: usize) {
+        let socket = self.sites[site].directory().join(format!("{}.console", name(member)));
         let console = poll_until("the promoted VM's console is there", || {
             UnixStream::connect(&socket).ok()
         });
@@ -184,6 +211,11 @@ impl Drop for Group {
             eprintln!("---- the group ----\n{}", self.report());
         }
     }
+}
+
+/// What so many members are called.
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(name).collect()
 }
 
 /// What a member is called, and its tap.

@@ -64,10 +64,4 @@ impl Lan {
     pub fn member(&self, number: u8) -> Ipv4Addr {
         self.network.member(number)
     }
-
-    /// The shell command that gives the `micro` guest that address.
-    #[track_caller]
-    pub fn member_setup(&self, number: u8) -> String {
-        Network::setup_of(self.member(number))
-    }
 }

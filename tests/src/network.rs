@@ -72,12 +72,7 @@ impl Network {
 
     /// The shell command that gives the `micro` guest its address on its first interface.
     pub fn guest_setup(&self) -> String {
-        Self::setup_of(self.guest())
-    }
-
-    /// The same for `address`.
-    pub(crate) fn setup_of(address: Ipv4Addr) -> String {
-        format!("ip address add {address}/24 dev eth0 && ip link set eth0 up")
+        format!("ip address add {}/24 dev eth0 && ip link set eth0 up", self.guest())
     }
 
     /// Makes the tap device, open, for a monitor to inherit under the descriptor's number. It is gone when the last

@@ -1,91 +1,141 @@
-//! [`Site`]: a host as far as a group of VMs can tell, made of a network namespace. It has its own end of the LAN, its own
-//! taps of the same names as on other hosts, its own directories, and can lose its power.
+//! [`Site`]: a host as far as a group of VMs can tell. It has its own end of the network, its own taps of the same names
+//! as on other hosts, its own directories and agent, and can lose its power.
+//!
+//! Within one host it is made of a network namespace; where two nested hosts are joined, each of them is one.
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
 
 use crate::environment::scratch;
-use crate::network::ip;
-use crate::{Lan, Monitor};
+use crate::{Exit, Lan, Monitor, OtherHost, cli};
 
 /// Where agents listen.
 const AGENT_PORT: u16 = 7200;
 /// The bridge of each.
-const BRIDGE: &str = "lan";
+const BRIDGE: &str = OtherHost::BRIDGE;
+/// The end of the way to the other sites, in a namespace.
+const UPLINK: &str = "uplink";
 
 /// See the module. Dropped, everything of it is gone.
 pub struct Site {
-    namespace: String,
+    place: Place,
     address: Ipv4Addr,
-    /// Where its VMs listen.
-    runtime: TempDir,
-    disks: TempDir,
+    /// Its taps.
+    taps: Vec<String>,
     agent: Option<Monitor>,
 }
 
+/// What it is made of, with a directory for its sockets and disks.
+enum Place {
+    /// A network namespace.
+    Namespace(String, TempDir),
+    /// This host.
+    Here(TempDir),
+    /// The other of two joined hosts.
+    There,
+}
+
 impl Site {
-    /// Number `number` of those on `lan`, with a tap for each of `taps`.
+    /// Number `number` of those on `lan`, with `taps`.
     #[track_caller]
-    pub fn new(lan: &Lan, number: u8, taps: &[&str]) -> Self {
+    pub fn on(lan: &Lan, number: u8, taps: &[String]) -> Self {
         let namespace = format!("{}h{number}", lan.bridge());
         let outer = format!("{}v{number}", lan.bridge());
-        run("modprobe", &["veth"]);
-        ip(&["netns", "add", &namespace]);
-        let site = Self {
-            address: lan.member(100 + number),
-            runtime: scratch(),
-            disks: scratch(),
-            agent: None,
-            namespace,
-        };
-        ip(&[
-            "link",
-            "add",
-            &outer,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "uplink",
-            "netns",
-            &site.namespace,
-        ]);
-        ip(&["link", "set", &outer, "master", lan.bridge(), "up"]);
-        site.ip(&["link", "set", "lo", "up"]);
-        site.ip(&["link", "add", BRIDGE, "type", "bridge"]);
-        site.ip(&["address", "add", &format!("{}/24", site.address), "dev", BRIDGE]);
-        site.ip(&["link", "set", BRIDGE, "up"]);
-        site.ip(&["link", "set", "uplink", "master", BRIDGE, "up"]);
-        for tap in taps {
-            site.ip(&["tuntap", "add", "dev", tap, "mode", "tap", "vnet_hdr"]);
-            site.ip(&["link", "set", tap, "master", BRIDGE, "up"]);
-        }
+        let address = lan.member(100 + number);
+        check(&format!(
+            "modprobe veth && ip netns add {namespace} &&
+             ip link add {outer} type veth peer name {UPLINK} netns {namespace} &&
+             ip link set {outer} master {} up",
+            lan.bridge()
+        ));
+        let mut site = Self::new(Place::Namespace(namespace, scratch()), address);
+        site.check(&format!(
+            "ip link set lo up && ip link add {BRIDGE} type bridge && ip address add {address}/24 dev {BRIDGE} &&
+             ip link set {BRIDGE} up && ip link set {UPLINK} master {BRIDGE} up"
+        ));
+        site.add_taps(taps);
         site
+    }
+
+    /// This one of two joined hosts and the other, with `taps` on each.
+    #[track_caller]
+    pub fn joined(taps: &[String]) -> [Self; 2] {
+        let mut sites = [
+            Self::new(Place::Here(scratch()), OtherHost::HERE),
+            Self::new(Place::There, OtherHost::THERE),
+        ];
+        sites.iter_mut().for_each(|site| site.add_taps(taps));
+        sites
+    }
+
+    fn new(place: Place, address: Ipv4Addr) -> Self {
+        Self {
+            place,
+            address,
+            taps: Vec::new(),
+            agent: None,
+        }
+    }
+
+    #[track_caller]
+    fn add_taps(&mut self, taps: &[String]) {
+        for tap in taps {
+            self.check(&format!(
+                "ip link show {tap} >/dev/null 2>&1 ||
+                 {{ ip tuntap add dev {tap} mode tap vnet_hdr && ip link set {tap} master {BRIDGE} up; }}"
+            ));
+        }
+        taps.clone_into(&mut self.taps);
+    }
+
+    /// Where its VMs and its agent have their sockets, and standbys their disks.
+    pub fn directory(&self) -> PathBuf {
+        match &self.place {
+            Place::Namespace(_, directory) | Place::Here(directory) => directory.path().to_owned(),
+            Place::There => PathBuf::from("/run/site"),
+        }
     }
 
     /// What runs another command there: it goes before the command.
     pub fn wrapper(&self) -> Vec<OsString> {
+        let mut wrapper: Vec<OsString> = match &self.place {
+            Place::Namespace(name, _) => ["ip", "netns", "exec", name].map(OsString::from).into(),
+            Place::Here(_) => Vec::new(),
+            Place::There => OtherHost::wrapper().map(OsString::from).into(),
+        };
         let mut runtime = OsString::from("CUTOVER_RUNTIME_DIR=");
-        runtime.push(self.runtime.path());
-        let enter = ["ip", "netns", "exec", &self.namespace, "env"];
-        enter.map(OsString::from).into_iter().chain([runtime]).collect()
+        runtime.push(self.directory());
+        wrapper.extend(["env".into(), runtime]);
+        wrapper
     }
 
-    /// `cutover` there, to be completed with arguments.
-    pub fn cutover(&self) -> Command {
+    /// `program` there, to be completed with arguments.
+    fn command(&self, program: impl AsRef<Path>) -> Command {
         let wrapper = self.wrapper();
         let mut command = Command::new(&wrapper[0]);
-        command.args(&wrapper[1..]).arg(Monitor::command().get_program());
+        command.args(&wrapper[1..]).arg(program.as_ref());
         command
+    }
+
+    /// Runs a shell command there, which must succeed.
+    #[track_caller]
+    pub fn check(&self, script: &str) {
+        let mut command = self.command("/bin/sh");
+        command.args(["-c", script]);
+        let finished = cli::finish(command);
+        assert_eq!(finished.exit, Exit::Shutdown, "'{script}': {finished:?}");
     }
 
     /// Starts its agent.
     #[track_caller]
     pub fn start_agent(&mut self) {
-        let mut command = self.cutover();
+        let directory = self.directory();
+        self.check(&format!("mkdir -p {}", directory.display()));
+        let mut command = self.command(Monitor::command().get_program());
         command.args([
             "backup",
             "--insecure",
@@ -93,7 +143,7 @@ impl Site {
             &self.agent_endpoint(),
             "--serial-dir",
         ]);
-        command.arg(self.runtime.path()).arg("--disks").arg(self.disks.path());
+        command.arg(&directory).arg("--disks").arg(&directory);
         self.agent = Some(Monitor::start(command));
     }
 
@@ -107,49 +157,62 @@ impl Site {
         self.agent.as_ref().map(Monitor::log).unwrap_or_default()
     }
 
-    /// Where its VMs have their sockets.
-    pub fn runtime(&self) -> &std::path::Path {
-        self.runtime.path()
-    }
-
     /// Cuts its power: nobody is told, and nothing answers any more.
     #[track_caller]
     pub fn cut_power(&mut self) {
-        // Before anybody's end can be told.
-        self.ip(&["link", "set", "uplink", "down"]);
-        self.kill_all();
+        match &self.place {
+            Place::Namespace(name, _) => {
+                // Before anybody's end can be told.
+                self.check(&format!("ip link set {UPLINK} down"));
+                kill_all(name);
+            }
+            Place::Here(_) => panic!("tests run on this host"),
+            Place::There => OtherHost::cut_power(),
+        }
         self.agent = None;
     }
 
-    fn kill_all(&self) {
-        let kill = format!("ip netns pids {} | xargs --no-run-if-empty kill -9", self.namespace);
-        // What has ended meanwhile is as good.
-        let _ = Command::new("/bin/sh").args(["-c", &kill]).output();
-    }
-
+    /// Has it go on as it was before it had lost its power: with an agent, and nothing else.
     #[track_caller]
-    fn ip(&self, arguments: &[&str]) {
-        ip(&[&["-n", &self.namespace], arguments].concat());
+    pub fn power_up(&mut self) {
+        if let Place::Namespace(..) = self.place {
+            self.check(&format!("ip link set {UPLINK} up"));
+        }
+        let taps = std::mem::take(&mut self.taps);
+        self.add_taps(&taps);
+        self.start_agent();
     }
 }
 
 impl Drop for Site {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("---- the agent's log of {} ----\n{}", self.namespace, self.agent_log());
+            eprintln!(
+                "---- the log of the agent at {} ----\n{}",
+                self.address,
+                self.agent_log()
+            );
         }
-        self.kill_all();
-        // A namespace that cannot be removed goes with the machine at the latest; its devices go with it.
-        let _ = Command::new("ip").args(["netns", "delete", &self.namespace]).output();
+        if let Place::Namespace(name, _) = &self.place {
+            kill_all(name);
+            // One that cannot be removed goes with the machine at the latest; its devices go with it.
+            let _ = Command::new("ip").args(["netns", "delete", name]).output();
+        }
     }
 }
 
+/// Kills all that runs in a network namespace.
+fn kill_all(namespace: &str) {
+    let kill = format!("ip netns pids {namespace} | xargs --no-run-if-empty kill -9");
+    // What has ended meanwhile is as good.
+    let _ = Command::new("/bin/sh").args(["-c", &kill]).output();
+}
+
+/// Runs a shell command on this host, which must succeed.
 #[track_caller]
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "'{program} {}': {errors}", arguments.join(" "));
+fn check(script: &str) {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script]);
+    let finished = cli::finish(command);
+    assert_eq!(finished.exit, Exit::Shutdown, "'{script}': {finished:?}");
 }
