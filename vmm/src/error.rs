@@ -95,6 +95,14 @@ pub enum Error {
         /// Bytes there are.
         available: ByteSize,
     },
+    /// Guest memory refused a read: a fault of the memory layout.
+    #[error("cannot read {what} from guest memory: {source}")]
+    GuestRead {
+        /// What was read.
+        what: &'static str,
+        /// Why not.
+        source: vm_memory::GuestMemoryError,
+    },
     /// Guest memory refused a write of boot data: a fault of the memory layout.
     #[error("cannot write {what} into guest memory: {source}")]
     GuestWrite {
@@ -117,6 +125,15 @@ pub enum Error {
     /// Nobody wants the snapshot any more.
     #[error("the snapshot was given up before it was complete")]
     SnapshotCancelled,
+    /// A protected VM never was there, can be there no more, or is not sure to have been.
+    #[error("there is no cut {cut} of the VM that was taken by all, and not followed by another")]
+    NoSuchCut {
+        /// Its number.
+        cut: u64,
+    },
+    /// The VM has something that protection does not reach.
+    #[error("the VM cannot be protected: {0}")]
+    CannotProtect(String),
     /// The VM did not become another monitor's, or this one's.
     #[error(transparent)]
     Migration(#[from] cutover_migration::Error),
@@ -296,6 +313,11 @@ impl Error {
     /// For `map_err`: guest memory refused `what`.
     pub(crate) fn guest_write(what: &'static str) -> impl FnOnce(vm_memory::GuestMemoryError) -> Self {
         move |source| Self::GuestWrite { what, source }
+    }
+
+    /// For `map_err`: guest memory refused to tell `what`.
+    pub(crate) fn guest_read(what: &'static str) -> impl FnOnce(vm_memory::GuestMemoryError) -> Self {
+        move |source| Self::GuestRead { what, source }
     }
 
     /// For `map_err`: the operating system refused `action`.

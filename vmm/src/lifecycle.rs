@@ -221,6 +221,21 @@ pub enum Refusal {
     /// Nobody protects it.
     #[error("the VM is not protected")]
     NotProtected,
+    /// What would take it out of its protection.
+    #[error("the VM is protected as a member of a group: have it leave the group first")]
+    Protected,
+    /// It waits for its group.
+    #[error("the VM is {0}, and goes on when its group says so: wait for that, or destroy the VM")]
+    StandsStill(State),
+    /// The group takes one cut after the other.
+    #[error("it is not decided yet whether cut {0} is valid")]
+    CutUndecided(u64),
+    /// The group is further.
+    #[error("a cut with a number not below {0} was taken already")]
+    CutIsOver(u64),
+    /// Every cut of a while was valid, and none permanent.
+    #[error("too many cuts wait to be permanent already")]
+    TooManyCuts,
     /// The VM runs without the means for it.
     #[error("this VM was started without an API, and is confined to what it needs for that")]
     Confined,

@@ -11,7 +11,9 @@
 //! Cut n ends epoch n. What a guest sends in an epoch leaves when the cut that ends it is permanent: when everyone who
 //! would have to go back to it can. Who decides that is outside of this crate; here is what it means for one VM.
 
+mod cuts;
 mod handle;
+mod pages;
 mod request;
 
 pub use self::handle::Protection;
