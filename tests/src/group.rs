@@ -175,9 +175,30 @@ impl Group {
         poll_until(what, || Some(self.status()).filter(&is_so))
     }
 
+    /// Waits until the loss of any one host would be survived.
+    #[track_caller]
+    pub fn wait_until_protected(&self) {
+        self.wait_until("all is protected again", |status| status["state"] == "protected");
+    }
+
+    /// Has `happen` what `members` do not survive, and waits until they have been promoted on `site`, and all go on.
+    #[track_caller]
+    pub fn lose(&mut self, members: &[usize], site: usize, happen: impl FnOnce(&mut Self)) {
+        let incarnation = |status: &Value, member: usize| status["members"][member]["incarnation"].as_u64();
+        let before = self.status();
+        happen(self);
+        self.wait_until("all go on", |status| {
+            let replaced = |member: &usize| incarnation(status, *member) > incarnation(&before, *member);
+            members.iter().all(replaced) && status["state"] != "recovering"
+        });
+        for member in members {
+            self.go_on_at(*member, site);
+        }
+    }
+
     /// Goes on with a member where it was promoted.
     #[track_caller]
-    pub fn go_on_at(&mut self, member: usize, site: usize) {
+    fn go_on_at(&mut self, member: usize, site: usize) {
         let socket = self.sites[site].directory().join(format!("{}.console", name(member)));
         let console = poll_until("the promoted VM's console is there", || {
             UnixStream::connect(&socket).ok()
