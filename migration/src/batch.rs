@@ -53,6 +53,8 @@ pub enum Encoding {
     Zstd = 4,
     /// How each word differs from the one before.
     Pattern = 5,
+    /// The one word that all of them consist of.
+    Fill = 6,
 }
 
 /// Consecutive pages of a batch that are encoded as one.
@@ -118,9 +120,17 @@ pub struct Header {
 
 impl Encoding {
     fn from_wire(number: u16) -> Option<Self> {
-        [Self::Zero, Self::Raw, Self::Delta, Self::Lz4, Self::Zstd, Self::Pattern]
-            .into_iter()
-            .find(|&encoding| encoding as u16 == number)
+        [
+            Self::Zero,
+            Self::Raw,
+            Self::Delta,
+            Self::Lz4,
+            Self::Zstd,
+            Self::Pattern,
+            Self::Fill,
+        ]
+        .into_iter()
+        .find(|&encoding| encoding as u16 == number)
     }
 }
 

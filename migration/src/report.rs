@@ -86,7 +86,7 @@ pub struct PageCounts {
     pub unchanged: u64,
     /// Sent as what had changed since they were sent before.
     pub delta: u64,
-    /// Compressed, or sent as a pattern.
+    /// Compressed, or sent as the word or pattern that they consist of.
     pub compressed: u64,
     /// As they are.
     pub raw: u64,

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::compressor::{Decompressor, Tool};
-use super::{Page, delta, pattern};
+use super::{Page, delta, fill, pattern};
 use crate::batch::{Encoding, Record};
 use crate::error::Error;
 use crate::pages::PAGE_BYTES;
@@ -53,6 +53,12 @@ impl Decoder {
             Encoding::Zstd => self
                 .decompress(Tool::Zstd, bytes, content_bytes)
                 .map_err(|reason| malformed(&reason))?,
+            Encoding::Fill => {
+                let word = bytes.try_into().map_err(|_| malformed("not one word"))?;
+                let content = self.room(content_bytes);
+                fill::fill(content, word);
+                content
+            }
             Encoding::Delta => {
                 let content = self.room(content_bytes);
                 image.read(pages.clone(), content).map_err(failed("read"))?;

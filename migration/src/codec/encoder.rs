@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use super::choice::{Attempt, Choice, Width};
 use super::compressor::{Compressor, Tool};
 use super::history::{History, Seen, compare};
-use super::pattern;
 use super::zero::is_zero;
+use super::{fill, pattern};
 use crate::batch::{Batch, Encoding, Piece, Record};
 use crate::options::Compression;
 use crate::pages::PAGE_BYTES;
@@ -18,6 +18,9 @@ use crate::report::PageCounts;
 /// Most pages that are compressed together: enough for a compressor to find what pages have in common, and few enough
 /// that data that does not shrink is told from data that does.
 const RUN_PAGES: usize = 32;
+
+/// Most bytes that are copied to see how long that takes.
+const SAMPLE_BYTES: usize = 64 * PAGE_BYTES;
 
 /// The encoder of one stream.
 pub struct Encoder {
@@ -49,6 +52,7 @@ enum Kind {
     Zero,
     Unchanged,
     Delta,
+    Fill(fill::Word),
     Pattern,
     Content,
 }
@@ -104,7 +108,8 @@ impl Encoder {
     ) -> PageCounts {
         if self.choice.wants_sample() {
             let began = Instant::now();
-            let copy = black_box(content.to_vec());
+            let sample = &content[..content.len().min(SAMPLE_BYTES)];
+            let copy = black_box(sample.to_vec());
             self.choice.copied(copy.len() as u64, began.elapsed());
         }
         let width = self.choice.width();
@@ -124,6 +129,10 @@ impl Encoder {
                     counts.delta += pages;
                     let end = run[run.len() - 1].encoded_end;
                     add_encoded(run, Encoding::Delta, &self.encoded[encoded..end], batch);
+                }
+                Kind::Fill(word) => {
+                    counts.compressed += pages;
+                    add_encoded(run, Encoding::Fill, &word, batch);
                 }
                 Kind::Pattern => {
                     counts.compressed += pages;
@@ -154,7 +163,7 @@ impl Encoder {
         self.found.clear();
         self.encoded.clear();
         let history = &mut self.histories[image];
-        let patterns = self.choice.wants_patterns();
+        let fills = self.choice.wants_fills();
         let (contents, rest) = content.as_chunks::<PAGE_BYTES>();
         debug_assert!(rest.is_empty());
         let old = old.map(|old| old.as_chunks::<PAGE_BYTES>().0);
@@ -178,8 +187,11 @@ impl Encoder {
                 Seen::Unchanged => Kind::Unchanged,
                 Seen::Delta => Kind::Delta,
                 Seen::New if zero => Kind::Zero,
-                Seen::New if patterns && pattern::encode(content, &mut self.encoded) => Kind::Pattern,
-                Seen::New => Kind::Content,
+                Seen::New => match fill::word_of(content).filter(|_| fills) {
+                    Some(word) => Kind::Fill(word),
+                    None if width == Width::Narrow && pattern::encode(content, &mut self.encoded) => Kind::Pattern,
+                    None => Kind::Content,
+                },
             };
             self.found.push(Found {
                 page,

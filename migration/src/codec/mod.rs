@@ -1,16 +1,18 @@
 //! What is sent of pages: as little as pays on the link at hand.
 //!
 //! ```text
-//!  pages ─► zero? ─► sent before? ─────────────► History ─► unchanged: not sent │ delta ─┐
-//!             │       only where the link         what was                               ├─► records of a Batch
-//!             │       is narrow                   sent last                              │
-//!             └───── the rest ─► a pattern? ─► does it shrink? ─► lz4 │ zstd │ as it is ──┘
-//!                                               only where the link is narrow
+//!  pages ─► zero, or one word? ─────────────────────────────────────────────────────────┐
+//!             │ no                                                                      │
+//!             ├─ wide link ─────────────────────────────────────► as it is ─────────────┤
+//!             │                                                                         ├─► records of a Batch
+//!             └─ narrow link ─► sent before? ─► History ─► unchanged: not sent │ delta ─┤
+//!                                 │ no          what was sent last                      │
+//!                                 └─► a pattern? ─► does it shrink? ─► lz4 │ zstd │ as it is
 //! ```
-//! A fast link gets pages as they are, and nothing else is done to them than to look whether they are zero or have a
-//! pattern, which costs less than to send one that is or has. On a narrow one what was sent is remembered, so that a page that is sent again is sent as the difference; what was never sent is
-//! compressed as long as that brings it to the destination sooner. [`choice`] decides that by what it
-//! measures of the link and of the compressors on this machine.
+//! A wide link gets pages as they are, and nothing else is done to them than to look whether they are [one word](fill)
+//! again and again, which costs a hundredth of what it saves. On a narrow one what was sent is remembered, so that a page
+//! that is sent again is sent as the difference; what was never sent is compressed as long as that brings it to the
+//! destination sooner. [`choice`] decides that by what it measures of the link and of the compressors on this machine.
 //!
 //! An encoder is of one stream, and each page always goes through the same stream (see [`stream_of`]): so what an encoder
 //! remembers of a page is what the destination has of it.
@@ -20,6 +22,7 @@ mod compressor;
 mod decoder;
 pub mod delta;
 mod encoder;
+mod fill;
 pub mod history;
 mod pattern;
 mod varint;

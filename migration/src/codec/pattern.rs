@@ -1,4 +1,4 @@
-//! Pages that have a pattern: page tables of consecutive frames, lists of free objects, memory that was filled or poisoned.
+//! Pages that have a pattern: page tables of consecutive frames, lists of free objects, tables that count.
 //!
 //! Their words differ by the same again and again, each from the one before. So these differences, taken as the words of a
 //! page of their own, make a short delta ([`super::delta`]) to a page of zeroes:
@@ -8,9 +8,7 @@
 //!  differences  5      0      0      4      4      4      4   …
 //!  pattern      step 5 × 1   kept × 2     step 4 × 4      …
 //! ```
-//! Of a Linux guest that has just booted nearly a quarter of the pages that are not zero have one, of 15 bytes on average. To
-//! find it costs less than to send the page over the fastest link, and a look at a few words tells nearly always whether
-//! there is one; so this is done on every link.
+//! A look at a few words tells nearly always whether there is one.
 
 use super::delta::{self, Malformed, Outcome};
 use super::{Page, ZERO};

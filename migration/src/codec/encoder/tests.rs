@@ -255,21 +255,37 @@ fn under_a_limit_pages_are_remembered_and_compressed_from_the_first_batch_on() {
 }
 
 #[test]
-fn patterns_are_sent_as_such_on_every_link() {
+fn pages_of_one_word_are_sent_as_that_word_on_every_link() {
     for compression in [Compression::Always, Compression::Auto] {
         let mut pair = Pair::new(vec![[0x5a; PAGE_BYTES]; 100], compression);
         assert_eq!(pair.send_all().compressed, 100);
         pair.assert_same();
-        assert!(pair.payload < 100 * 20);
+        assert_eq!(pair.payload, 8);
         pair.source[7][9] = 1;
         let counts = pair.send_all();
         let is_remembered = compression == Compression::Always;
         assert_eq!(
-            (counts.delta, counts.compressed),
-            if is_remembered { (1, 0) } else { (0, 100) }
+            (counts.delta, counts.compressed, counts.raw),
+            if is_remembered { (1, 0, 0) } else { (0, 99, 1) }
         );
         pair.assert_same();
     }
+    let mut pair = Pair::new(vec![[0x5a; PAGE_BYTES]; 3], Compression::Never);
+    assert_eq!(pair.send_all().raw, 3);
+}
+
+#[test]
+fn other_patterns_are_sent_as_such_on_a_narrow_link() {
+    let mut counting = ZERO;
+    for (number, word) in (0u64..).zip(counting.as_chunks_mut().0) {
+        *word = (number << 12).to_le_bytes();
+    }
+    let mut pair = Pair::new(vec![counting; 100], Compression::Always);
+    assert_eq!(pair.send_all().compressed, 100);
+    assert!(pair.payload < 100 * 20);
+    pair.assert_same();
+    let mut pair = Pair::new(vec![counting; 100], Compression::Auto);
+    assert_eq!(pair.send_all().raw, 100);
 }
 
 #[test]
@@ -294,6 +310,7 @@ fn records_that_no_encoder_makes_are_refused() {
     apply(0, 1, Encoding::Delta, &[]);
     apply(0, 1, Encoding::Delta, &[0x80, 4, 9]);
     apply(0, 1, Encoding::Pattern, &[1]);
+    apply(0, 1, Encoding::Fill, &[1; 7]);
     apply(0, 1, Encoding::Lz4, &[0x10]);
     apply(0, 1, Encoding::Zstd, b"no frame");
     let mut compressor = Compressor::default();
@@ -348,7 +365,9 @@ proptest! {
     #[test]
     fn no_bytes_do_harm(
         bytes in prop::collection::vec(any::<u8>(), 0..300),
-        encoding in prop::sample::select(vec![Encoding::Delta, Encoding::Pattern, Encoding::Lz4, Encoding::Zstd]),
+        encoding in prop::sample::select(vec![
+            Encoding::Delta, Encoding::Pattern, Encoding::Fill, Encoding::Lz4, Encoding::Zstd,
+        ]),
         pages in 0..5u16,
         damage: usize,
     ) {
