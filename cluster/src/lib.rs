@@ -14,6 +14,7 @@
 pub mod error;
 pub mod id;
 pub mod message;
+pub mod runtime;
 pub mod spec;
 pub mod vm;
 
