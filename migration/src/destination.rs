@@ -2,7 +2,7 @@
 //! next of it.
 //!
 //! ```text
-//!  ExpectHello ─► ExpectReserve ─► ExpectPages ─► ExpectState ─► ExpectHandoff ─► runs
+//!  next_peer ──► ExpectReserve ─► ExpectPages ─► ExpectState ─► ExpectHandoff ─► runs
 //!       └───────────────┴───────────────┴──────────────┴──────────────┘
 //!                any error, the link's end, a wrong message: nothing is left of the VM
 //! ```
@@ -15,25 +15,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cutover_snapshot::manifest::IMAGES_MAX;
 use cutover_snapshot::section::{STATE_BYTES_MAX, Sections};
 use uuid::Uuid;
 
 use self::post_copy::{Following, Rest};
 use crate::disk;
 use crate::error::Error;
+use crate::handshake::{self, Agreed, Built};
 use crate::link::DestinationLink;
-use crate::message::{HANDED_MAX, Message, SavedState, ToDestination, ToSource, VERSION, VERSION_OLDEST};
-use crate::options::STREAMS_MAX;
+use crate::message::{Message, SavedState, ToDestination, ToSource};
 use crate::pages::PageBits;
 use crate::status::{Phase, Status};
 use crate::streams::{Incoming, OnThread};
 use crate::transport::{Connection, Listener};
-use crate::vm::{ArrivingMemory, Descriptors, DestinationHost, DestinationVm, MEMORY_IMAGE, Reservation};
+use crate::vm::{ArrivingMemory, DestinationHost, DestinationVm, MEMORY_IMAGE};
 use crate::wire::MESSAGE_BYTES_MAX;
 
-/// How long a peer that connects may take to say who it is.
-const HELLO_MAX: Duration = Duration::from_secs(10);
 /// How long it may take from one message of the source to the next, rounds apart: the source may look for what it has
 /// to send, or wait for its guest to stop.
 const NEXT_MAX: Duration = Duration::from_secs(60);
@@ -52,11 +49,6 @@ pub struct Waiting<'a> {
     pub status: &'a Status,
     /// What its threads call first.
     pub on_thread: OnThread,
-}
-
-/// Somebody has connected.
-struct ExpectHello<'a> {
-    link: &'a mut DestinationLink,
 }
 
 /// Both sides speak the same.
@@ -120,31 +112,19 @@ pub fn receive<H: DestinationHost>(
     waiting: &Waiting<'_>,
     host: &mut H,
 ) -> Result<<H::Vm as DestinationVm>::Running, Error> {
-    loop {
-        let mut link = waiting.next_link()?;
-        let welcomed = ExpectHello { link: &mut link }.hello();
-        let session = match welcomed {
-            Ok(session) => session,
-            Err(Error::Cancelled) => return Err(Error::Cancelled),
-            Err(error) => {
-                let error = link.part(error);
-                tracing::warn!(%error, "turned away somebody who connected");
-                continue;
+    let (mut link, agreed) = waiting.next_peer(0)?;
+    let next = ExpectReserve {
+        link: &mut link,
+        session: agreed.session,
+    };
+    match take_in(next, waiting, host) {
+        Ok(Arrived { running, following }) => {
+            if let Some(following) = following {
+                following.go_on(link);
             }
-        };
-        let next = ExpectReserve {
-            link: &mut link,
-            session,
-        };
-        return match take_in(next, waiting, host) {
-            Ok(Arrived { running, following }) => {
-                if let Some(following) = following {
-                    following.go_on(link);
-                }
-                Ok(running)
-            }
-            Err(error) => Err(link.part(error)),
-        };
+            Ok(running)
+        }
+        Err(error) => Err(link.part(error)),
     }
 }
 
@@ -162,6 +142,35 @@ fn take_in<H: DestinationHost>(
 }
 
 impl Waiting<'_> {
+    /// The next peer that connects and has the `needed` features. Who does not, or does not speak the protocol, is turned
+    /// away.
+    ///
+    /// # Errors
+    /// Nobody waits any more.
+    pub(crate) fn next_peer(&self, needed: u64) -> Result<(DestinationLink, Agreed), Error> {
+        loop {
+            let mut link = self.next_link()?;
+            let welcomed = handshake::welcome(&mut link, needed).and_then(|agreed| {
+                if agreed.features == needed {
+                    return Ok(agreed);
+                }
+                Err(Error::Invalid {
+                    what: "Hello",
+                    reason: "what waits here is the standby of a VM that is replicated, not for one that moves"
+                        .to_owned(),
+                })
+            });
+            match welcomed {
+                Ok(agreed) => return Ok((link, agreed)),
+                Err(Error::Cancelled) => return Err(Error::Cancelled),
+                Err(error) => {
+                    let error = link.part(error);
+                    tracing::warn!(%error, "turned away somebody who connected");
+                }
+            }
+        }
+    }
+
     fn next_link(&self) -> Result<DestinationLink, Error> {
         self.status.step(|progress| progress.phase = Phase::Connecting);
         loop {
@@ -210,65 +219,17 @@ impl Waiting<'_> {
     }
 }
 
-impl ExpectHello<'_> {
-    /// Finds a version that both sides speak.
-    fn hello(self) -> Result<Uuid, Error> {
-        let (oldest, newest) = match self.link.receive("Hello", HELLO_MAX)? {
-            ToDestination::Hello { oldest, newest, .. } => (oldest, newest),
-            other => return Err(Error::unexpected("Hello", &other)),
-        };
-        let version = newest.min(VERSION);
-        if version < oldest.max(VERSION_OLDEST) {
-            return Err(Error::Version {
-                theirs_min: oldest,
-                theirs_max: newest,
-                ours_min: VERSION_OLDEST,
-                ours_max: VERSION,
-            });
-        }
-        let session = Uuid::new_v4();
-        self.link.send(&ToSource::Welcome {
-            version,
-            features: 0,
-            session,
-        })?;
-        Ok(session)
-    }
-}
-
 impl<'a> ExpectReserve<'a> {
     /// Builds the VM, or says why not.
-    fn reserve<H: DestinationHost>(
-        mut self,
-        waiting: &Waiting<'_>,
-        host: &mut H,
-    ) -> Result<ExpectPages<'a, H::Vm>, Error> {
-        let (reservation, streams, pull, handed) = match self.link.receive("Reserve", NEXT_MAX)? {
-            ToDestination::Reserve {
-                reservation,
-                streams,
-                pull,
-                handed,
-            } => (reservation, streams, pull, handed),
-            other => return Err(Error::unexpected("Reserve", &other)),
-        };
-        waiting.status.step(|progress| progress.phase = Phase::Reserving);
-        let reservation = read_reservation(&reservation, streams)?;
-        let handed = self.take_descriptors(handed)?;
-        let built = self
-            .link
-            .alive_during(&waiting.on_thread, || host.reserve(&reservation, handed, pull))?;
-        let vm = match built {
-            Ok(vm) => vm,
-            Err(reasons) => {
-                self.link.send(&ToSource::Refused {
-                    reasons: reasons.clone(),
-                })?;
-                return Err(Error::Refused(reasons));
-            }
-        };
+    fn reserve<H: DestinationHost>(self, waiting: &Waiting<'_>, host: &mut H) -> Result<ExpectPages<'a, H::Vm>, Error> {
+        let begun = || waiting.status.step(|progress| progress.phase = Phase::Reserving);
+        let Built {
+            reservation,
+            vm,
+            streams,
+            pull,
+        } = handshake::build(self.link, host, &waiting.on_thread, begun)?;
         let mut incoming = Incoming::new(vm.images(), &reservation.images, waiting.on_thread.clone());
-        self.link.send(&ToSource::Reserved { older: older(&vm) })?;
         let last = streams - 1 + u8::from(pull);
         let mut connections = waiting.streams(self.session, last)?;
         let pull = pull.then(|| connections.remove(&last)).flatten();
@@ -289,18 +250,6 @@ impl<'a> ExpectReserve<'a> {
             moves_disks: reservation.images.iter().any(|image| image.name != MEMORY_IMAGE),
             on_thread: waiting.on_thread.clone(),
         })
-    }
-
-    /// The descriptors that were announced by these names.
-    fn take_descriptors(&mut self, names: Vec<String>) -> Result<Descriptors, Error> {
-        if names.len() > HANDED_MAX {
-            return Err(Error::Invalid {
-                what: "Reserve",
-                reason: format!("{} descriptors are more than {HANDED_MAX}", names.len()),
-            });
-        }
-        let descriptors = self.link.connection().receive_descriptors(names.len())?;
-        Ok(names.into_iter().zip(descriptors).collect())
     }
 }
 
@@ -459,31 +408,4 @@ impl<Vm: DestinationVm> ExpectHandoff<'_, Vm> {
             following: self.following,
         })
     }
-}
-
-/// Which of the VM's images are not empty.
-fn older(vm: &impl DestinationVm) -> Vec<u8> {
-    let images = (0..).zip(vm.images());
-    images
-        .filter(|(_, image)| !image.starts_empty())
-        .map(|(number, _)| number)
-        .collect()
-}
-
-/// A reservation that can be looked at: its numbers are those of a VM.
-fn read_reservation(text: &str, streams: u8) -> Result<Reservation, Error> {
-    let invalid = |reason: String| Error::Invalid {
-        what: "a reservation",
-        reason,
-    };
-    if !(1..=STREAMS_MAX).contains(&streams) {
-        return Err(invalid(format!(
-            "{streams} streams are none or more than {STREAMS_MAX}"
-        )));
-    }
-    let reservation: Reservation = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
-    if reservation.images.len() > IMAGES_MAX {
-        return Err(invalid(format!("more than {IMAGES_MAX} images")));
-    }
-    Ok(reservation)
 }

@@ -15,6 +15,7 @@ pub mod destination;
 pub mod disk;
 pub mod epoch;
 pub mod error;
+mod handshake;
 pub mod heat;
 pub mod limit;
 mod link;

@@ -21,8 +21,9 @@ use uuid::Uuid;
 use self::post_copy::{Answers, pull_options};
 use self::rounds::Left;
 use crate::error::Error;
+use crate::handshake::{self, Wanted};
 use crate::link::SourceLink;
-use crate::message::{SavedState, ToDestination, ToSource, VERSION, VERSION_OLDEST};
+use crate::message::{SavedState, ToDestination, ToSource};
 use crate::options::{Options, PostCopy};
 use crate::pages::PageBits;
 use crate::report::Report;
@@ -31,11 +32,7 @@ use crate::streams::{OnThread, Outgoing};
 use crate::transport::{Connection, Endpoint, Security, connect};
 use crate::vm::{MEMORY_IMAGE, Outcome, Reservation, SourceVm, Stopped};
 
-/// How long the destination may take to say which version it speaks.
-const HELLO_MAX: Duration = Duration::from_secs(10);
-/// How long it may take to build the VM, as long as it says that it does: it may have to copy what it has of disks already.
-const RESERVE_MAX: Duration = Duration::from_secs(300);
-/// How long it may take to have the state in place; the guest stands still meanwhile.
+/// How long the destination may take to have the state in place; the guest stands still meanwhile.
 const READY_MAX: Duration = Duration::from_secs(30);
 /// How long it may take to say that it runs the VM.
 const RUNNING_MAX: Duration = Duration::from_secs(30);
@@ -146,49 +143,21 @@ impl<'a> Session<'a> {
     /// Finds a version that both sides speak.
     fn hello(&mut self) -> Result<Uuid, Error> {
         let asked = Instant::now();
-        let question = ToDestination::Hello {
-            oldest: VERSION_OLDEST,
-            newest: VERSION,
-            features: 0,
-        };
-        let answer = self.ask(&question, "Welcome", HELLO_MAX)?;
+        let agreed = handshake::hello(&mut self.link, 0)?;
         self.round_trip = asked.elapsed();
-        match answer {
-            ToSource::Welcome { version, session, .. } if (VERSION_OLDEST..=VERSION).contains(&version) => Ok(session),
-            ToSource::Welcome { version, .. } => Err(Error::Version {
-                theirs_min: version,
-                theirs_max: version,
-                ours_min: VERSION_OLDEST,
-                ours_max: VERSION,
-            }),
-            other => Err(Error::unexpected("Welcome", &other)),
-        }
+        Ok(agreed.session)
     }
 
     /// Has the destination build the VM, or say why it cannot.
     fn reserve(&mut self, vm: &dyn SourceVm) -> Result<(), Error> {
         self.request.status.step(|progress| progress.phase = Phase::Reserving);
-        let reservation = serde_json::to_string(&self.reservation).map_err(|error| Error::Invalid {
-            what: "a reservation",
-            reason: error.to_string(),
-        })?;
-        let handed = vm.descriptors().map_err(Error::vm("hand descriptors over"))?;
-        self.link.send(&ToDestination::Reserve {
-            reservation,
+        let wanted = Wanted {
             streams: self.request.options.streams.max(1),
             pull: self.may_pull(),
-            handed: handed.keys().cloned().collect(),
-        })?;
-        let descriptors = handed.into_values().collect();
-        self.link.connection().send_descriptors(descriptors)?;
-        match self.link.receive_from_busy("Reserved", RESERVE_MAX)? {
-            ToSource::Reserved { older } => {
-                self.older = older;
-                Ok(())
-            }
-            ToSource::Refused { reasons } => Err(Error::Refused(reasons)),
-            other => Err(Error::unexpected("Reserved", &other)),
-        }
+            handed: vm.descriptors().map_err(Error::vm("hand descriptors over"))?,
+        };
+        self.older = handshake::reserve(&mut self.link, &self.reservation, wanted)?;
+        Ok(())
     }
 
     /// Whether the destination may have to ask for pages.
