@@ -2,6 +2,7 @@
 //!
 //! Addresses and lines follow from the order in the spec alone, so that the same spec always gives the same machine.
 
+pub mod epochs;
 mod hand_over;
 mod output;
 

@@ -62,6 +62,33 @@ pub enum DeviceError {
     /// A snapshot reads the image, or a restore fills it.
     #[error("the image of this disk is being copied by a snapshot or a restore: try again when that has finished")]
     DiskBeingCopied,
+    /// What was kept of it would be of another image.
+    #[error("the image of this disk cannot be replaced while the VM is protected: end its protection first")]
+    DiskProtected,
+    /// The disk is not protected, or has gone beyond the cut, or behind it.
+    #[error("what this disk had at cut {cut} is not known any more")]
+    DiskCutGone {
+        /// The cut.
+        cut: u64,
+    },
+    /// The host's disk failed.
+    #[error("cannot read what this disk had at cut {cut}, at byte {offset}: {source}")]
+    DiskCutUnreadable {
+        /// The cut.
+        cut: u64,
+        /// Where.
+        offset: u64,
+        /// From the system.
+        source: io::Error,
+    },
+    /// The host's disk failed.
+    #[error("cannot take this disk back to cut {cut}: {source}")]
+    DiskRollBack {
+        /// The cut.
+        cut: u64,
+        /// From the system.
+        source: io::Error,
+    },
     /// Too long for the guest to read.
     #[error("disk serial number '{serial}' has {len} bytes; the limit is 20", len = .serial.len())]
     Serial {

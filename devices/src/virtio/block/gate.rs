@@ -121,6 +121,11 @@ impl Gate {
         matches!(*self.shared.state(), State::Held(_))
     }
 
+    /// Whether somebody fills the disk, and has not filled all of it.
+    pub fn holds_everything(&self) -> bool {
+        matches!(&*self.shared.state(), State::Held(held) if held.holds == Holds::Everything && held.left > 0)
+    }
+
     /// Whether `request` may begin. If not, the event comes when it is worth asking again.
     pub fn admits(&self, request: &Request) -> bool {
         if !self.shared.closed.load(Ordering::Acquire) {

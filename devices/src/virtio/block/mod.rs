@@ -5,7 +5,8 @@
 //! the host has.
 //!
 //! The image can be replaced while requests are under way: each request holds on to the image it began on, so nothing
-//! has to be waited for. A request that the rate limiter or the `gate` holds back is still in the queue.
+//! has to be waited for. A request that the rate limiter, the `gate` or a protected disk's `epochs` hold back is still in
+//! the queue.
 
 use std::io;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ use vmm_sys_util::epoll::EventSet;
 use self::chunks::ChunkSet;
 pub use self::disk::Disk;
 use self::engine::{Completion, Engine};
+pub use self::epochs::DiskCut;
+use self::epochs::Epochs;
 use self::gate::{Copier, Gate, Holds};
 use self::in_flight::{InFlight, Step};
 pub use self::lock::in_use;
@@ -29,13 +32,14 @@ use super::log_limit::LogLimit;
 use super::queue::{Chain, QueueError, Turn};
 use super::rate_limiter::Throttle;
 use super::{ConfigSpace, DeviceError, Notifier, ServedQueue, StartedQueues, VirtioDevice, has_feature};
-use crate::OnThread;
 use crate::stats::DiskCounters;
+use crate::{CheckpointSoon, OnThread};
 
 pub mod chunks;
 mod config;
 mod disk;
 mod engine;
+pub mod epochs;
 pub mod gate;
 mod in_flight;
 mod lock;
@@ -60,11 +64,17 @@ pub struct Block {
     engine: Engine,
     features: u64,
     config: ConfigSpace,
-    throttle: Throttle,
-    gate: Gate,
+    waits: Waits,
     counters: Arc<DiskCounters>,
     writes: WriteTracker,
     service: Option<Service>,
+}
+
+/// What requests wait for.
+struct Waits {
+    throttle: Throttle,
+    gate: Gate,
+    epochs: Epochs,
 }
 
 /// What there is between start and stop.
@@ -124,8 +134,11 @@ impl Block {
         };
         Ok(Self {
             config: ConfigSpace::new(config::bytes(disk.sectors(), QUEUE_SIZE)),
-            throttle: Throttle::new(&spec.rate_limiter)?,
-            gate: Gate::new().map_err(DeviceError::system("create an event for a disk"))?,
+            waits: Waits {
+                throttle: Throttle::new(&spec.rate_limiter)?,
+                gate: Gate::new().map_err(DeviceError::system("create an event for a disk"))?,
+                epochs: Epochs::new().map_err(DeviceError::system("create an event for a disk"))?,
+            },
             counters: Arc::default(),
             writes: WriteTracker::new(disk.size()),
             disk,
@@ -145,10 +158,13 @@ impl Block {
     /// configuration space has changed.
     ///
     /// # Errors
-    /// Somebody [copies](Self::hold) the image in use. Nothing has changed.
+    /// Somebody [copies](Self::hold) the image in use, or it is [protected](Self::begin_epochs). Nothing has changed.
     pub fn replace(&mut self, disk: Disk) -> Result<Disk, DeviceError> {
-        if self.gate.is_held() {
+        if self.waits.gate.is_held() {
             return Err(DeviceError::DiskBeingCopied);
+        }
+        if self.waits.epochs.are_active() {
+            return Err(DeviceError::DiskProtected);
         }
         if disk.sectors() != self.disk.sectors() {
             self.config.replace(config::bytes(disk.sectors(), QUEUE_SIZE));
@@ -166,14 +182,84 @@ impl Block {
     /// # Panics
     /// If the disk is not stopped, or `chunks` are those of a disk of another size.
     pub fn hold(&mut self, holds: Holds, chunks: ChunkSet) -> Result<Copier, DeviceError> {
-        assert!(self.service.is_none(), "requests are under way that are not held");
+        self.assert_stopped();
         assert_eq!(chunks.disk_size(), self.disk.size(), "chunks of another disk");
-        self.gate.hold(holds, chunks).ok_or(DeviceError::DiskBeingCopied)
+        let copier = self.waits.gate.hold(holds, chunks);
+        copier.ok_or(DeviceError::DiskBeingCopied)
+    }
+
+    /// Protects the stopped disk: from `cut`, which is now, its writes are known by epoch, and it can go back to any cut
+    /// since the last permanent one. Returns what it is at `cut`; `written` is all that whoever has a copy of the disk
+    /// does not have yet. `soon` is called when half of what can be kept is; a thread that keeps it calls `on_thread`
+    /// first.
+    ///
+    /// # Errors
+    /// A restore still fills the image, or the thread cannot be created.
+    ///
+    /// # Panics
+    /// If the disk is not stopped, or `written` is of a disk of another size.
+    pub fn begin_epochs(
+        &mut self,
+        cut: u64,
+        written: ChunkSet,
+        soon: CheckpointSoon,
+        on_thread: &OnThread,
+    ) -> Result<DiskCut, DeviceError> {
+        self.assert_stopped();
+        assert_eq!(written.disk_size(), self.disk.size(), "chunks of another disk");
+        if self.waits.gate.holds_everything() {
+            return Err(DeviceError::DiskBeingCopied);
+        }
+        self.waits.epochs.begin(&self.disk, cut, written, soon, on_thread)
+    }
+
+    /// Ends the epoch of the stopped disk with `cut`, a higher number than the last one's.
+    ///
+    /// # Errors
+    /// The disk is not protected.
+    ///
+    /// # Panics
+    /// If the disk is not stopped.
+    pub fn cut(&mut self, cut: u64) -> Result<DiskCut, DeviceError> {
+        self.assert_stopped();
+        self.waits.epochs.cut(cut).ok_or(DeviceError::DiskCutGone { cut })
+    }
+
+    /// Has `cut` be as if it had never been: its epoch goes on into the next one. The one that epochs
+    /// [began](Self::begin_epochs) with cannot be: end them instead, and begin again.
+    pub fn invalidate(&self, cut: u64) {
+        self.waits.epochs.invalidate(cut);
+    }
+
+    /// What was kept of the time before `cut` is not needed any more.
+    pub fn make_permanent(&self, cut: u64) {
+        self.waits.epochs.make_permanent(cut);
+    }
+
+    /// Has the stopped disk be as it was at `cut`. Cuts since then are none any more.
+    ///
+    /// # Errors
+    /// It is not known any more what the disk was like, a snapshot copies its image, or the host cannot write it. In the
+    /// last case the disk is partly as it was, and this can be tried again.
+    ///
+    /// # Panics
+    /// If the disk is not stopped.
+    pub fn roll_back(&mut self, cut: u64) -> Result<(), DeviceError> {
+        self.assert_stopped();
+        if self.waits.gate.is_held() {
+            return Err(DeviceError::DiskBeingCopied);
+        }
+        self.waits.epochs.roll_back(cut, &self.writes)
+    }
+
+    /// Protects the disk no more, and forgets its cuts.
+    pub fn end_epochs(&mut self) {
+        self.waits.epochs.end();
     }
 
     /// Changes the limits; see [`RateLimiterSpec`] for what is left as it is.
     pub fn limit(&mut self, limits: &RateLimiterSpec) {
-        self.throttle.update(limits);
+        self.waits.throttle.update(limits);
     }
 
     /// What it has done.
@@ -186,16 +272,20 @@ impl Block {
         &self.writes
     }
 
+    fn assert_stopped(&self) {
+        assert!(self.service.is_none(), "requests are under way that are not held");
+    }
+
     /// Serves whatever event `data` names.
     fn serve(&mut self, data: u32) -> Result<(), Failure> {
         if data == RESUME {
-            self.throttle.resume();
+            self.waits.throttle.resume();
         }
         let Some(service) = &mut self.service else {
             return Ok(());
         };
-        if data != COMPLETION && !self.throttle.is_waiting() {
-            service.take_requests(&self.disk, &mut self.engine, &self.gate, &mut self.throttle)?;
+        if data != COMPLETION && !self.waits.throttle.is_waiting() {
+            service.take_requests(&self.disk, &mut self.engine, &mut self.waits)?;
         }
         // Also after taking requests: what the page cache answered is complete by now.
         service.reap(&mut self.engine)?;
@@ -204,20 +294,40 @@ impl Block {
     }
 }
 
+impl Waits {
+    /// Whether `request` may begin; then it is paid for.
+    fn admit(&mut self, request: Result<Request, Status>, counters: &DiskCounters) -> bool {
+        if request.is_ok_and(|request| !self.gate.admits(&request) || !self.epochs.admit(&request)) {
+            return false;
+        }
+        let admitted = self.throttle.admit(request.map_or(0, |request| request.data_len()));
+        if !admitted {
+            counters.throttled.add(1);
+        }
+        admitted
+    }
+
+    fn watch(&self, ops: &mut EventOps) -> Result<(), event_manager::Error> {
+        self.throttle.watch(ops, RESUME)?;
+        self.gate.watch(ops, READY)?;
+        self.epochs.watch(ops, READY)
+    }
+
+    fn ignore(&self, ops: &mut EventOps) {
+        self.throttle.ignore(ops);
+        self.gate.ignore(ops);
+        self.epochs.ignore(ops);
+    }
+}
+
 impl Service {
-    /// Takes the requests there are, as far as gate and limits let them pass, and submits them to the engine together.
-    fn take_requests(
-        &mut self,
-        disk: &Disk,
-        engine: &mut Engine,
-        gate: &Gate,
-        throttle: &mut Throttle,
-    ) -> Result<(), Failure> {
+    /// Takes the requests there are, as far as none has to wait, and submits them to the engine together.
+    fn take_requests(&mut self, disk: &Disk, engine: &mut Engine, waits: &mut Waits) -> Result<(), Failure> {
         let mut turn = self.queue.begin_turn(REQUESTS_PER_TURN)?;
         while let Some(mut chain) = self.next_chain(&mut turn)? {
             let status = self.status_address(&mut chain)?;
-            let request = Request::parse(&mut chain, disk);
-            if !self.may_begin(request, gate, throttle) {
+            let request = Request::parse(&mut chain, disk).and_then(|request| waits.epochs.check(request));
+            if !waits.admit(request, &self.counters) {
                 self.queue.unpop(1);
                 self.spare.push(chain);
                 break;
@@ -226,18 +336,6 @@ impl Service {
             self.proceed(step, engine)?;
         }
         Ok(engine.submit()?)
-    }
-
-    /// Whether gate and limits let `request` pass; then it is paid for.
-    fn may_begin(&self, request: Result<Request, Status>, gate: &Gate, throttle: &mut Throttle) -> bool {
-        if request.is_ok_and(|request| !gate.admits(&request)) {
-            return false;
-        }
-        let admitted = throttle.admit(request.map_or(0, |request| request.data_len()));
-        if !admitted {
-            self.counters.throttled.add(1);
-        }
-        admitted
     }
 
     fn next_chain(&mut self, turn: &mut Turn) -> Result<Option<Chain>, QueueError> {
@@ -383,8 +481,7 @@ impl MutEventSubscriber for Block {
         {
             service.notifier.fail(failure);
             service.queue.ignore_doorbell(ops);
-            self.throttle.ignore(ops);
-            self.gate.ignore(ops);
+            self.waits.ignore(ops);
         }
     }
 
@@ -396,8 +493,7 @@ impl MutEventSubscriber for Block {
         let watched = service
             .queue
             .watch_doorbell(ops, DOORBELL)
-            .and_then(|()| self.throttle.watch(ops, RESUME))
-            .and_then(|()| self.gate.watch(ops, READY))
+            .and_then(|()| self.waits.watch(ops))
             .and_then(|()| ops.add(completions));
         if let Err(error) = watched {
             service.notifier.fail(error);

@@ -21,6 +21,7 @@ fn unconfined() -> OnThread {
 }
 
 mod dirty_pages;
+mod epochs;
 mod gate;
 mod limits;
 mod refusals;
