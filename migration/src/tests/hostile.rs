@@ -296,6 +296,7 @@ fn version_1_is_spoken_as_it_always_was() {
             reason: "no".to_owned(),
         },
         ToSource::Checksums { checksums: Vec::new() },
+        ToSource::Alive,
     ]
     .iter()
     .flat_map(|message| wire::encode(message).unwrap())

@@ -196,6 +196,8 @@ pub struct Source {
     pub images: Vec<Arc<Bytes>>,
     /// How many pages of memory the guest writes, if it writes.
     pub hot_pages: Option<u64>,
+    /// A page of memory that the guest writes a little of just before it is stopped.
+    pub last_written: Option<u64>,
     guest: Option<Guest>,
     runs: bool,
     pub outcome: Option<Outcome>,
@@ -216,6 +218,7 @@ impl Source {
             world,
             images,
             hot_pages,
+            last_written: None,
             guest,
             runs: true,
             outcome: None,
@@ -301,6 +304,9 @@ impl SourceVm for Source {
         let at = Instant::now();
         if let Some(guest) = self.guest.take() {
             guest.stop();
+        }
+        if let Some(page) = self.last_written {
+            self.images[0].poke(page, |bytes| bytes[700] ^= 0xff);
         }
         self.world.stop();
         self.runs = false;

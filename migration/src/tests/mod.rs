@@ -2,6 +2,7 @@
 
 mod arriving;
 mod cuts;
+mod golden;
 mod hostile;
 pub mod made_up;
 mod model;
