@@ -44,7 +44,8 @@ impl DeviceManager {
         self.each_net(Net::open_gate);
     }
 
-    /// Drops what is held, as the guest goes back to before it was sent; returns what it was.
+    /// Drops what was not [released](Self::release_output), as the guest, which is paused, goes back to before it was
+    /// sent; returns what it was. The rest leaves now.
     pub fn discard_output(&self) -> Held {
         self.sum_of_nets(Net::discard)
     }

@@ -226,7 +226,8 @@ impl Net {
         self.cable.gate.take(Step::Open);
     }
 
-    /// Drops all that is held, as its guest goes back to a checkpoint from before it was sent. Returns what it was.
+    /// Drops what is held of epochs that are not [released](Self::release), as the guest of the stopped device goes back to
+    /// a checkpoint from before it was sent. Returns what it was.
     pub fn discard(&mut self) -> Held {
         self.cable.gate.discard()
     }

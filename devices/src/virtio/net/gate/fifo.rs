@@ -99,6 +99,22 @@ impl<T> Fifo<T> {
         Some(Self::cost(entry.len))
     }
 
+    /// What is said of the last frame.
+    pub fn last(&self) -> Option<&T> {
+        self.entries.back().map(|entry| &entry.about)
+    }
+
+    /// Takes the last frame off; returns what it [cost](Self::cost).
+    pub fn pop_last(&mut self) -> Option<usize> {
+        let entry = self.entries.pop_back()?;
+        if entry.begins {
+            self.segments.pop_back();
+        } else if let Some(segment) = self.segments.back_mut() {
+            segment.filled = entry.start;
+        }
+        Some(Self::cost(entry.len))
+    }
+
     /// Number of frames.
     pub fn len(&self) -> usize {
         self.entries.len()

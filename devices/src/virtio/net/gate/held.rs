@@ -99,6 +99,20 @@ impl HeldFrames {
         self.bytes -= self.of(class).pop().unwrap_or_default();
     }
 
+    /// Drops those that `state` says are not committed, which were sent last; returns how much these were.
+    pub fn discard(&mut self, state: &State) -> Held {
+        let mut discarded = Held::default();
+        for fifo in [&mut self.inside, &mut self.outside] {
+            while fifo.last().is_some_and(|sent| !state.is_committed(sent.epoch))
+                && let Some(bytes) = fifo.pop_last()
+            {
+                discarded += Held { frames: 1, bytes };
+            }
+        }
+        self.bytes -= discarded.bytes;
+        discarded
+    }
+
     /// Forgets them all, and gives their memory back.
     pub fn clear(&mut self) {
         *self = Self {

@@ -158,11 +158,13 @@ impl Gate {
         self.soon = Some(soon);
     }
 
-    /// Drops what is held: to the guest it will not have been sent. Returns what that was.
+    /// Drops what is held of epochs that are not released: to the guest it will not have been sent. Of the others, what
+    /// may leave does so now as far as there is room, as the device is stopped and may be at its end. Returns what was
+    /// dropped.
     pub fn discard(&mut self) -> Held {
-        let discarded = self.held.len();
-        self.held.clear();
-        self.asked = false;
+        let discarded = self.held.discard(&self.state);
+        while self.send_first() {}
+        self.ask_if_half_full();
         self.wake();
         discarded
     }

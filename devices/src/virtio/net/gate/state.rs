@@ -79,11 +79,18 @@ impl State {
         }
     }
 
+    /// Whether what was sent in `epoch` was sent for good.
+    pub fn is_committed(&self, epoch: u64) -> bool {
+        match self {
+            Self::Open => true,
+            Self::Held(output) | Self::Blocked(output) => epoch < output.uncommitted,
+        }
+    }
+
     /// Whether a frame of `class` that was sent in `epoch` may leave.
     pub fn allows(&self, class: Class, epoch: u64) -> bool {
         match self {
-            Self::Open => true,
-            Self::Held(output) => class == Class::Inside || epoch < output.uncommitted,
+            Self::Open | Self::Held(_) => class == Class::Inside || self.is_committed(epoch),
             Self::Blocked(_) => false,
         }
     }
