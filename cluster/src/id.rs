@@ -27,6 +27,15 @@ pub struct Seat {
     pub incarnation: Incarnation,
 }
 
+/// A seat of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The group.
+    pub group: GroupId,
+    /// Who in it.
+    pub seat: Seat,
+}
+
 /// A term of a group: it is raised, durably, before anything that may make two VMs of one, and by each coordinator that
 /// takes the group over. What is said in a lower one does not count any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

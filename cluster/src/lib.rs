@@ -11,11 +11,15 @@
 //! of the protocol runs in a model checker and in a simulation as it runs between hosts.
 #![forbid(unsafe_code)]
 
+pub mod engine;
 pub mod error;
 pub mod id;
+pub mod lease;
+pub mod member;
 pub mod message;
 pub mod runtime;
 pub mod spec;
+pub mod standby;
 pub mod vm;
 
 pub use error::Error;

@@ -31,14 +31,16 @@
 //! ```
 //! A failure, after which the group is in generation g+1, which the journal says before anyone is told:
 //! ```text
-//!  coordinator                              survivor             its standby        standby of the one that failed
-//!  RollBack(n) ───────────────────────────► goes back to n ─────► drops all after n
-//!  Promote(n) ─────────────────────────────────────────────────────────────────────► becomes the VM as of n
-//!                  ◄──────────────── AtCut(n) ◄─────────── AtCut(n) ◄────────────── AtCut(n)
-//!  (all) the journal says: they go on
-//!  Resume(n) ─────────────────────────────► runs                                    runs
-//!  Unprotect ──► all members, if one of them has no standby now: their output leaves; then it begins from SeedTo
+//!  coordinator                              survivor                    standby of the one that failed
+//!  RollBack(n) ───────────────────────────► goes back to n
+//!  Promote(n) ────────────────────────────────────────────────────────► becomes the VM as of n
+//!                  ◄──────────────── AtCut(n) ◄─────────────── AtCut(n)
+//!  (all) the journal says: they go on, unprotected, as one of them has no standby now
+//!  Unprotect(m) ──────────────────────────► runs; its output leaves     runs
+//!  End ───────────► the other standbys; new ones are started, and it goes on from there
 //! ```
+//! If a standby is lost, `Unprotect` comes without the rest, once the journal says so.
+//!
 //! Everything may come late, twice or never: the number of the cut and the generation say whether it still counts, doing
 //! anything twice is doing it once, and each [`Heartbeat`](FromSeat::Heartbeat) tells where its sender stands, so that the
 //! coordinator says again what was lost.
@@ -110,20 +112,30 @@ pub enum Stage {
     Open,
     /// Its image is on its way to a standby.
     Seeding,
-    /// Between cuts; of a standby: its image is whole.
+    /// Between cuts.
     Ready,
-    /// It holds all its output, for a cut.
+    /// It is about to hold all its output, for a cut.
+    Blocking,
+    /// It holds all its output.
     Blocked,
+    /// It is taking the cut.
+    Taking,
     /// It has taken the cut.
     Tentative,
     /// The cut is on its way to the standby.
     Shipping,
     /// The standby holds the cut.
     Held,
-    /// It has gone back to the cut, or been promoted at it, and stands still; of a standby: it has dropped all after it.
+    /// Its guest has ended by itself: at the cut, there is nothing to take.
+    Ended,
+    /// It is going back to the cut, or being promoted at it.
+    GoingBack,
+    /// It stands still at the cut.
     AtCut,
     /// A standby whose image is not whole.
     Empty,
+    /// A standby whose image is whole.
+    Whole,
 }
 
 /// What the coordinator says to a member or a standby.
@@ -139,17 +151,8 @@ pub enum ToSeat {
         /// The heartbeat's own time.
         sent: u64,
     },
-    /// To a member: bring a standby up, of which the cut of `epoch` will be the first.
-    SeedTo {
-        /// Which.
-        standby: Seat,
-        /// Where it is.
-        address: StandbyAddress,
-        /// Addresses of all members.
-        macs: Vec<MacAddr>,
-        /// The next cut.
-        epoch: Epoch,
-    },
+    /// To a member: bring a standby up.
+    SeedTo(Seeding),
     /// `CHKP_REQ`: hold all output.
     CheckpointRequest(Epoch),
     /// Take the cut.
@@ -164,12 +167,24 @@ pub enum ToSeat {
     RollBack(Epoch),
     /// To a standby: be the member, as of the cut.
     Promote(Epoch),
-    /// All are at the cut: run.
-    Resume(Epoch),
-    /// To a member: it is on its own.
-    Unprotect,
+    /// To a member: it is on its own. It runs, also if it stood at a cut, and what it holds leaves. The number is one of a
+    /// cut, that is none: whoever has heard of a higher one does not do so any more.
+    Unprotect(Epoch),
     /// It is not of the group any more: another is in its place, or the group was dissolved.
     End(Ending),
+}
+
+/// How a standby comes to have its image.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Seeding {
+    /// Which standby.
+    pub standby: Seat,
+    /// Where it is.
+    pub address: StandbyAddress,
+    /// Addresses of all members.
+    pub macs: Vec<MacAddr>,
+    /// The first cut that may follow.
+    pub epoch: Epoch,
 }
 
 /// Why a process is not of its group any more.
@@ -200,8 +215,8 @@ pub enum FromSeat {
     },
     /// All its output is held.
     YesAck(Epoch),
-    /// It has taken the cut, or why not.
-    Tentative(Epoch, Result<CutReport, String>),
+    /// What came of taking the cut.
+    Tentative(Epoch, Taken),
     /// `CHKP_SUC`: its standby holds the epoch.
     CheckpointSuccess(Epoch),
     /// It stands at the cut.
@@ -225,6 +240,17 @@ pub enum FromSeat {
         /// Why.
         reason: String,
     },
+}
+
+/// What came of taking a cut.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Taken {
+    /// It is taken.
+    Cut(CutReport),
+    /// The guest had ended: if the cut becomes permanent, it is a member no more.
+    Ended,
+    /// It is not.
+    Failed(String),
 }
 
 /// What the coordinator says to the agent of a host.
@@ -278,18 +304,19 @@ pub enum FromAgent {
 }
 
 impl ToSeat {
-    /// The cut it is about, if it is about one.
+    /// The number of the cut it is about, or that it has instead.
     pub fn cut(&self) -> Option<Epoch> {
-        match *self {
-            Self::CheckpointRequest(cut)
+        match self {
+            &(Self::CheckpointRequest(cut)
             | Self::TakeTentative(cut)
             | Self::Validate(cut)
             | Self::Invalid(cut)
             | Self::Permanent(cut)
             | Self::RollBack(cut)
             | Self::Promote(cut)
-            | Self::Resume(cut) => Some(cut),
-            Self::Welcome { .. } | Self::Lease { .. } | Self::SeedTo { .. } | Self::Unprotect | Self::End(_) => None,
+            | Self::Unprotect(cut)) => Some(cut),
+            Self::SeedTo(seeding) => Some(seeding.epoch),
+            Self::Welcome { .. } | Self::Lease { .. } | Self::End(_) => None,
         }
     }
 }

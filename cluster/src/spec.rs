@@ -19,7 +19,7 @@ pub const INTERVAL_MAX: Duration = Duration::from_secs(60);
 const NAME_BYTES_MAX: usize = 64;
 
 /// A group, as somebody wants it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupSpec {
     /// Its name.
@@ -37,7 +37,7 @@ pub struct GroupSpec {
 }
 
 /// A VM that is to be a member.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemberSpec {
     /// The name of the VM, on its host.

@@ -3,10 +3,10 @@
 //! ```text
 //!  MemberVm   seed ► block ► take ► validate ► permanent        an epoch that becomes permanent
 //!                    block ► take ► invalidate                  one that does not: the next covers both
-//!                    … ► roll_back ► resume                     back to the last permanent cut
+//!                    … ► roll_back ► resume ► unprotect         back to the last permanent cut
 //!                    … ► fence ► resume                         nobody knows whether this VM is still the one
 //!                    … ► unprotect                              on its own
-//!  StandbyVm  permanent ► permanent ► promote ► resume          from there on a MemberVm
+//!  StandbyVm  permanent ► permanent ► promote                   from there on a MemberVm, after its roll_back
 //! ```
 //! All calls of one object come from one thread, and each returns when what it says is done.
 
@@ -94,8 +94,8 @@ pub trait MemberVm: Send {
     /// The vCPUs stop, and what is held stays so.
     fn fence(&mut self) -> Result<(), VmError>;
 
-    /// The VM is on its own: all that is held leaves in order, and nothing is kept for a rollback. May be called whenever
-    /// it runs.
+    /// The VM is on its own: all that is held leaves in order, and nothing is kept for a rollback; the standby is let go of.
+    /// May be called whenever it runs, or after it ended, and changes nothing if it is on its own already.
     fn unprotect(&mut self) -> Result<(), VmError>;
 
     /// How it is doing.
@@ -128,10 +128,8 @@ pub trait StandbyVm: Send {
     /// The epochs it holds up to `epoch` are permanent: the image becomes what they say.
     fn permanent(&mut self, epoch: Epoch) -> Result<(), VmError>;
 
-    /// Its VM went back to `cut`: what is held of later epochs is dropped.
-    fn discard_after(&mut self, cut: Epoch) -> Result<(), VmError>;
-
-    /// Becomes the VM as it was at `cut`, which stands still until [`MemberVm::resume`].
+    /// Becomes the VM as it was at `cut`, which stands still until [`MemberVm::resume`]. What is held of later epochs is
+    /// dropped.
     fn promote(self, cut: Epoch) -> Result<Self::Member, VmError>;
 }
 
