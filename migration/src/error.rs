@@ -161,6 +161,19 @@ pub enum Error {
     /// Part of the memory of a VM that runs is gone.
     #[error("the VM is lost: it ran at the destination before all of its memory was there: {0}")]
     Lost(String),
+    /// The link to the standby ended before.
+    #[error("there is no standby any more")]
+    StandbyLost,
+    /// A standby was asked for a cut that it cannot be at.
+    #[error("the standby cannot {action} {cut}: {reason}")]
+    NoSuchCut {
+        /// What was asked.
+        action: &'static str,
+        /// The cut.
+        cut: u64,
+        /// Why it cannot.
+        reason: String,
+    },
 }
 
 impl Error {

@@ -25,21 +25,38 @@
 //! and this one keeps what it has until it is promoted or ended. So there are no two primaries of one standby, and
 //! whoever was fenced has nothing to say to the VM that took his place.
 
+mod held;
+mod message;
+mod serving;
+pub mod source;
+pub mod standby;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use cutover_snapshot::section::Sections;
 
+use self::message::{ToPrimary, ToStandby};
+use crate::link::Link;
 use crate::options::Compression;
 use crate::pages::PageBits;
 pub use crate::streams::PageSource;
+
+/// The [feature](crate::message) of a peer that replicates a VM, or is a standby.
+pub const PROTECT: u64 = 1;
+
+/// The primary's end, after the handshake.
+type PrimaryLink = Link<ToStandby, ToPrimary>;
+/// The standby's end.
+type StandbyLink = Link<ToPrimary, ToStandby>;
 
 /// How a link of replication is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// How long the primary says nothing before it asks whether the standby is there.
     pub alive_every: Duration,
-    /// How long the peer may be silent where it should speak; much longer than `alive_every`, at both sides.
+    /// How long the peer may be silent where it should speak, or take nothing; much longer than `alive_every`, at both
+    /// sides. It is looked at every 100 ms.
     pub silence: Duration,
     /// Most bytes of epochs that are not permanent that a standby keeps before it has no room for one more. What it keeps
     /// at most is this and one epoch.
@@ -66,8 +83,9 @@ pub struct Part {
     pub pages: PageBits,
     /// What is in these. Of an epoch it is what was in them at the cut, until the epoch is shipped.
     pub content: Arc<dyn PageSource>,
-    /// What the standby has of the image, if that is known here: as it was when the last permanent epoch was cut, or,
-    /// before the first, as it was sent. Pages are sent as what differs from it.
+    /// What the image is like at the standby when it applies this, if that is known here: as it was at the cut of the
+    /// epoch that was shipped before, or that the VM was rolled back to; before the first epoch, as it was sent. Pages are
+    /// sent as what differs from it.
     pub base: Option<Arc<dyn PageSource>>,
 }
 

@@ -33,6 +33,13 @@ pub struct HeldBatch {
     rest: Vec<u8>,
 }
 
+impl HeldBatch {
+    /// Bytes of memory that it takes.
+    pub fn bytes(&self) -> u64 {
+        (size_of::<Self>() + self.rest.len()) as u64
+    }
+}
+
 /// One stream: its decoder, and memory that is used again for each batch.
 struct Lane {
     decoder: Decoder,

@@ -45,6 +45,8 @@ pub struct Connection {
     deadline: Instant,
     /// How long nothing may move before that.
     silence: Duration,
+    /// How long that may be where it always has to move.
+    silence_max: Duration,
     bytes_written: u64,
     bytes_read: u64,
 }
@@ -102,6 +104,7 @@ impl Connection {
             cancelled: Vec::new(),
             deadline: Instant::now() + SILENCE_MAX,
             silence: SILENCE_MAX,
+            silence_max: SILENCE_MAX,
             bytes_written: 0,
             bytes_read: 0,
         }
@@ -123,10 +126,16 @@ impl Connection {
         self.silence = limit;
     }
 
-    /// What comes next has this long, and in that time always moves: [`SILENCE_MAX`] holds.
+    /// What comes next has this long, and in that time always moves: [`SILENCE_MAX`] holds, or what is
+    /// [said](Self::silent_at_most) instead.
     pub fn steadily_within(&mut self, limit: Duration) {
         self.within(limit);
-        self.silence = limit.min(SILENCE_MAX);
+        self.silence = limit.min(self.silence_max);
+    }
+
+    /// Where something has to move, it may take no longer than `silence` until it does.
+    pub fn silent_at_most(&mut self, silence: Duration) {
+        self.silence_max = silence;
     }
 
     /// How many bytes the system has taken to send them, those of TLS not counted.
