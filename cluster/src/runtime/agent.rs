@@ -158,10 +158,7 @@ impl<W: HostWork> Shared<W> {
     fn running(&self) -> Vec<(Process, Arc<OwnedFd>)> {
         let mut watched = lock(&self.watched);
         watched.retain(|_, process| !has_ended(process, Duration::ZERO));
-        watched
-            .iter()
-            .map(|(id, process)| (*id, Arc::clone(process)))
-            .collect()
+        watched.iter().map(|(id, process)| (*id, Arc::clone(process))).collect()
     }
 }
 

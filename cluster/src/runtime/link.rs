@@ -50,10 +50,18 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Content for T {}
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Opening<H> {
     /// The one the caller will send on.
-    There { version: u16, id: Uuid, hello: H },
+    There {
+        version: u16,
+        id: Uuid,
+        hello: H,
+    },
     /// The one the acceptor will send on.
-    Back { id: Uuid },
-    Abort { reason: String },
+    Back {
+        id: Uuid,
+    },
+    Abort {
+        reason: String,
+    },
 }
 
 /// The answer to that.

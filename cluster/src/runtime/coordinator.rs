@@ -1,0 +1,547 @@
+//! The coordinator of groups as it runs: one thread that hears everything, and does what the engines say, in their order.
+//!
+//! ```text
+//!  members, standbys ══ links ──┐                     ┌─ Journal: durable before anything after it
+//!  agents ◄═ called, kept open ─┼─► mailbox ─► Engine ┼─ Say, Tell ══ links ══►
+//!  whoever asks ── Ask ─────────┘     ▲ time          └─ Answer, Report
+//! ```
+//! Each link has threads of its own, so whoever is slow delays nobody else; a queue that fills ends its link. A journal
+//! that fails ends the coordinator: what it cannot make durable it must not say, and another takes over from the journal.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use cutover_migration::transport::{Endpoint, Listener, Security};
+
+use super::agent::{AgentSays, CoordinatorHello};
+use super::contact::{Contact, Keeper};
+use super::link::{Called, ControlLink, Incoming, Reception, spawn};
+use super::recovery::{Recoveries, Recovery};
+use crate::Error;
+use crate::engine::{Action, Decided, Engine, Event, GroupStatus, Input, Record, Report, Request, RequestId};
+use crate::id::{Epoch, GroupId, Host, MemberId, Seat};
+use crate::lease::{Nanos, nanos};
+use crate::message::{Envelope, FromSeat, Hello, SeatHello, ToAgent, ToSeat};
+use crate::spec::GroupSpec;
+
+/// Most groups of a coordinator.
+pub const GROUPS_MAX: usize = 1024;
+/// How long to wait for something to come when no group waits for the time.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// The way of an answer; called on the coordinator's thread, it must not wait.
+pub type Reply<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
+
+/// What can be asked of a coordinator.
+pub enum Ask {
+    /// Have there be a group. Answered when the journal has it.
+    Create(GroupSpec, Reply<()>),
+    /// How are the groups doing?
+    Groups(Reply<Vec<GroupView>>),
+    /// How is this one?
+    Group(String, Reply<GroupView>),
+    /// Be a group no more. Answered when the journal says so.
+    Dissolve(String, Reply<()>),
+    /// Have this member of it fail. Answered when the group has recovered.
+    Failover {
+        /// Which group.
+        group: String,
+        /// The name of the member.
+        member: String,
+        /// Where the answer goes.
+        reply: Reply<()>,
+    },
+}
+
+/// A group, as whoever asks sees it.
+#[derive(Clone, Debug)]
+pub struct GroupView {
+    /// How it is doing.
+    pub status: GroupStatus,
+    /// Members and standbys that there is a link to.
+    pub connected: BTreeSet<Seat>,
+    /// Why a VM could not join, or have a standby, when that was last tried.
+    pub refusal: Option<String>,
+    /// Its last recovery, since this coordinator has it.
+    pub last_recovery: Option<Recovery>,
+}
+
+/// A coordinator that runs. Dropped, it decides nothing more; its groups wait for the next.
+pub struct Coordinator {
+    mail: Sender<Mail>,
+    thread: Option<JoinHandle<()>>,
+    _reception: Reception,
+}
+
+/// Where decisions are made durable.
+pub trait Journal: Send {
+    /// What it says of all groups that are not dissolved.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn records(&mut self) -> Result<Vec<Record>, Error>;
+
+    /// Has it say this of a group, durably.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn put(&mut self, record: &Record) -> Result<(), Error>;
+
+    /// Has it say durably that a cut is permanent; what else it says of the group is as it was.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn put_cut(&mut self, record: &Record, cut: Epoch) -> Result<(), Error>;
+}
+
+/// How a coordinator works.
+pub struct Options {
+    /// What protects its links.
+    pub security: Security,
+    /// Told what happens to groups, by name.
+    pub observer: Box<dyn FnMut(&str, &Report) + Send>,
+    /// Called with the reason if it cannot go on.
+    pub failed: Box<dyn FnOnce(Error) + Send>,
+}
+
+type SeatLink = ControlLink<Envelope<ToSeat>>;
+type AgentLink = ControlLink<Envelope<ToAgent>>;
+
+enum Mail {
+    /// A member or standby has called.
+    Called(Envelope<SeatHello>, SeatLink, LinkId),
+    /// It says something.
+    Said(GroupId, Seat, Envelope<FromSeat>),
+    /// Its link is over.
+    Gone(GroupId, Seat, LinkId),
+    /// Something about the link to an agent.
+    Agent(Host, Contact<Envelope<ToAgent>, AgentSays>),
+    Ask(Ask),
+    End,
+}
+
+/// Which of the links that a seat has had.
+type LinkId = u64;
+
+impl Coordinator {
+    /// Takes over what `journal` has, and serves those that call at `listener`.
+    ///
+    /// # Errors
+    /// The journal cannot be read, or there are no threads to be had.
+    pub fn start(listener: Listener, journal: Box<dyn Journal>, options: Options) -> Result<Self, Error> {
+        let (mail, mailbox) = channel();
+        let endpoint = listener.endpoint().clone();
+        let Options {
+            security,
+            observer,
+            failed,
+        } = options;
+        let mut desk = Desk {
+            began: Instant::now(),
+            endpoint,
+            security,
+            journal,
+            observer,
+            mail: mail.clone(),
+            groups: BTreeMap::new(),
+            agents: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            next_request: 0,
+        };
+        desk.take_over()?;
+        let thread = spawn("coordinator", move || {
+            if let Err(error) = desk.run(&mailbox) {
+                tracing::error!(%error, "the coordinator cannot go on");
+                failed(error);
+            }
+        })?;
+        let reception = receive(listener, mail.clone())?;
+        Ok(Self {
+            mail,
+            thread: Some(thread),
+            _reception: reception,
+        })
+    }
+
+    /// Asks something; the answer goes the way that it has with it. A coordinator that is over drops that.
+    pub fn ask(&self, ask: Ask) {
+        let _ = self.mail.send(Mail::Ask(ask));
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        // One that has failed is over already.
+        let _ = self.mail.send(Mail::End);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the coordinator's thread has panicked");
+        }
+    }
+}
+
+/// Accepts members and standbys.
+fn receive(listener: Listener, mail: Sender<Mail>) -> Result<Reception, Error> {
+    let next_link = std::sync::atomic::AtomicU64::new(0);
+    let check = |hello: &Hello| match hello {
+        Hello::Seat(_) => Ok(()),
+        Hello::Agent(_) => Err("agents are called, and do not call".to_owned()),
+    };
+    let called = move |called: Called<Hello>| {
+        let Hello::Seat(hello) = called.hello.clone() else {
+            return;
+        };
+        let id = next_link.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (group, seat) = (hello.group, hello.body.seat);
+        let answered = called.answer::<Envelope<ToSeat>, Envelope<FromSeat>>();
+        let mail = mail.clone();
+        let heard = answered.and_then(|(link, ears)| {
+            // A coordinator that is over hears nothing more, here and below.
+            let _ = mail.send(Mail::Called(hello, link, id));
+            ears.listen(move |incoming| {
+                let _ = mail.send(match incoming {
+                    Incoming::Says(message) => Mail::Said(group, seat, message),
+                    Incoming::Over(error) => {
+                        tracing::debug!(%seat, %error, "its link is over");
+                        Mail::Gone(group, seat, id)
+                    }
+                });
+            })
+        });
+        if let Err(error) = heard {
+            tracing::warn!(%seat, %error, "cannot serve a member or standby");
+        }
+    };
+    Ok(Reception::open(listener, check, called)?)
+}
+
+/// A group, and who is linked.
+struct Running {
+    engine: Engine,
+    links: BTreeMap<Seat, (LinkId, SeatLink)>,
+    recoveries: Recoveries,
+    refusal: Option<String>,
+}
+
+impl Running {
+    fn view(&self) -> GroupView {
+        let links = self.links.iter().filter(|(_, (_, link))| !link.is_over());
+        GroupView {
+            status: self.engine.status(),
+            connected: links.map(|(seat, _)| *seat).collect(),
+            refusal: self.refusal.clone(),
+            last_recovery: self.recoveries.last().cloned(),
+        }
+    }
+
+    fn note(&mut self, report: &Report) {
+        match report {
+            Report::Refused { reason, .. } => self.refusal = Some(reason.clone()),
+            Report::Protected => self.refusal = None,
+            _ => {}
+        }
+        let members = self.engine.record().primaries().map(|primary| primary.seat);
+        self.recoveries.note(report, members);
+    }
+}
+
+/// The agent of a host.
+struct Agent {
+    link: Option<AgentLink>,
+    _keeper: Keeper,
+}
+
+/// All that the coordinator's thread has.
+struct Desk {
+    began: Instant,
+    endpoint: Endpoint,
+    security: Security,
+    journal: Box<dyn Journal>,
+    observer: Box<dyn FnMut(&str, &Report) + Send>,
+    mail: Sender<Mail>,
+    groups: BTreeMap<GroupId, Running>,
+    agents: BTreeMap<Host, Agent>,
+    requests: BTreeMap<RequestId, Reply<()>>,
+    next_request: u64,
+}
+
+impl Desk {
+    fn take_over(&mut self) -> Result<(), Error> {
+        for record in self.journal.records()? {
+            let group = record.group;
+            let (engine, actions) = Engine::start(record, self.now());
+            self.add(group, engine, actions)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, group: GroupId, engine: Engine, actions: Vec<Action>) -> Result<(), Error> {
+        let spec = &engine.record().spec;
+        let hosts = spec.members.iter().map(|member| &member.host).chain(&spec.backups);
+        let hosts: BTreeSet<Host> = hosts.cloned().collect();
+        let running = Running {
+            engine,
+            links: BTreeMap::new(),
+            recoveries: Recoveries::default(),
+            refusal: None,
+        };
+        self.groups.insert(group, running);
+        self.carry_out(group, actions)?;
+        for host in hosts {
+            self.call_agent(group, host)?;
+        }
+        Ok(())
+    }
+
+    /// Has a link to the agent of `host`, for this group as well.
+    fn call_agent(&mut self, group: GroupId, host: Host) -> Result<(), Error> {
+        if self.agents.contains_key(&host) {
+            return Ok(());
+        }
+        let to: Endpoint = host.0.parse().map_err(|error| Error::Spec {
+            group: group.to_string(),
+            reason: format!("{error}"),
+        })?;
+        let hello = CoordinatorHello {
+            coordinator: self.endpoint.to_string(),
+            host: host.clone(),
+        };
+        let (mail, from) = (self.mail.clone(), host.clone());
+        let tell = move |contact| drop(mail.send(Mail::Agent(from.clone(), contact)));
+        let keeper = Keeper::start(to, self.security.clone(), move || hello.clone(), tell)?;
+        let agent = Agent {
+            link: None,
+            _keeper: keeper,
+        };
+        self.agents.insert(host, agent);
+        Ok(())
+    }
+
+    fn now(&self) -> Nanos {
+        nanos(self.began.elapsed())
+    }
+
+    /// Decides until it is told to end.
+    fn run(&mut self, mailbox: &Receiver<Mail>) -> Result<(), Error> {
+        loop {
+            let now = self.now();
+            let due = self.groups.values().map(|running| running.engine.wakes_at()).min();
+            let wait = due.map_or(IDLE, |at| Duration::from_nanos(at.saturating_sub(now)));
+            match mailbox.recv_timeout(wait.min(IDLE)) {
+                Ok(Mail::End) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Ok(mail) => self.take(mail)?,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.pass_time()?;
+        }
+    }
+
+    fn pass_time(&mut self) -> Result<(), Error> {
+        let now = self.now();
+        let due = self.groups.iter().filter(|(_, running)| running.engine.wakes_at() <= now);
+        let due: Vec<_> = due.map(|(id, _)| *id).collect();
+        due.into_iter().try_for_each(|id| self.give(id, Input::Tick))
+    }
+
+    fn take(&mut self, mail: Mail) -> Result<(), Error> {
+        match mail {
+            Mail::Called(hello, link, id) => {
+                let (group, seat) = (hello.group, hello.body.seat);
+                let Some(running) = self.groups.get_mut(&group) else {
+                    tracing::warn!(%group, %seat, "it calls for a group that the journal does not know");
+                    return Ok(());
+                };
+                running.links.insert(seat, (id, link));
+                self.hear(group, Event::Hello(hello))
+            }
+            Mail::Said(group, seat, message) => {
+                if let (FromSeat::Heartbeat { standing, .. }, Some(running)) =
+                    (&message.body, self.groups.get_mut(&group))
+                {
+                    running.recoveries.hear(seat, *standing);
+                }
+                self.hear(group, Event::Said(seat, message))
+            }
+            Mail::Gone(group, seat, id) => {
+                if let Some(running) = self.groups.get_mut(&group)
+                    && running.links.get(&seat).is_some_and(|(link, _)| *link == id)
+                {
+                    running.links.remove(&seat);
+                }
+                Ok(())
+            }
+            Mail::Agent(host, contact) => self.take_from_agent(&host, contact),
+            Mail::Ask(ask) => self.serve(ask),
+            Mail::End => Ok(()),
+        }
+    }
+
+    fn take_from_agent(&mut self, host: &Host, contact: Contact<Envelope<ToAgent>, AgentSays>) -> Result<(), Error> {
+        match contact {
+            Contact::Up(link) => {
+                if let Some(agent) = self.agents.get_mut(host) {
+                    agent.link = Some(link);
+                }
+                Ok(())
+            }
+            Contact::Says(AgentSays::Hello(hello)) => {
+                self.hear_of_host(host, &Event::AgentHello(hello))
+            }
+            Contact::Says(AgentSays::Says(message)) => self.hear(message.group, Event::AgentSaid(message)),
+            Contact::Down(error) => {
+                tracing::warn!(%host, %error, "there is no link to its agent");
+                if let Some(agent) = self.agents.get_mut(host) {
+                    agent.link = None;
+                }
+                self.hear_of_host(host, &Event::AgentGone(host.clone()))
+            }
+        }
+    }
+
+    /// All groups that have to do with `host` hear of `event`.
+    fn hear_of_host(&mut self, host: &Host, event: &Event) -> Result<(), Error> {
+        let concerns = |running: &Running| {
+            let spec = &running.engine.record().spec;
+            spec.backups.contains(host) || spec.members.iter().any(|member| member.host == *host)
+        };
+        let groups: Vec<_> = self
+            .groups
+            .iter()
+            .filter_map(|(id, running)| concerns(running).then_some(*id))
+            .collect();
+        groups.into_iter().try_for_each(|id| self.hear(id, event.clone()))
+    }
+
+    fn hear(&mut self, group: GroupId, event: Event) -> Result<(), Error> {
+        self.give(group, Input::Event(event))
+    }
+
+    fn give(&mut self, group: GroupId, input: Input) -> Result<(), Error> {
+        let now = self.now();
+        let actions = self.groups.get_mut(&group).map(|running| running.engine.on(input, now));
+        self.carry_out(group, actions.unwrap_or_default())
+    }
+
+    /// Does what the engine of `group` says, in its order.
+    fn carry_out(&mut self, group: GroupId, actions: Vec<Action>) -> Result<(), Error> {
+        let Some(running) = self.groups.get_mut(&group) else {
+            return Ok(());
+        };
+        for action in actions {
+            match action {
+                Action::Journal(record) => self.journal.put(&record)?,
+                Action::JournalCut(cut) => self.journal.put_cut(running.engine.record(), cut)?,
+                Action::Say(seat, message) => {
+                    if let Some((_, link)) = running.links.get(&seat) {
+                        link.send(message);
+                    }
+                }
+                Action::Tell(host, message) => {
+                    if let Some(link) = self.agents.get(&host).and_then(|agent| agent.link.as_ref()) {
+                        link.send(message);
+                    }
+                }
+                Action::Answer(id, result) => {
+                    if let Some(reply) = self.requests.remove(&id) {
+                        let name = running.engine.record().spec.name.clone();
+                        reply(result.map(drop).map_err(|reason| Error::NotNow {
+                            group: name,
+                            action: "do that",
+                            reason,
+                        }));
+                    }
+                }
+                Action::Report(report) => {
+                    running.note(&report);
+                    (self.observer)(&running.engine.record().spec.name, &report);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, ask: Ask) -> Result<(), Error> {
+        match ask {
+            Ask::Create(spec, reply) => return self.create(spec, reply),
+            Ask::Groups(reply) => reply(Ok(self.groups.values().map(Running::view).collect())),
+            Ask::Group(name, reply) => reply(self.find(&name).map(|id| self.groups[&id].view())),
+            Ask::Dissolve(name, reply) => match self.find(&name) {
+                Ok(id) => return self.request(id, Request::Dissolve, reply),
+                Err(error) => reply(Err(error)),
+            },
+            Ask::Failover { group, member, reply } => match self.find_member(&group, &member) {
+                Ok((id, member)) => return self.request(id, Request::Failover(member), reply),
+                Err(error) => reply(Err(error)),
+            },
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, spec: GroupSpec, reply: Reply<()>) -> Result<(), Error> {
+        let group = GroupId(uuid::Uuid::new_v4());
+        let created = self
+            .check_new(&spec)
+            .and_then(|()| Engine::create(group, spec, self.now()));
+        match created {
+            Ok((engine, actions)) => {
+                // A journal that fails ends the coordinator, and with it the way of the answer.
+                self.add(group, engine, actions)?;
+                reply(Ok(()));
+            }
+            Err(error) => reply(Err(error)),
+        }
+        Ok(())
+    }
+
+    /// Whether there may be one more group, of this spec.
+    fn check_new(&self, spec: &GroupSpec) -> Result<(), Error> {
+        let refused = |reason: String| Error::Spec {
+            group: spec.name.clone(),
+            reason,
+        };
+        if self.groups.len() >= GROUPS_MAX {
+            return Err(refused(format!("this coordinator has {GROUPS_MAX} groups already")));
+        }
+        if self.find(&spec.name).is_ok() {
+            return Err(refused("there is one of that name".to_owned()));
+        }
+        for host in spec.members.iter().map(|member| &member.host).chain(&spec.backups) {
+            let endpoint = host.0.parse::<Endpoint>().map_err(|error| refused(error.to_string()))?;
+            if matches!(endpoint, Endpoint::Tls(_)) && self.security.identity.is_none() {
+                return Err(refused(format!("{endpoint} takes a certificate, which this coordinator has not")));
+            }
+        }
+        Ok(())
+    }
+
+    fn request(&mut self, group: GroupId, request: Request, reply: Reply<()>) -> Result<(), Error> {
+        self.next_request += 1;
+        let id = RequestId(self.next_request);
+        self.requests.insert(id, reply);
+        self.hear(group, Event::Asked(id, request))
+    }
+
+    /// The group of this name that is not over.
+    fn find(&self, name: &str) -> Result<GroupId, Error> {
+        let found = self.groups.iter().find(|(_, running)| {
+            let record = running.engine.record();
+            record.spec.name == name && record.decided != Decided::Dissolved
+        });
+        found.map(|(id, _)| *id).ok_or_else(|| Error::NoGroup(name.to_owned()))
+    }
+
+    fn find_member(&self, group: &str, member: &str) -> Result<(GroupId, MemberId), Error> {
+        let id = self.find(group)?;
+        let members = &self.groups[&id].engine.record().spec.members;
+        let found = (0..).map(MemberId).zip(members).find(|(_, spec)| spec.name == member);
+        let found = found.ok_or_else(|| Error::NotNow {
+            group: group.to_owned(),
+            action: "lose a member",
+            reason: format!("it has none called '{member}'"),
+        });
+        Ok((id, found?.0))
+    }
+}
