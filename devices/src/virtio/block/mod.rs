@@ -22,15 +22,14 @@ use self::chunks::ChunkSet;
 pub use self::disk::Disk;
 use self::engine::{Completion, Engine};
 pub use self::epochs::DiskCut;
-use self::epochs::Epochs;
-use self::gate::{Copier, Gate, Holds};
+use self::gate::{Copier, Holds};
 use self::in_flight::{InFlight, Step};
 pub use self::lock::in_use;
-use self::request::{Request, Status};
+use self::request::Request;
+use self::waits::Waits;
 use self::written::WriteTracker;
 use super::log_limit::LogLimit;
 use super::queue::{Chain, QueueError, Turn};
-use super::rate_limiter::Throttle;
 use super::{ConfigSpace, DeviceError, Notifier, ServedQueue, StartedQueues, VirtioDevice, has_feature};
 use crate::stats::DiskCounters;
 use crate::{CheckpointSoon, OnThread};
@@ -46,6 +45,7 @@ mod lock;
 mod request;
 #[cfg(test)]
 mod tests;
+mod waits;
 pub mod written;
 
 /// Descriptors of the queue; also the most requests in flight, as each begins with another descriptor.
@@ -55,7 +55,9 @@ const REQUESTS_PER_TURN: u16 = 32;
 
 const DOORBELL: u32 = 0;
 const COMPLETION: u32 = 1;
+/// The rate limiter's timer.
 const RESUME: u32 = 2;
+/// What the first request waits for is there.
 const READY: u32 = 3;
 
 /// A virtio disk.
@@ -68,13 +70,6 @@ pub struct Block {
     counters: Arc<DiskCounters>,
     writes: WriteTracker,
     service: Option<Service>,
-}
-
-/// What requests wait for.
-struct Waits {
-    throttle: Throttle,
-    gate: Gate,
-    epochs: Epochs,
 }
 
 /// What there is between start and stop.
@@ -134,11 +129,7 @@ impl Block {
         };
         Ok(Self {
             config: ConfigSpace::new(config::bytes(disk.sectors(), QUEUE_SIZE)),
-            waits: Waits {
-                throttle: Throttle::new(&spec.rate_limiter)?,
-                gate: Gate::new().map_err(DeviceError::system("create an event for a disk"))?,
-                epochs: Epochs::new().map_err(DeviceError::system("create an event for a disk"))?,
-            },
+            waits: Waits::new(&spec.rate_limiter)?,
             counters: Arc::default(),
             writes: WriteTracker::new(disk.size()),
             disk,
@@ -291,32 +282,6 @@ impl Block {
         service.reap(&mut self.engine)?;
         service.queue.notify(&service.notifier)?;
         Ok(())
-    }
-}
-
-impl Waits {
-    /// Whether `request` may begin; then it is paid for.
-    fn admit(&mut self, request: Result<Request, Status>, counters: &DiskCounters) -> bool {
-        if request.is_ok_and(|request| !self.gate.admits(&request) || !self.epochs.admit(&request)) {
-            return false;
-        }
-        let admitted = self.throttle.admit(request.map_or(0, |request| request.data_len()));
-        if !admitted {
-            counters.throttled.add(1);
-        }
-        admitted
-    }
-
-    fn watch(&self, ops: &mut EventOps) -> Result<(), event_manager::Error> {
-        self.throttle.watch(ops, RESUME)?;
-        self.gate.watch(ops, READY)?;
-        self.epochs.watch(ops, READY)
-    }
-
-    fn ignore(&self, ops: &mut EventOps) {
-        self.throttle.ignore(ops);
-        self.gate.ignore(ops);
-        self.epochs.ignore(ops);
     }
 }
 
