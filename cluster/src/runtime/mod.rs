@@ -16,3 +16,6 @@ mod member;
 pub mod recovery;
 pub mod seat;
 mod standby;
+
+#[cfg(test)]
+mod tests;
