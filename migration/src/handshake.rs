@@ -11,6 +11,7 @@ use crate::link::{DestinationLink, SourceLink};
 use crate::message::{HANDED_MAX, ToDestination, ToSource, VERSION, VERSION_OLDEST};
 use crate::options::STREAMS_MAX;
 use crate::streams::OnThread;
+use crate::transport::SILENCE_MAX;
 use crate::vm::{Descriptors, DestinationHost, DestinationVm, Reservation};
 
 /// How long the peer may take to say which version it speaks.
@@ -120,7 +121,7 @@ pub fn reserve(link: &mut SourceLink, reservation: &Reservation, wanted: Wanted)
         handed: handed.keys().cloned().collect(),
     })?;
     link.connection().send_descriptors(handed.into_values().collect())?;
-    match link.receive_from_busy("Reserved", RESERVE_MAX)? {
+    match link.receive_from_busy("Reserved", SILENCE_MAX, RESERVE_MAX)? {
         ToSource::Reserved { older } => Ok(older),
         ToSource::Refused { reasons } => Err(Error::Refused(reasons)),
         other => Err(Error::unexpected("Reserved", &other)),

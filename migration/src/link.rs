@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::message::{Message, ToDestination, ToSource};
 use crate::streams::OnThread;
-use crate::transport::{Connection, SILENCE_MAX, link_error};
+use crate::transport::{Connection, link_error};
 use crate::wire;
 
 /// How long a message may take to be sent.
@@ -122,16 +122,21 @@ impl<Out: Message, In: Message> Link<Out, In> {
 }
 
 impl SourceLink {
-    /// The answer of a destination that may work on it for `limit`, as long as it says that it does: not for longer than
-    /// [`SILENCE_MAX`] it says nothing.
+    /// The answer of a destination that may work on it for `limit`, as long as it says that it does: for longer than
+    /// `silence` it does not say nothing.
     ///
     /// # Errors
     /// As of [`receive`](Self::receive).
-    pub fn receive_from_busy(&mut self, expected: &'static str, limit: Duration) -> Result<ToSource, Error> {
+    pub fn receive_from_busy(
+        &mut self,
+        expected: &'static str,
+        silence: Duration,
+        limit: Duration,
+    ) -> Result<ToSource, Error> {
         let until = Instant::now() + limit;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            match self.receive(expected, left.min(SILENCE_MAX))? {
+            match self.receive(expected, left.min(silence))? {
                 ToSource::Alive => (),
                 answer => return Ok(answer),
             }
@@ -173,6 +178,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::transport::SILENCE_MAX;
 
     /// Both ends of a link.
     fn pair() -> (SourceLink, DestinationLink) {
@@ -199,11 +205,11 @@ mod tests {
             destination.send(&message).unwrap();
         }
         assert_eq!(
-            source.receive_from_busy("Ready", Duration::from_secs(60)).unwrap(),
+            source.receive_from_busy("Ready", SILENCE_MAX, SILENCE_MAX * 2).unwrap(),
             ToSource::Ready
         );
         destination.send(&ToSource::Alive).unwrap();
-        let error = source.receive_from_busy("Ready", Duration::from_millis(500));
+        let error = source.receive_from_busy("Ready", SILENCE_MAX, Duration::from_millis(500));
         assert!(matches!(error, Err(Error::Silent { expected: "Ready" })), "{error:?}");
     }
 }

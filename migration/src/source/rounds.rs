@@ -22,6 +22,8 @@ use crate::vm::SourceVm;
 /// How long the destination may take to have pages in place that were sent, as long as it says that it works: those of
 /// disks have to be permanent.
 const APPLY_MAX: Duration = Duration::from_secs(300);
+/// How long it may say nothing meanwhile: so long may pages be on their way that the system has taken to send them.
+const APPLY_SILENCE_MAX: Duration = Duration::from_secs(60);
 /// Messages and answers while the guest stands still.
 const STOP_ROUND_TRIPS: u32 = 2;
 /// What stopping a guest and restoring it there is expected to take besides.
@@ -115,7 +117,7 @@ impl Session<'_> {
             .send_round(connection, number, pages, self.request.status)?;
         if !last {
             let all_sent = Instant::now();
-            match self.link.receive_from_busy("RoundApplied", APPLY_MAX)? {
+            match self.link.receive_from_busy("RoundApplied", APPLY_SILENCE_MAX, APPLY_MAX)? {
                 ToSource::RoundApplied { number: applied } if applied == number => (),
                 other => return Err(Error::unexpected("RoundApplied", &other)),
             }

@@ -191,7 +191,12 @@ fn memory_follows_a_guest_that_runs_before_all_of_it_is_there() {
 
 #[test]
 fn pages_the_guest_waits_for_come_before_those_that_are_pushed() {
-    let mut source = Source::new(vec![Bytes::filled(4000)], Some(3000));
+    let mut source = Source::new(vec![Bytes::filled(4000)], None);
+    let memory = Arc::clone(&source.images[0]);
+    let here = observed_in(Phase::PreCopy, move || {
+        // What is written in the round is missing after it.
+        (0..3000).for_each(|page| memory.poke(page, |bytes| bytes[5] ^= 1));
+    });
     let host = Host::new(&source.world);
     let slow = Options {
         downtime: Duration::ZERO,
@@ -199,7 +204,13 @@ fn pages_the_guest_waits_for_come_before_those_that_are_pushed() {
         bandwidth: Some(40 << 20),
         ..options(1, Compression::Never)
     };
-    let ended = migrate_over(&mut source, host, &slow, None);
+    let ended = migrate_watched(
+        &mut source,
+        host,
+        &slow,
+        Trouble::default(),
+        [&here, &Status::default()],
+    );
     let there = ended.at_destination.expect("nothing is in the way");
     let report = ended.at_source.expect("nothing is in the way");
     assert!(there.contents().expect("all came") == source.contents());
