@@ -105,7 +105,8 @@ impl Held {
 
     /// The next epoch up to `cut`, which is to be applied.
     pub fn take_next(&mut self, cut: u64) -> Option<HeldEpoch> {
-        let epoch = self.epochs.pop_front_if(|epoch| epoch.number <= cut)?;
+        self.epochs.front().filter(|epoch| epoch.number <= cut)?;
+        let epoch = self.epochs.pop_front()?;
         self.applied = epoch.number;
         self.bytes -= epoch.bytes;
         Some(epoch)
@@ -123,9 +124,8 @@ impl Held {
                 reason: format!("it is at cut {} already", self.applied),
             });
         }
-        while let Some(epoch) = self.epochs.pop_back_if(|epoch| epoch.number > cut) {
-            self.bytes -= epoch.bytes;
-        }
+        self.epochs.retain(|epoch| epoch.number <= cut);
+        self.bytes = self.epochs.iter().map(|epoch| epoch.bytes).sum();
         Ok(())
     }
 

@@ -28,6 +28,7 @@
 mod held;
 mod message;
 mod serving;
+mod session;
 pub mod source;
 pub mod standby;
 
@@ -98,3 +99,6 @@ pub struct Epoch {
     /// All but these, at the cut.
     pub state: Sections,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,31 +1,24 @@
 //! The primary's end of a link of replication.
 //!
 //! ```text
-//!  connect ─► round ─► round ─► … ─► seeded ─► ship ─► ship ─► roll_back ─► ship ─► …
-//!                                       └─ keep_alive, when there is nothing else to say ─┘
+//!  whoever protects the VM          thread "replication", which owns the link
+//!  round, seeded, ship, roll_back ─► one after the other ══════════════════════► standby
+//!           ◄──── what came of it ─┘   └─ nothing to do for a while: Alive ════► standby
 //! ```
-//! Every call returns when the standby has answered. After an error the standby is lost: it is told why, and the link ends.
+//! Whatever goes wrong ends the link: after an error the standby is lost, and every later call says so.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use serde_bytes::ByteBuf;
-
-use super::message::{Header, ToPrimary, ToStandby};
-use super::{Epoch, Options, PROTECT, Part, PrimaryLink};
+use super::session::Session;
+use super::{Epoch, Options, Part};
 use crate::error::Error;
-use crate::handshake::{self, Wanted};
-use crate::link::SourceLink;
-use crate::options;
-use crate::pages::PageBits;
-use crate::status::Status;
-use crate::streams::{Outgoing, Pages, Sent};
-use crate::transport::{Endpoint, Security, connect};
+use crate::streams::{OnThread, Sent};
+use crate::transport::{Endpoint, Security};
 use crate::vm::{ImageShape, Reservation};
-
-/// How long the standby may take to have a round in place: while it is not seeded, nobody relies on it.
-const APPLY_MAX: Duration = Duration::from_secs(60);
 
 /// How to reach a standby.
 pub struct Link<'a> {
@@ -35,27 +28,33 @@ pub struct Link<'a> {
     pub security: &'a Security,
     /// How it is to be.
     pub options: Options,
-    /// Set by somebody who does not want the standby any more: nothing is waited for then.
-    pub cancelled: Arc<AtomicBool>,
+    /// What the thread calls first.
+    pub on_thread: OnThread,
+    /// Called with the reason, on the thread, if the standby is lost; not if it is let go of.
+    pub lost: Box<dyn FnOnce(String) + Send>,
 }
 
-/// A standby, as its primary sees it. One thread talks to it.
+/// A standby, as its primary sees it. Dropped, it is let go of: what is being sent is not sent to its end.
 pub struct Replica {
-    /// None if it is lost.
-    link: Option<PrimaryLink>,
-    outgoing: Outgoing,
-    options: Options,
-    status: Status,
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    let_go: Arc<AtomicBool>,
     images: Vec<ImageShape>,
-    generation: u64,
     reserved_at: Instant,
-    /// Rounds and epochs sent so far.
-    rounds: u32,
-    /// Images of which the standby has an older copy, until they were sent whole.
-    older: Vec<u8>,
-    /// Whether the standby has room for an epoch.
-    room: bool,
 }
+
+/// Whoever waits for what comes of a job.
+type Reply<T> = Sender<Result<T, Error>>;
+
+enum Job {
+    Round(Vec<Part>, Reply<Sent>),
+    Seeded(Reply<()>),
+    Ship(Epoch, Reply<Sent>),
+    RollBack(u64, Reply<()>),
+}
+
+/// Why a standby is lost.
+struct Lost(String);
 
 impl Replica {
     /// Connects to a standby and has it build the VM of `reservation`.
@@ -67,32 +66,29 @@ impl Replica {
             to,
             security,
             options,
-            cancelled,
+            on_thread,
+            lost,
         } = link;
-        let mut connection = connect(to, security)?;
-        connection.watch(cancelled);
-        connection.silent_at_most(options.silence);
-        let mut link = SourceLink::new(connection);
-        let (older, reserved_at) = match agree(&mut link, reservation) {
-            Ok(agreed) => agreed,
-            Err(error) => return Err(link.part(error)),
+        let let_go = Arc::new(AtomicBool::new(false));
+        let alive_every = options.alive_every;
+        let session = Session::connect(reservation, to, security, options, let_go.clone())?;
+        let reserved_at = session.reserved_at();
+        let (jobs, asked) = channel();
+        let given_up = let_go.clone();
+        let body = move || {
+            on_thread();
+            let Lost(reason) = serve(session, &asked, alive_every);
+            if !given_up.load(Ordering::Relaxed) {
+                lost(reason);
+            }
         };
-        let streams = options::Options {
-            streams: 1,
-            compression: options.compression,
-            ..options::Options::default()
-        };
+        let thread = thread::Builder::new().name("replication".to_owned()).spawn(body);
         Ok(Self {
-            link: Some(PrimaryLink::new(link.into_connection())),
-            outgoing: Outgoing::new(Vec::new(), &reservation.images, &streams, Arc::new(|| ())),
-            options,
-            status: Status::default(),
+            jobs: Some(jobs),
+            thread: Some(thread.map_err(Error::Thread)?),
+            let_go,
             images: reservation.images.clone(),
-            generation: reservation.generation,
             reserved_at,
-            rounds: 0,
-            older,
-            room: true,
         })
     }
 
@@ -100,11 +96,6 @@ impl Replica {
     /// never more than has passed.
     pub fn reserved_at(&self) -> Instant {
         self.reserved_at
-    }
-
-    /// Bytes that went over the link so far, both ways.
-    pub fn bytes_moved(&mut self) -> u64 {
-        self.link.as_mut().map_or(0, |link| link.connection().bytes_moved())
     }
 
     /// Sends pages while the guest runs, before it is protected: what is written meanwhile is in the next round, or in the
@@ -115,118 +106,38 @@ impl Replica {
     ///
     /// # Panics
     /// `parts` are not one for each image, each with as many pages as it has.
-    pub fn round(&mut self, parts: &[Part]) -> Result<Sent, Error> {
-        self.check(parts);
-        self.or_part(|this, link| {
-            // Where an image is not empty there, also pages that are zero have to be sent.
-            let mut parts = parts.to_vec();
-            for older in std::mem::take(&mut this.older) {
-                if let Some(part) = parts.get_mut(usize::from(older)) {
-                    part.pages = PageBits::full(part.pages.pages());
-                }
-            }
-            link.send(&ToStandby::Round)?;
-            let sent = this.send(link, &parts)?;
-            match link.receive("RoundApplied", APPLY_MAX)? {
-                ToPrimary::RoundApplied => Ok(sent),
-                other => Err(Error::unexpected("RoundApplied", &other)),
-            }
-        })
+    pub fn round(&self, parts: Vec<Part>) -> Result<Sent, Error> {
+        self.check(&parts);
+        self.ask(|reply| Job::Round(parts, reply))
     }
 
     /// From here on there are epochs, no rounds any more.
     ///
     /// # Errors
     /// The standby is lost.
-    pub fn seeded(&mut self) -> Result<(), Error> {
-        self.or_part(|this, link| {
-            link.send(&ToStandby::Seeded)?;
-            match link.receive("Seeded", this.options.silence)? {
-                ToPrimary::Seeded => Ok(()),
-                other => Err(Error::unexpected("Seeded", &other)),
-            }
-        })
+    pub fn seeded(&self) -> Result<(), Error> {
+        self.ask(Job::Seeded)
     }
 
     /// Sends an epoch; returns when the standby holds all of it. Waits first until the standby has room for it, which is
-    /// when others have become permanent.
+    /// when others have become permanent, or were dropped.
     ///
     /// # Errors
     /// The standby is lost.
     ///
     /// # Panics
     /// As [`round`](Self::round).
-    pub fn ship(&mut self, epoch: &Epoch) -> Result<Sent, Error> {
+    pub fn ship(&self, epoch: Epoch) -> Result<Sent, Error> {
         self.check(&epoch.parts);
-        self.or_part(|this, link| {
-            while !this.room {
-                this.ask_alive(link)?;
-            }
-            link.send(&ToStandby::Epoch(Header {
-                number: epoch.number,
-                generation: this.generation,
-                sections: epoch.state.entries.clone(),
-                state: ByteBuf::from(epoch.state.bytes.clone()),
-            }))?;
-            let sent = this.send(link, &epoch.parts)?;
-            match link.receive("Holds", this.options.silence)? {
-                ToPrimary::Holds { number, room } if number == epoch.number => {
-                    this.room = room;
-                    Ok(sent)
-                }
-                other => Err(Error::unexpected("Holds of the epoch that was sent", &other)),
-            }
-        })
+        self.ask(|reply| Job::Ship(epoch, reply))
     }
 
     /// The VM is again as it was at `cut`; returns when the standby holds nothing later.
     ///
     /// # Errors
     /// The standby is lost.
-    pub fn roll_back(&mut self, cut: u64) -> Result<(), Error> {
-        self.or_part(|this, link| {
-            link.send(&ToStandby::RolledBack { cut })?;
-            match link.receive("RolledBack", this.options.silence)? {
-                ToPrimary::RolledBack { cut: there } if there == cut => Ok(()),
-                other => Err(Error::unexpected("RolledBack to the same cut", &other)),
-            }
-        })
-    }
-
-    /// Asks whether the standby is there. To be called when nothing else was said for
-    /// [`alive_every`](Options::alive_every): otherwise the standby takes its primary for lost.
-    ///
-    /// # Errors
-    /// The standby is lost.
-    pub fn keep_alive(&mut self) -> Result<(), Error> {
-        self.or_part(Self::ask_alive)
-    }
-
-    fn ask_alive(&mut self, link: &mut PrimaryLink) -> Result<(), Error> {
-        link.send(&ToStandby::Alive)?;
-        match link.receive("Alive", self.options.silence)? {
-            ToPrimary::Alive { room } => {
-                self.room = room;
-                Ok(())
-            }
-            other => Err(Error::unexpected("Alive", &other)),
-        }
-    }
-
-    /// Sends pages, as the next round of batches.
-    fn send(&mut self, link: &mut PrimaryLink, parts: &[Part]) -> Result<Sent, Error> {
-        self.rounds = self.rounds.wrapping_add(1);
-        let parts = parts.iter().enumerate();
-        let pages: Vec<_> = parts
-            .map(|(image, part)| Pages {
-                image,
-                set: &part.pages,
-                content: part.content.as_ref(),
-                base: part.base.as_deref(),
-            })
-            .collect();
-        self.outgoing
-            .send_pages(link.connection(), self.rounds, &pages, &self.status)
+    pub fn roll_back(&self, cut: u64) -> Result<(), Error> {
+        self.ask(|reply| Job::RollBack(cut, reply))
     }
 
     fn check(&self, parts: &[Part]) {
@@ -237,45 +148,76 @@ impl Replica {
         );
     }
 
-    /// Says something on the link, which ends if that fails.
-    fn or_part<T>(&mut self, say: impl FnOnce(&mut Self, &mut PrimaryLink) -> Result<T, Error>) -> Result<T, Error> {
-        let mut link = self.link.take().ok_or(Error::StandbyLost)?;
-        match say(self, &mut link) {
-            Ok(value) => {
-                self.link = Some(link);
-                Ok(value)
-            }
-            Err(error) => Err(link.part(error)),
-        }
+    fn ask<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, Error> {
+        let (reply, answer) = channel();
+        let jobs = self.jobs.as_ref().ok_or(Error::StandbyLost)?;
+        jobs.send(job(reply)).map_err(|_| Error::StandbyLost)?;
+        answer.recv().map_err(|_| Error::StandbyLost)?
     }
 }
 
 impl Drop for Replica {
-    /// The standby learns that nothing follows.
     fn drop(&mut self) {
-        let reason = "the VM needs this standby no more".to_owned();
-        if let Some(mut link) = self.link.take()
-            && let Err(error) = link.send(&ToStandby::Abort { reason })
-        {
-            tracing::debug!(%error, "the standby does not hear that it is let go of");
+        self.let_go.store(true, Ordering::Relaxed);
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // If it panicked, that was reported.
+            let _ = thread.join();
         }
     }
 }
 
-/// Finds out that the peer is a standby, and has it build the VM. Returns which images are not empty there, and when it
-/// was asked.
-fn agree(link: &mut SourceLink, reservation: &Reservation) -> Result<(Vec<u8>, Instant), Error> {
-    let agreed = handshake::hello(link, PROTECT)?;
-    if agreed.features != PROTECT {
-        return Err(Error::Invalid {
-            what: "Welcome",
-            reason: "it takes in VMs that move, and is no standby".to_owned(),
-        });
+/// Does what is asked until the standby is lost or let go of.
+fn serve(mut session: Session, jobs: &Receiver<Job>, alive_every: Duration) -> Lost {
+    loop {
+        let done = match jobs.recv_timeout(alive_every) {
+            Ok(job) => carry_out(&mut session, job),
+            Err(RecvTimeoutError::Timeout) => session
+                .ask_alive()
+                .map_err(|error| Lost(session.part(error).to_string())),
+            Err(RecvTimeoutError::Disconnected) => {
+                session.let_go();
+                return Lost("it was let go of".to_owned());
+            }
+        };
+        if let Err(lost) = done {
+            return lost;
+        }
     }
-    let asked = Instant::now();
-    let wanted = Wanted {
-        streams: 1,
-        ..Wanted::default()
+}
+
+fn carry_out(session: &mut Session, job: Job) -> Result<(), Lost> {
+    match job {
+        Job::Round(parts, reply) => {
+            let done = session.round(parts);
+            answer(session, &reply, done)
+        }
+        Job::Seeded(reply) => {
+            let done = session.seeded();
+            answer(session, &reply, done)
+        }
+        Job::Ship(epoch, reply) => {
+            let done = session.ship(epoch);
+            answer(session, &reply, done)
+        }
+        Job::RollBack(cut, reply) => {
+            let done = session.roll_back(cut);
+            answer(session, &reply, done)
+        }
+    }
+}
+
+/// Tells whoever asked what came of it, and, if that is an error, the standby too.
+fn answer<T>(session: &mut Session, reply: &Reply<T>, done: Result<T, Error>) -> Result<(), Lost> {
+    let (done, goes_on) = match done {
+        Ok(value) => (Ok(value), Ok(())),
+        Err(error) => {
+            let error = session.part(error);
+            let lost = Lost(error.to_string());
+            (Err(error), Err(lost))
+        }
     };
-    Ok((handshake::reserve(link, reservation, wanted)?, asked))
+    // Whoever asked may not wait any more.
+    let _ = reply.send(done);
+    goes_on
 }

@@ -21,7 +21,7 @@ use crate::handshake::{self, Built};
 use crate::link::DestinationLink;
 use crate::status::Phase;
 use crate::streams::Incoming;
-use crate::vm::{DestinationHost, DestinationVm, Reservation};
+use crate::vm::{DestinationHost, DestinationVm};
 
 /// What a standby tells by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,6 @@ pub enum Notice {
 /// See the module. Dropped, it leaves nothing behind.
 pub struct Standby<Vm> {
     vm: Vm,
-    reservation: Reservation,
     /// What applies epochs; what receives them is the thread's.
     applying: Incoming,
     held: Shared,
@@ -102,6 +101,8 @@ impl<Vm: DestinationVm> Standby<Vm> {
         let incoming = || Incoming::new(vm.images(), &reservation.images, waiting.on_thread.clone());
         let stop = Arc::new(AtomicBool::new(false));
         let mut connection = link.into_connection();
+        // Whoever waited for it has it.
+        connection.watch_nothing();
         connection.watch(stop.clone());
         connection.silent_at_most(options.silence);
         let held = Shared::new(Held::new(options.held_bytes_max));
@@ -123,7 +124,6 @@ impl<Vm: DestinationVm> Standby<Vm> {
         Ok(Self {
             applying: incoming(),
             vm,
-            reservation,
             held,
             image: Image::Seed,
             serving: Thread {
@@ -133,9 +133,9 @@ impl<Vm: DestinationVm> Standby<Vm> {
         })
     }
 
-    /// What the VM is.
-    pub fn reservation(&self) -> &Reservation {
-        &self.reservation
+    /// What was built.
+    pub fn vm(&self) -> &Vm {
+        &self.vm
     }
 
     /// What is held up to `epoch` is permanent: the image becomes that of its cut. Nothing, if it is so already.

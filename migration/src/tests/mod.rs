@@ -6,5 +6,5 @@ mod golden;
 mod hostile;
 pub mod made_up;
 mod model;
-mod proxy;
+pub mod proxy;
 mod whole;

@@ -120,13 +120,15 @@ pub fn migrate_watched(
     }
 }
 
-struct Proxy {
+/// Stands between two ends.
+pub struct Proxy {
     path: std::path::PathBuf,
     accepting: JoinHandle<Vec<Transcript>>,
 }
 
 impl Proxy {
-    fn start(near: &Path, far: &Path, link: Trouble) -> Self {
+    /// Listens at `near`, and forwards to `far`.
+    pub fn start(near: &Path, far: &Path, link: Trouble) -> Self {
         let listener = UnixListener::bind(near).unwrap();
         let far = far.to_owned();
         let accepting = thread::spawn(move || {
@@ -160,7 +162,8 @@ impl Proxy {
         }
     }
 
-    fn end(self) -> Vec<Transcript> {
+    /// What went over it, now that nobody listens at the far end any more.
+    pub fn end(self) -> Vec<Transcript> {
         // The listener is gone at the far end, so that this connection ends the accepting.
         drop(UnixStream::connect(&self.path).unwrap());
         self.accepting.join().unwrap()
