@@ -39,6 +39,7 @@ use crate::layout::{
 };
 use crate::state::{self, DevicesState};
 
+pub use self::epochs::DiskCuts;
 pub use self::hand_over::DiskFlusher;
 
 /// Every device of a VM.

@@ -9,11 +9,14 @@
 //! the same.
 
 mod migration;
+mod protection;
 
 use std::ffi::CString;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use cutover_devices::CheckpointSoon;
 use cutover_devices::virtio::net::random_mac;
 use cutover_snapshot::spec::VmSpec;
 
@@ -26,6 +29,7 @@ use crate::lifecycle::{Action, Exit, Refusal, Request, State, Step};
 use crate::machine::Machine;
 use crate::migration::{Migration, MigrationStatus, ReceiveRequest};
 use crate::page_fault::Arriving;
+use crate::protection::{Member, Notice, Protection, WayBack};
 use crate::seccomp::{self, ThreadKind};
 use crate::snapshot::{self, RestoreRequest, Restored, SnapshotReport, SnapshotRequest, Snapshots};
 use crate::stats::VmStats;
@@ -76,6 +80,8 @@ struct Driver {
     snapshots: Snapshots,
     /// Its migration, if there is one.
     migration: Option<Migration>,
+    /// Whoever speaks for it in a group, if somebody does.
+    member: Option<Member>,
     /// Leave it as it is, rather than have it run first of all.
     as_it_is: bool,
 }
@@ -89,6 +95,8 @@ enum Outcome {
     Exit(Exit),
     /// Another takes its place.
     BuildAnew,
+    /// It is built again as it was at a cut; whoever asked for it waits.
+    GoBack(Box<WayBack>, Reply<()>),
 }
 
 impl Vmm {
@@ -167,6 +175,37 @@ impl Vmm {
         Self { machine, driver }
     }
 
+    /// The VM of `spec` that was a standby: `machine` has the state of cut `cut`, at which it `ran`, and stands still until
+    /// its group says that it may run. What it sends then is held. Its end is reported to `mailbox`.
+    pub(crate) fn promoted(
+        spec: VmSpec,
+        machine: Machine,
+        incarnation: u64,
+        cut: u64,
+        ran: bool,
+        options: &Options,
+        mailbox: Arc<Mailbox>,
+    ) -> Self {
+        let mut driver = Driver::new(spec, options, mailbox);
+        driver.incarnation = incarnation;
+        driver.as_it_is = true;
+        driver.enter(State::RolledBack { ran });
+        driver.log(EventKind::Promoted { cut });
+        machine
+            .devices
+            .hold_output(&Arc::default(), cut + 1, &(Arc::new(|| {}) as CheckpointSoon));
+        Self { machine, driver }
+    }
+
+    /// As [`Controller::protect`], before the VM runs.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn protect(&mut self, notices: Sender<Notice>) -> Result<Protection, Error> {
+        let macs = self.driver.protect(&self.machine, notices)?;
+        Ok(Protection::new(self.controller(), macs))
+    }
+
     /// What the VM is.
     pub fn spec(&self) -> &VmSpec {
         &self.driver.spec
@@ -240,6 +279,7 @@ impl Driver {
             rate_meter: None,
             snapshots: Snapshots::default(),
             migration: None,
+            member: None,
             as_it_is: false,
         }
     }
@@ -258,6 +298,7 @@ impl Driver {
                 self.log(over);
             }
             self.snapshots.abandon();
+            self.tell_end(&outcome);
             let outcome = outcome?;
             if !matches!(outcome, Outcome::Exit(Exit::Ended)) {
                 // What the guest has written to a disk that is not complete would be lost.
@@ -274,7 +315,29 @@ impl Driver {
                     drop(machine);
                     machine = self.build_anew()?;
                 }
+                Outcome::GoBack(back, reply) => {
+                    let memory = machine.memory().clone();
+                    drop(machine);
+                    machine = self.go_back(memory, &back, reply)?;
+                    self.as_it_is = true;
+                }
             }
+        }
+    }
+
+    /// Tells whoever speaks for the VM in a group how it ended, if it did.
+    fn tell_end(&mut self, outcome: &Result<Outcome, Error>) {
+        match outcome {
+            Ok(Outcome::Exit(exit)) => self.end_member(Notice::of_exit(*exit)),
+            Ok(Outcome::BuildAnew | Outcome::GoBack(..)) => {}
+            Err(error) => self.end_member(Notice::GuestFailed(error.to_string())),
+        }
+    }
+
+    /// Nobody speaks for the VM any more, of which `notice` is the last that is heard.
+    fn end_member(&mut self, notice: Notice) {
+        if let Some(member) = self.member.take() {
+            member.tell(notice);
         }
     }
 
@@ -305,6 +368,10 @@ impl Driver {
                     None
                 }
                 Message::Job(JobStep::Migration(step)) => self.advance_migration(machine, step),
+                Message::Job(JobStep::Protection(done)) => {
+                    self.finish_seeding(done);
+                    None
+                }
                 Message::Command(command) => self.serve(machine, command),
             };
             if let Some(outcome) = outcome {
@@ -351,10 +418,12 @@ impl Driver {
             Command::Migrate { request, reply } => self.begin_migration(machine, request, reply),
             Command::MigrationProgress(reply) => reply.send(Ok(self.migration.as_ref().map(Migration::progress))),
             Command::CancelMigration(reply) => reply.send(self.cancel_migration().map_err(Error::from)),
-            Command::Protect { reply, .. } => reply.send(Err(Refusal::Confined.into())),
-            Command::Protection(_, reply) => reply.send(Err(Refusal::NotProtected.into())),
-            Command::TakeCut { reply, .. } => reply.send(Err(Refusal::NotProtected.into())),
-            Command::ProtectionStatus(reply) => reply.send(Err(Refusal::NotProtected.into())),
+            Command::Protect { notices, reply } => reply.send(self.protect(machine, notices)),
+            Command::Protection(step, reply) => return self.protection_step(machine, step, reply),
+            Command::TakeCut { epoch, reply } => reply.send(self.take_cut(machine, epoch)),
+            Command::ProtectionStatus(reply) => {
+                reply.send(self.protection_status(machine).ok_or(Refusal::NotProtected.into()));
+            }
         }
         None
     }
@@ -373,6 +442,9 @@ impl Driver {
         let step = self.state.after(request, Instant::now())?;
         if request.opens_files() && !self.options.managed {
             return Err(Refusal::Confined);
+        }
+        if request.ends_protection() && self.is_protected() {
+            return Err(Refusal::Protected);
         }
         Ok(step)
     }
@@ -416,6 +488,7 @@ impl Driver {
             vcpus: machine.vcpu_stats(),
             memory: machine.memory_stats()?,
             devices: machine.devices.stats(),
+            protection: self.protection_status(machine),
         })
     }
 
@@ -473,6 +546,7 @@ impl Driver {
         let accepted = match self.migration {
             // Disks are copied behind the guest, which may go on elsewhere meanwhile.
             Some(_) if request.copies_disks_of(&self.spec) => Err(Refusal::MigrationUnderWay),
+            None if request.copies_disks_of(&self.spec) && self.is_protected() => Err(Refusal::Protected),
             _ => self.decide(Request::Snapshot),
         };
         let accepted = accepted.map_err(Error::from);

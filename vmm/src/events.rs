@@ -135,6 +135,30 @@ pub enum EventKind {
     },
     /// The VM came from another monitor, and goes on under this one.
     Migrated,
+    /// From here on the VM can go back to a cut, and be that elsewhere.
+    Protected {
+        /// Where its standby is.
+        to: String,
+    },
+    /// There is no standby of the VM any more: what it sends leaves at once.
+    Unprotected,
+    /// A cut of the VM could not be taken; the next one covers it.
+    CheckpointFailed {
+        /// Its number.
+        epoch: u64,
+        /// Why.
+        reason: String,
+    },
+    /// The VM is again as it was at a cut.
+    RolledBack {
+        /// Which.
+        cut: u64,
+    },
+    /// The VM is here what it was elsewhere at a cut.
+    Promoted {
+        /// Which.
+        cut: u64,
+    },
 }
 
 impl From<GuestEnd> for EventKind {

@@ -21,6 +21,16 @@
 //!        ├──────── GiveUp ─────────┘    Paused ◄── Reclaim ──┤  if somebody says that it runs nowhere else
 //!        └──────────────────────── Declined ─────────────────┘  if the other monitor says that
 //! ```
+//!
+//! ```text
+//!                           Fence                              GoOn
+//!  Running, ShuttingDown, ─────────► Fenced ─────────┬────────────────► Running, Paused
+//!  Paused                                │ RollBack  │
+//!                 └──────────────────────┴──► RolledBack
+//! ```
+//! A VM that is protected as a member of a group stands still while the group is not sure of it, and after it went back
+//! to a cut; it goes on when the group says so.
+//!
 //! A VM migrates while it runs or is paused; its state changes for the last moment only, when it stands still to be
 //! handed over. Once that is done, another monitor may run it: whatever happens, this one does so no more by itself.
 //! A VM that is rebooted or cycled is built anew, runs as soon as it is [`Built`](State::Built), and is the same
@@ -60,8 +70,32 @@ pub enum State {
         /// Whether it ran before.
         ran: bool,
     },
+    /// Stands still, as its group is not sure that it may run.
+    Fenced {
+        /// Whether it ran before.
+        ran: bool,
+    },
+    /// Stands still at a cut, to which its group has gone back.
+    RolledBack {
+        /// Whether it ran at the cut.
+        ran: bool,
+    },
     /// Over; nothing brings it back.
     Ended,
+}
+
+/// What a VM's group decides about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// It may not run for now.
+    Fence,
+    /// It is to be as it was at a cut.
+    RollBack {
+        /// Whether it ran there.
+        ran: bool,
+    },
+    /// It may run.
+    GoOn,
 }
 
 /// How a VM becomes another monitor's.
@@ -262,6 +296,7 @@ impl State {
             (Self::HandedOver { .. }, Request::Reclaim) => (Action::Nothing, Self::Paused),
             (Self::HandedOver { .. }, _) => return Err(Refusal::HandedOver),
             (_, Request::Reclaim) => return Err(Refusal::NotHandedOver),
+            (Self::Fenced { .. } | Self::RolledBack { .. }, _) => return Err(Refusal::StandsStill(self)),
             (Self::ShuttingDown { .. } | Self::HandingOver { .. }, _) => return Err(Refusal::Busy(self)),
             (Self::Built, _)
             | (Self::Paused, Request::PressPowerButton | Request::Shutdown { .. } | Request::Reboot { .. }) => {
@@ -287,11 +322,58 @@ impl State {
             (Self::HandedOver { .. }, Handover::Arrived) => (Action::End(Exit::Migrated), Self::Ended),
             (Self::Ended, _) => return Err(Refusal::Ended),
             (Self::HandedOver { .. }, _) => return Err(Refusal::HandedOver),
-            (Self::ShuttingDown { .. }, Handover::Begin) => return Err(Refusal::Busy(self)),
+            (Self::ShuttingDown { .. } | Self::Fenced { .. } | Self::RolledBack { .. }, Handover::Begin) => {
+                return Err(Refusal::Busy(self));
+            }
             (_, Handover::Begin) => return Err(Refusal::NotRunning),
             _ => return Err(Refusal::NoMigrationUnderWay),
         };
         Ok(Step { action, next })
+    }
+
+    /// What to do about what the group of the VM has decided, or why it is refused. Changes nothing itself. That the guest
+    /// was asked to power down is forgotten: it is asked again after a fence, and may not have been before a way back.
+    ///
+    /// # Errors
+    /// It runs already, has ended, or is another's.
+    pub fn after_recovery(self, recovery: Recovery) -> Result<Step, Refusal> {
+        let (action, next) = match (self, recovery) {
+            (Self::Running | Self::ShuttingDown { .. }, Recovery::Fence) => (Action::Stop, Self::Fenced { ran: true }),
+            (Self::Paused, Recovery::Fence) => (Action::Nothing, Self::Fenced { ran: false }),
+            (Self::Fenced { .. } | Self::RolledBack { .. }, Recovery::Fence) => (Action::Nothing, self),
+            (Self::Running | Self::ShuttingDown { .. }, Recovery::RollBack { ran }) => {
+                (Action::Stop, Self::RolledBack { ran })
+            }
+            (Self::Paused | Self::Fenced { .. } | Self::RolledBack { .. }, Recovery::RollBack { ran }) => {
+                (Action::Nothing, Self::RolledBack { ran })
+            }
+            (Self::Fenced { ran: true } | Self::RolledBack { ran: true }, Recovery::GoOn) => {
+                (Action::Run, Self::Running)
+            }
+            (Self::Fenced { ran: false } | Self::RolledBack { ran: false }, Recovery::GoOn) => {
+                (Action::Nothing, Self::Paused)
+            }
+            (Self::Ended, _) => return Err(Refusal::Ended),
+            (Self::Running | Self::Paused | Self::ShuttingDown { .. }, Recovery::GoOn) => {
+                return Err(Refusal::Already(self));
+            }
+            (Self::Built | Self::HandingOver { .. } | Self::HandedOver { .. }, _) => return Err(Refusal::Busy(self)),
+        };
+        Ok(Step { action, next })
+    }
+
+    /// Whether a cut of the VM may be taken, and if so, whether it runs.
+    ///
+    /// # Errors
+    /// It stands still because its group said so, or is not there.
+    pub fn check_cut(self) -> Result<bool, Refusal> {
+        match self {
+            Self::Running | Self::ShuttingDown { .. } => Ok(true),
+            Self::Paused => Ok(false),
+            Self::Ended => Err(Refusal::Ended),
+            Self::Fenced { .. } | Self::RolledBack { .. } => Err(Refusal::StandsStill(self)),
+            Self::Built | Self::HandingOver { .. } | Self::HandedOver { .. } => Err(Refusal::Busy(self)),
+        }
     }
 
     /// What to do now that the guest has ended itself.
@@ -321,6 +403,8 @@ impl State {
             | Self::Paused
             | Self::HandingOver { .. }
             | Self::HandedOver { .. }
+            | Self::Fenced { .. }
+            | Self::RolledBack { .. }
             | Self::Ended => None,
         }
     }
@@ -348,6 +432,8 @@ impl State {
             } => "rebooting",
             Self::HandingOver { .. } => "handing_over",
             Self::HandedOver { .. } => "handed_over",
+            Self::Fenced { .. } => "fenced",
+            Self::RolledBack { .. } => "rolled_back",
             Self::Ended => "ended",
         }
     }
@@ -397,6 +483,14 @@ impl Request {
         matches!(
             self,
             Self::Shutdown { .. } | Self::Reboot { .. } | Self::Cycle | Self::Destroy
+        )
+    }
+
+    /// Whether a VM that is protected must not do it: it would be another VM, another monitor's, or have other disks.
+    pub fn ends_protection(self) -> bool {
+        matches!(
+            self,
+            Self::Reboot { .. } | Self::Cycle | Self::UpdateDevice | Self::Migrate
         )
     }
 

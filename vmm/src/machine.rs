@@ -196,6 +196,11 @@ impl Reserved {
         })
     }
 
+    /// What changes in its memory.
+    pub fn tracker(&self) -> &Tracker {
+        &self.tracker
+    }
+
     /// Makes it a machine that boots what `spec` says.
     fn boot(mut self, spec: &VmSpec) -> Result<Machine, Error> {
         let entry = boot::load(&spec.boot, &self.memory)?;

@@ -9,6 +9,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use crate::Error;
 use crate::device_manager::DeviceStats;
 use crate::lifecycle::State;
+use crate::protection::MemberStatus;
 
 /// Everything that is counted of a VM. Counters begin when the VM is built, and anew when it is built anew.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -25,6 +26,9 @@ pub struct VmStats {
     pub memory: MemoryStats,
     /// Its devices.
     pub devices: DeviceStats,
+    /// How its protection does, if somebody speaks for it in a group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protection: Option<MemberStatus>,
 }
 
 /// One vCPU.

@@ -60,6 +60,7 @@ pub fn stats(count: u64) -> VmStats {
                 input_bytes: count,
             },
         },
+        protection: None,
     }
 }
 

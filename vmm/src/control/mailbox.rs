@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::Command;
 use crate::lifecycle::{GuestEnd, Refusal};
-use crate::{migration, snapshot};
+use crate::{migration, protection, snapshot};
 
 /// Most commands that wait for the state driver.
 pub const COMMANDS_MAX: usize = 64;
@@ -34,6 +34,8 @@ pub enum JobStep {
     Snapshot(snapshot::Step),
     /// The migration that is under way.
     Migration(migration::Step),
+    /// The standby that was brought up to date. Nobody waits for an answer.
+    Protection(protection::SeedingDone),
 }
 
 /// Why the guest can go no further.

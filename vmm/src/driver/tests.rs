@@ -13,6 +13,7 @@ use crate::events::Event;
 use crate::testing::{has_kvm, kernel, tiny_spec};
 
 mod migrations;
+mod protections;
 mod snapshots;
 
 /// Longest wait for something that must happen.

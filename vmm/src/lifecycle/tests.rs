@@ -125,10 +125,42 @@ fn a_guest_that_shuts_down_is_not_handed_over() {
     assert_eq!(state.after_handover(Handover::Begin), Err(Refusal::Busy(state)));
 }
 
+#[test]
+fn a_vm_that_waits_for_its_group_does_nothing_else_but_end() {
+    for recovery in [Recovery::Fence, Recovery::RollBack { ran: true }] {
+        let state = State::Running.after_recovery(recovery).expect("it runs").next;
+        for request in [
+            Request::Resume,
+            Request::Pause,
+            Request::Cycle,
+            Request::Snapshot,
+            Request::Migrate,
+        ] {
+            assert_eq!(state.after(request, Instant::now()), Err(Refusal::StandsStill(state)));
+        }
+        let destroyed = state.after(Request::Destroy, Instant::now()).expect("always");
+        assert_eq!(destroyed.next, State::Ended);
+    }
+}
+
+#[test]
+fn a_vm_goes_on_as_it_was_when_it_was_fenced_or_at_the_cut() {
+    for (before, recovery, after) in [
+        (State::Running, Recovery::Fence, State::Running),
+        (State::Paused, Recovery::Fence, State::Paused),
+        (State::Paused, Recovery::RollBack { ran: true }, State::Running),
+        (State::Running, Recovery::RollBack { ran: false }, State::Paused),
+    ] {
+        let stands = before.after_recovery(recovery).expect("accepted").next;
+        assert_eq!(stands.after_recovery(Recovery::GoOn).expect("accepted").next, after);
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Input {
     Request(Request),
     Handover(Handover),
+    Recovery(Recovery),
     GuestEnd(GuestEnd),
     Wait(Duration),
 }
@@ -152,6 +184,9 @@ fn any_input() -> impl Strategy<Value = Input> {
         Just(Input::Handover(Handover::Commit)),
         Just(Input::Handover(Handover::Arrived)),
         Just(Input::Handover(Handover::Declined)),
+        Just(Input::Recovery(Recovery::Fence)),
+        any::<bool>().prop_map(|ran| Input::Recovery(Recovery::RollBack { ran })),
+        Just(Input::Recovery(Recovery::GoOn)),
         Just(Input::GuestEnd(GuestEnd::Shutdown)),
         Just(Input::GuestEnd(GuestEnd::Reset)),
         Just(Input::GuestEnd(GuestEnd::Panic)),
@@ -197,6 +232,7 @@ proptest! {
                     }
                 },
                 Input::Handover(handover) => state.after_handover(handover).ok(),
+                Input::Recovery(recovery) => state.after_recovery(recovery).ok(),
                 // A guest that stands still does not end itself.
                 Input::GuestEnd(end) => (model.vcpus_run && !model.ended).then(|| state.after_guest_end(end)),
                 Input::Wait(time) => {

@@ -28,17 +28,18 @@ pub use cutover_migration::report::Report as MigrationReport;
 pub use cutover_migration::status::{Progress as MigrationProgress, Status as MigrationStatus};
 
 pub(crate) use self::destination::receive;
+pub(crate) use self::disks::MovingDisks;
 pub(crate) use self::job::{Migration, Step};
 pub(crate) use self::memory::{MemoryImage, numbered};
 pub use self::request::{MigrateRequest, MigratedDisks, ReceiveRequest};
-pub(crate) use self::source::Still;
+pub(crate) use self::source::{MOMENT, Moment, Still, memory_shape, reservation};
 
 /// What protects a link, for a host with its certificate in the directory `tls`. Whether an unprotected one will do was
 /// for others to decide.
 ///
 /// # Errors
 /// There is no certificate.
-fn security(tls: Option<&Path>) -> Result<Security, Error> {
+pub(crate) fn security(tls: Option<&Path>) -> Result<Security, Error> {
     Ok(Security {
         insecure: true,
         identity: tls.map(Identity::read).transpose()?,

@@ -45,6 +45,18 @@ pub struct Moment {
     pub after_ns: u64,
 }
 
+impl Moment {
+    /// That of a guest whose clocks were read `at` a time, and which `runs` or does not; the destination was asked for a
+    /// reservation when it was `reserved`.
+    pub fn since(reserved: Instant, at: Instant, runs: bool) -> Self {
+        let after = at.saturating_duration_since(reserved);
+        Self {
+            runs,
+            after_ns: u64::try_from(after.as_nanos()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
 impl Section for Moment {
     const VERSION: u16 = 1;
 
@@ -183,21 +195,36 @@ pub fn memory_shape(pages: u64) -> ImageShape {
     }
 }
 
+/// What another monitor has to have for incarnation `generation` of the VM of `spec`, with `images` that move.
+pub fn reservation(
+    spec: &VmSpec,
+    generation: u64,
+    memory: &GuestMemory,
+    cpu: &CpuNeeds,
+    images: Vec<ImageShape>,
+) -> Reservation {
+    Reservation {
+        generation,
+        monitor: concat!("cutover ", env!("CARGO_PKG_VERSION")).to_owned(),
+        spec: spec.clone(),
+        memory: snapshot::regions(memory),
+        cpu: cpu.clone(),
+        images,
+    }
+}
+
 impl SourceVm for Source<'_> {
     fn reservation(&self) -> Reservation {
-        Reservation {
-            generation: self.subject.incarnation,
-            monitor: concat!("cutover ", env!("CARGO_PKG_VERSION")).to_owned(),
-            spec: self.subject.spec.clone(),
-            memory: snapshot::regions(&self.subject.memory),
-            cpu: self.subject.cpu.clone(),
-            images: self
-                .image
-                .iter()
-                .map(|image| memory_shape(image.pages()))
-                .chain(self.subject.moving.shapes())
-                .collect(),
-        }
+        let Subject {
+            spec,
+            incarnation,
+            memory,
+            cpu,
+            moving,
+            ..
+        } = &self.subject;
+        let image = self.image.iter().map(|image| memory_shape(image.pages()));
+        reservation(spec, *incarnation, memory, cpu, image.chain(moving.shapes()).collect())
     }
 
     /// The last that is asked for before the destination is asked.
@@ -245,11 +272,7 @@ impl SourceVm for Source<'_> {
         }
         let mut state = Sections::default();
         still.state.write(&mut state)?;
-        let after = still.at.saturating_duration_since(self.reserved.get());
-        let moment = Moment {
-            runs: still.ran,
-            after_ns: u64::try_from(after.as_nanos()).unwrap_or(u64::MAX),
-        };
+        let moment = Moment::since(self.reserved.get(), still.at, still.ran);
         state.section(MOMENT, &moment)?;
         Ok(Stopped {
             dirty: memory.into_iter().chain(self.subject.moving.take(false)?).collect(),

@@ -153,22 +153,30 @@ impl<R> Cuts<R> {
         Ok((cut.pages.clone(), before, &cut.rest))
     }
 
-    /// Whether `pages` are those of a cut that is still wanted.
-    pub fn is_wanted(&self, pages: &Arc<CutPages>) -> bool {
-        self.pending.iter().any(|cut| Arc::ptr_eq(&cut.pages, pages))
+    /// What the cut has but pages that has `pages`, if it is still wanted.
+    pub fn wanted(&mut self, pages: &Arc<CutPages>) -> Option<&mut R> {
+        let cut = self.pending.iter_mut().find(|cut| Arc::ptr_eq(&cut.pages, pages));
+        cut.map(|cut| &mut cut.rest)
+    }
+
+    /// Whether cut `number` may become permanent.
+    ///
+    /// # Errors
+    /// There is no such cut that is valid.
+    pub fn check_valid(&self, number: u64) -> Result<(), Error> {
+        let found = self.pending.iter().any(|cut| cut.number == number && cut.valid);
+        found.then_some(()).ok_or(Error::NoSuchCut { cut: number })
     }
 
     /// All go back to cut `number` from here on, if to any. Brings the shadow there, cut by cut.
     ///
     /// # Errors
-    /// There is no such cut that is valid, or the shadow cannot be written.
+    /// There is no such cut that is valid, nor a later one that is permanent, or the shadow cannot be written.
     pub fn make_permanent(&mut self, number: u64) -> Result<(), Error> {
-        if self.permanent() == Some(number) {
+        if self.permanent() >= Some(number) {
             return Ok(());
         }
-        if !self.pending.iter().any(|cut| cut.number == number && cut.valid) {
-            return Err(Error::NoSuchCut { cut: number });
-        }
+        self.check_valid(number)?;
         while self.pending.front().is_some_and(|cut| cut.number <= number)
             && let Some(cut) = self.pending.pop_front()
         {
@@ -188,12 +196,11 @@ impl<R> Cuts<R> {
     /// It is not permanent and cannot be, or is not the last one that is.
     pub fn roll_back(&mut self, number: u64) -> Result<WayBack<'_, R>, Error> {
         self.make_permanent(number)?;
+        let permanent = self.permanent.as_ref().filter(|(permanent, _)| *permanent == number);
+        let (_, rest) = permanent.ok_or(Error::NoSuchCut { cut: number })?;
         let mut pages = PageBits::empty(self.shadow.pages());
         self.pending.iter().for_each(|cut| pages.union(cut.pages.numbers()));
-        while let Some(cut) = self.pending.pop_back() {
-            self.recycle(cut.pages);
-        }
-        let (_, rest) = self.permanent.as_ref().ok_or(Error::NoSuchCut { cut: number })?;
+        self.pending.clear();
         Ok(WayBack { pages, rest })
     }
 

@@ -26,16 +26,16 @@ impl Protection {
         &self.macs
     }
 
-    /// Brings the standby at `to` up to a state from which an epoch is small, while the guest runs. From then on what it
-    /// sends is held: `epoch` is the next cut. `group` are the addresses of all members.
+    /// Brings the standby at `to` up to a state from which an epoch is small, while the guest runs; `epoch` is the first cut
+    /// that may follow. `group` are the addresses of all members. Output is held from the first [`block`](Self::block) on.
     ///
     /// # Errors
     /// It is protected already, has what cannot be protected, or the standby cannot be reached or refuses it: then it goes
     /// on as before.
     pub fn seed(&mut self, to: &StandbyAddress, group: &[MacAddr], epoch: u64) -> Result<(), Error> {
-        self.vm.protection_step(Step::Seed(to.clone()))?;
-        let group = group.to_vec();
-        self.vm.protection_step(Step::Hold { group, epoch })
+        tracing::debug!(epoch, to = %to.endpoint, "the standby is seeded");
+        let (to, group) = (to.clone(), group.to_vec());
+        self.vm.protection_step(Step::Seed { to, group })
     }
 
     /// Holds all that the guest sends, until the cut `epoch` is valid or is not to be.
@@ -43,8 +43,7 @@ impl Protection {
     /// # Errors
     /// It is not protected.
     pub fn block(&mut self, epoch: u64) -> Result<(), Error> {
-        tracing::debug!(epoch, "output is blocked");
-        self.vm.protection_step(Step::Block)
+        self.vm.protection_step(Step::Block(epoch))
     }
 
     /// Takes the cut `epoch`.
@@ -89,7 +88,7 @@ impl Protection {
     }
 
     /// Has the VM go on that [was fenced](Self::fence), [has gone back](Self::roll_back), or was promoted; its LAN is told
-    /// where it is.
+    /// where it is. What was sent to it while it stood still at a cut is dropped: it is of a future that there is not.
     ///
     /// # Errors
     /// It runs.
@@ -122,6 +121,17 @@ impl Protection {
     }
 }
 
+impl Drop for Protection {
+    fn drop(&mut self) {
+        let ended = |outcome: Result<(), Error>| {
+            if let Err(error) = outcome {
+                tracing::debug!(%error, "nobody speaks for the VM any more");
+            }
+        };
+        self.vm.submit(|reply| Command::Protection(Step::End, reply), ended);
+    }
+}
+
 impl Controller {
     /// Has the VM be one that can be protected, by what is returned; what it tells by itself goes to `notices`.
     ///
@@ -130,6 +140,19 @@ impl Controller {
     pub fn protect(&self, notices: Sender<Notice>) -> Result<Protection, Error> {
         let macs = self.ask(|reply| Command::Protect { notices, reply })?;
         Ok(Protection::new(self.clone(), macs))
+    }
+
+    /// As [`protect`](Self::protect), without waiting: `answer` is called on the state driver's thread, and must not wait.
+    pub fn protect_then(
+        &self,
+        notices: Sender<Notice>,
+        answer: impl FnOnce(Result<Protection, Error>) + Send + 'static,
+    ) {
+        let vm = self.clone();
+        self.submit(
+            |reply| Command::Protect { notices, reply },
+            |macs| answer(macs.map(|macs| Protection::new(vm, macs))),
+        );
     }
 
     fn protection_step(&self, step: Step) -> Result<(), Error> {

@@ -12,9 +12,23 @@
 //! would have to go back to it can. Who decides that is outside of this crate; here is what it means for one VM.
 
 mod cuts;
+mod disks;
 mod handle;
+mod member;
 mod pages;
 mod request;
+mod seeding;
+mod shipping;
+mod taking;
 
+pub(crate) use self::disks::Begin;
+#[cfg(test)]
+pub(crate) use self::disks::Disks;
 pub use self::handle::Protection;
+pub(crate) use self::member::{Guard, Member, Output, WayBack};
 pub use self::request::{CutReport, MemberStatus, Notice, StandbyAddress, Step};
+pub(crate) use self::seeding::{Seeding, copy as copy_pages, take as take_changes};
+#[cfg(test)]
+pub(crate) use self::shipping::{Seeded, SharedCuts};
+pub(crate) use self::shipping::{SeedingDone, Work};
+pub(crate) use self::taking::Taking;

@@ -91,12 +91,13 @@ impl PageBuffer {
         }
     }
 
-    /// How many copies it has.
-    pub fn len(&self) -> usize {
-        self.numbers.len()
-    }
-
+    /// Makes it empty, with room for twice as much as it had.
     fn clear(&mut self) {
+        let room = 2 * self.numbers.len().max(ROOM_MIN);
+        if self.pages.len() > 2 * room {
+            self.pages.truncate(room);
+            self.pages.shrink_to_fit();
+        }
         self.numbers.clear();
     }
 }

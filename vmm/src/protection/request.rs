@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
+use cutover_migration::epoch::Options;
 use cutover_migration::transport::Endpoint;
 use cutover_snapshot::spec::MacAddr;
 use serde::Serialize;
+
+use crate::lifecycle::Exit;
 
 /// Where a standby listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +16,8 @@ pub struct StandbyAddress {
     pub endpoint: Endpoint,
     /// Directory with this host's [certificate](cutover_migration::transport::tls). Endpoints with TLS need it.
     pub tls: Option<PathBuf>,
+    /// How the link is to be.
+    pub link: Options,
 }
 
 /// What a protected VM tells by itself.
@@ -24,8 +29,23 @@ pub enum Notice {
     StandbyLost(String),
     /// What waits to be sent, or to be undone, is near its limit: the next cut is wanted early.
     OutputWaits,
-    /// The guest, or its monitor, has come to its end: how.
+    /// The guest has come to its end in order: how.
     GuestEnded(String),
+    /// The guest, or its monitor, failed.
+    GuestFailed(String),
+}
+
+impl Notice {
+    /// What there is to tell of a VM that ended like this.
+    pub(crate) fn of_exit(exit: Exit) -> Self {
+        match exit {
+            Exit::Shutdown => Self::GuestEnded("the guest powered itself off".to_owned()),
+            Exit::Reboot => Self::GuestEnded("the guest asked for a reset".to_owned()),
+            Exit::Ended => Self::GuestEnded("the VM was ended by force".to_owned()),
+            Exit::Migrated => Self::GuestEnded("the VM goes on under another monitor".to_owned()),
+            Exit::Panic => Self::GuestFailed("the guest's kernel panicked".to_owned()),
+        }
+    }
 }
 
 /// What there is to tell of a cut.
@@ -47,12 +67,12 @@ pub struct MemberStatus {
     /// Their bytes.
     pub held_bytes: u64,
     /// How long the guest stood still for the last cut, in ns.
-    pub last_pause_ns: u64,
+    pub pause_ns: u64,
     /// Pages of memory in the last cut.
     pub dirty_pages: u64,
     /// The last permanent cut; 0 before the first.
     pub permanent: u64,
-    /// Cuts that were taken since the last permanent one.
+    /// Cuts that are valid or tentative, and not permanent.
     pub lag: u64,
     /// Cuts taken so far.
     pub cuts: u64,
@@ -63,18 +83,15 @@ pub struct MemberStatus {
 /// What the state driver does for a protected VM, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Bring the standby there up to date while the guest runs. Until the first cut is permanent, there is no way back.
-    Seed(StandbyAddress),
-    /// Hold what the guest sends from here on, in this epoch; frames for these addresses only while
-    /// [blocked](Self::Block).
-    Hold {
-        /// Addresses of all members of the group.
+    /// Bring the standby up to date while the guest runs. Until the first cut is permanent, there is no way back.
+    Seed {
+        /// Where it is.
+        to: StandbyAddress,
+        /// Addresses of all members of the group: frames between them are held only while [blocked](Self::Block).
         group: Vec<MacAddr>,
-        /// The epoch that begins.
-        epoch: u64,
     },
-    /// Hold all the guest sends.
-    Block,
+    /// Hold all the guest sends, in this epoch.
+    Block(u64),
     /// The cut with this number is valid: frames between members may leave, and the standby gets it.
     Validate(u64),
     /// Nothing comes of the cut with this number: the next one covers it.
@@ -87,6 +104,8 @@ pub enum Step {
     RollBack(u64),
     /// Go on, after a fence, a way back, or a promotion.
     Resume,
-    /// Protect it no more: all that waits is sent.
+    /// Protect it no more: all that is held is sent.
     Leave,
+    /// Nobody speaks for the VM any more: if it is protected, nobody can say whether it may run.
+    End,
 }

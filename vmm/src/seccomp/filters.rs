@@ -252,6 +252,7 @@ pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Bac
         ),
         // Those of a destination put pages that arrive while the guest runs.
         ThreadKind::Migration => (&[MIGRATION], &[ioctls::VM, ioctls::SOCKETS, uffd::REQUESTS]),
+        ThreadKind::Checkpoint => (&[MIGRATION], &[ioctls::VM, ioctls::SOCKETS]),
         ThreadKind::Api => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP, API], &[]),
     };
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = [RUNTIME]
@@ -298,6 +299,7 @@ mod tests {
             ThreadKind::PageFault,
             ThreadKind::Snapshot,
             ThreadKind::Migration,
+            ThreadKind::Checkpoint,
         ] {
             for (call, conditions) in rules(kind).expect("rules") {
                 let allowed = supervisor

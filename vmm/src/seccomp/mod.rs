@@ -39,11 +39,13 @@ pub enum ThreadKind {
     Snapshot,
     /// Moves the VM to another monitor, or has it from there.
     Migration,
+    /// Sends cuts of a protected VM to its standby.
+    Checkpoint,
 }
 
 impl ThreadKind {
     #[cfg(test)]
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::StateDriver,
         Self::Supervisor,
         Self::Vcpu,
@@ -54,6 +56,7 @@ impl ThreadKind {
         Self::PageFault,
         Self::Snapshot,
         Self::Migration,
+        Self::Checkpoint,
     ];
 
     fn name(self) -> &'static str {
@@ -67,6 +70,7 @@ impl ThreadKind {
             Self::PageFault => "page-fault",
             Self::Snapshot => "snapshot",
             Self::Migration => "migration",
+            Self::Checkpoint => "checkpoint",
         }
     }
 }

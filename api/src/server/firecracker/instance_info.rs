@@ -54,7 +54,13 @@ pub struct FirecrackerVersion {
 pub async fn get(State(instance): State<Arc<Instance>>) -> Result<Response, Failure> {
     let state = match instance.state().await? {
         None => InstanceState::NotStarted,
-        Some(VmState::Paused | VmState::HandingOver { .. } | VmState::HandedOver { .. }) => InstanceState::Paused,
+        Some(
+            VmState::Paused
+            | VmState::HandingOver { .. }
+            | VmState::HandedOver { .. }
+            | VmState::Fenced { .. }
+            | VmState::RolledBack { .. },
+        ) => InstanceState::Paused,
         Some(_) => InstanceState::Running,
     };
     Ok(json(&InstanceInfo {

@@ -156,6 +156,11 @@ impl From<EventKind> for EventKindV1 {
             },
             EventKind::MigrationFailed { to, reason } => Self::MigrationFailed { to, reason },
             EventKind::Migrated => Self::Migrated,
+            EventKind::Protected { to } => Self::Protected { to },
+            EventKind::Unprotected => Self::Unprotected,
+            EventKind::CheckpointFailed { epoch, reason } => Self::CheckpointFailed { epoch, reason },
+            EventKind::RolledBack { cut } => Self::RolledBack { cut },
+            EventKind::Promoted { cut } => Self::Promoted { cut },
         }
     }
 }

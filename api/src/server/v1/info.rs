@@ -88,6 +88,8 @@ impl From<State> for StateV1 {
             State::ShuttingDown { .. } => Self::ShuttingDown,
             State::HandingOver { .. } => Self::HandingOver,
             State::HandedOver { .. } => Self::HandedOver,
+            State::Fenced { .. } => Self::Fenced,
+            State::RolledBack { .. } => Self::RolledBack,
             State::Ended => Self::Ended,
         }
     }

@@ -53,6 +53,10 @@ pub enum StateV1 {
     HandingOver,
     /// It was handed over to another monitor, which has not said that it runs there: it does not run here any more.
     HandedOver,
+    /// It stands still, as its group is not sure that it may run.
+    Fenced,
+    /// It stands still at a checkpoint to which its group has gone back.
+    RolledBack,
     /// Over.
     Ended,
 }
@@ -375,6 +379,30 @@ pub enum EventKindV1 {
     },
     /// The VM came from another monitor, and goes on here.
     Migrated,
+    /// From here on the VM can go back to a checkpoint, and be that elsewhere.
+    Protected {
+        /// Where its standby is.
+        to: String,
+    },
+    /// There is no standby of the VM any more: what it sends leaves at once.
+    Unprotected,
+    /// A checkpoint of the VM could not be taken; the next one covers it.
+    CheckpointFailed {
+        /// Its number.
+        epoch: u64,
+        /// Why.
+        reason: String,
+    },
+    /// The VM is again as it was at a checkpoint.
+    RolledBack {
+        /// Which.
+        cut: u64,
+    },
+    /// The VM is here what it was elsewhere at a checkpoint.
+    Promoted {
+        /// Which.
+        cut: u64,
+    },
     /// The events before this one are lost: the client was too far behind, or saw the last one in another process.
     /// `sequence` is that of the last event lost.
     Gap,
