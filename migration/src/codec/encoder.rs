@@ -82,6 +82,11 @@ impl Encoder {
     /// missing there): no page is sent as a delta, or not at all because it is unchanged.
     pub fn stop_deltas(&mut self) {
         self.remembers = false;
+        self.forget();
+    }
+
+    /// What was sent before is not what the destination has: each page is sent whole once more.
+    pub fn forget(&mut self) {
         self.histories.iter_mut().for_each(History::clear);
     }
 

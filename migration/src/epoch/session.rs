@@ -135,7 +135,11 @@ impl Session {
     pub fn roll_back(&mut self, cut: u64) -> Result<(), Error> {
         self.link.send(&ToStandby::RolledBack { cut })?;
         match self.receive("RolledBack")? {
-            ToPrimary::RolledBack { cut: there } if there == cut => Ok(()),
+            ToPrimary::RolledBack { cut: there } if there == cut => {
+                // What was dropped there was sent.
+                self.outgoing.forget();
+                Ok(())
+            }
             other => Err(Error::unexpected("RolledBack to the same cut", &other)),
         }
     }

@@ -171,6 +171,12 @@ impl<Vm: DestinationVm> Standby<Vm> {
         let Image::At(state) = &self.image else {
             return Err(self.unusable("be promoted at cut", cut));
         };
+        // What the guest was told is on its disks has to be there also if this host fails next.
+        for image in self.vm.images() {
+            image
+                .settle()
+                .map_err(|error| Error::vm("make a disk permanent")(error.into()))?;
+        }
         let restored = self.vm.restore(state, None);
         restored.map_err(Error::vm("take over the state"))?;
         Ok(self.vm)

@@ -155,6 +155,11 @@ impl Outgoing {
         self.lanes.iter_mut().for_each(|lane| lane.encoder.stop_deltas());
     }
 
+    /// Pages of the destination are not what was sent of them: each is sent whole once more.
+    pub fn forget(&mut self) {
+        self.lanes.iter_mut().for_each(|lane| lane.encoder.forget());
+    }
+
     /// What the limit was at first holds again.
     pub fn limit_again(&mut self, options: &Options) {
         self.limit = Limit::new(options.bandwidth);

@@ -2,13 +2,14 @@
 
 use serde_bytes::ByteBuf;
 
-use super::super::message::{Header, ToStandby};
+use super::super::message::{Header, ToPrimary, ToStandby};
 use super::super::{PROTECT, PrimaryLink};
 use super::*;
 use crate::batch::{self, Batch, Encoding, Kind, Record};
 use crate::handshake::{self, Wanted};
 use crate::link::SourceLink;
 use crate::transport;
+use crate::wire;
 use std::io::{IoSlice, Write};
 use std::time::Duration;
 
@@ -204,4 +205,47 @@ fn a_state_that_is_not_what_was_sent_is_refused() {
     let damaged = Said::Message(ToStandby::Epoch(header));
     let (reason, ..) = hears(&[opening(), vec![damaged]].concat());
     assert!(reason.contains("state of an epoch"), "{reason}");
+}
+
+/// What is said, byte for byte: what other releases speak must not change.
+#[test]
+fn epochs_are_spoken_as_they_always_were() {
+    let header = Header {
+        number: 300,
+        generation: 7,
+        sections: Vec::new(),
+        state: ByteBuf::from(*b"state"),
+    };
+    let reason = || "no".to_owned();
+    let said = [
+        ToStandby::Round,
+        ToStandby::Seeded,
+        ToStandby::Epoch(header),
+        ToStandby::RolledBack { cut: 299 },
+        ToStandby::Alive,
+        ToStandby::Abort { reason: reason() },
+    ]
+    .map(|message| wire::encode(&message).unwrap());
+    let answered = [
+        ToPrimary::RoundApplied,
+        ToPrimary::Seeded,
+        ToPrimary::Holds {
+            number: 300,
+            room: true,
+        },
+        ToPrimary::RolledBack { cut: 299 },
+        ToPrimary::Alive { room: false },
+        ToPrimary::Abort { reason: reason() },
+    ]
+    .map(|message| wire::encode(&message).unwrap());
+    for (name, bytes) in [("said", said.concat()), ("answered", answered.concat())] {
+        let path = format!("{}/src/epoch/tests/golden/version_1_{name}", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        assert!(
+            std::fs::read(&path).unwrap() == bytes,
+            "{path}: version 1 was something else"
+        );
+    }
 }

@@ -83,10 +83,11 @@ impl Guest {
             .map(|(index, (content, dirty))| Part {
                 pages: dirty.clone(),
                 content: Arc::new(Frozen(content.clone())),
-                base: self
-                    .cuts
-                    .last()
-                    .map(|cut| Arc::new(Frozen(cut[index].clone())) as Arc<dyn PageSource>),
+                // Of a disk nobody keeps what it was like.
+                base: match self.cuts.last() {
+                    Some(cut) if index == 0 => Some(Arc::new(Frozen(cut[index].clone()))),
+                    _ => None,
+                },
             })
             .collect()
     }
