@@ -1,6 +1,10 @@
 //! Guests with disks: on files that both hosts see, or that move with them.
 
-use cutover_tests::{Disk, Exit, Guest, ManagedVm, Receiver, Shelf, poll_until, scratch};
+use std::path::Path;
+
+use cutover_tests::{
+    Disk, Exit, Fault, Guest, Link, ManagedVm, Receiver, Shelf, SmallFileSystem, Toward, poll_until, scratch,
+};
 use serde_json::json;
 
 /// Bytes of the disk.
@@ -74,9 +78,26 @@ fn a_disk_that_moves_with_its_guest_has_every_write_and_the_old_one_has_none_of_
     let (managed, old) = guest_with_disk();
     managed.vm.check(WRITES);
     wait_for_writes(&managed, 4);
-    let directory = scratch();
-    let receiver = Receiver::start_with(["--disks".as_ref(), directory.path().as_os_str()]);
-    let (managed, _) = managed.move_to(receiver, &json!({ "disks": "move" }));
+    let (small, directory) = (SmallFileSystem::new("1M"), scratch());
+    let to = |directory: &Path| Receiver::start_with(["--disks".as_ref(), directory.as_os_str()]);
+    let receiver = to(small.path());
+    let fault = managed.migrate(receiver.address(), &json!({ "disks": "move" })).fault();
+    assert!(fault.contains("has room for 1M"), "{fault}");
+    receiver.check_given_up();
+
+    // While it moves it stays the disk it is.
+    let receiver = to(directory.path());
+    let link = Link::failing(receiver.address(), Toward::Destination, 1 << 20, Fault::Silence);
+    let mut moving = managed.begin_to_migrate(link.address(), &json!({ "disks": "move" }));
+    link.wait_for_fault();
+    let other = json!({ "drive_id": "data", "path_on_host": Disk::blank(DISK).path() });
+    let fault = managed.api.request("PATCH", "/drives/data", Some(&other)).fault();
+    assert!(fault.contains("is being migrated"), "{fault}");
+    link.heal();
+    moving.answer().success();
+    assert_eq!(managed.vm.wait(), Exit::Shutdown);
+    let managed = receiver.managed;
+    managed.check_goes_on();
     let (length, left) = (usize::try_from(DISK).unwrap(), old.path().to_owned());
     let before = old.sha256(length);
     wait_for_writes(&managed, 40);
