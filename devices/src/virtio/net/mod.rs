@@ -237,6 +237,12 @@ impl Net {
         self.cable.gate.held()
     }
 
+    /// Drops what waits to be received: it was sent to a guest that there is no more, as it went back to a checkpoint.
+    /// Returns how many frames it was.
+    pub fn drop_received(&mut self) -> usize {
+        self.cable.tap.drop_received()
+    }
+
     /// The addresses that the guest was seen to use.
     pub fn addresses(&self) -> AddressesState {
         (&self.cable.seen).into()

@@ -24,6 +24,8 @@ use crate::virtio::buffers::GuestBuffers;
 
 /// The kernel puts the lowest free number in place of `%d`.
 const NAME_PATTERN: &str = "cutover%d";
+/// Most frames that are dropped at once: more than a tap device queues (`txqueuelen`, by default 1000).
+const DROPPED_FRAMES_MAX: usize = 4096;
 /// Ethernet frames, without a protocol header, with a virtio header.
 const FLAGS: c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 /// What the guest accepts, and what the tap may then leave undone.
@@ -112,6 +114,17 @@ impl Tap {
     /// Reads one frame with its header; what does not fit into `space` is lost.
     pub fn receive(&self, space: &GuestBuffers) -> io::Result<usize> {
         space.read_from(self.fd.as_fd())
+    }
+
+    /// Drops frames that wait to be received, at most [`DROPPED_FRAMES_MAX`]; returns how many.
+    pub fn drop_received(&self) -> usize {
+        // What does not fit is lost, as it is to be; a header has to fit.
+        let mut beginning = [0; 256];
+        let received = || rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut beginning)).is_ok();
+        std::iter::repeat_with(received)
+            .take(DROPPED_FRAMES_MAX)
+            .take_while(|received| *received)
+            .count()
     }
 
     /// Has the event loop report, with `data`, that there are frames or that there is room for frames.

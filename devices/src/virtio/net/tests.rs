@@ -335,6 +335,18 @@ fn the_driver_reads_the_address_link_state_and_mtu() {
 }
 
 #[test]
+fn frames_that_wait_for_a_guest_that_there_is_no_more_are_dropped_and_counted() {
+    let (mut net, cable) = device();
+    for number in 0..3 {
+        rustix::io::write(&cable, &frame(number, 1000)).unwrap();
+    }
+    assert_eq!(net.drop_received(), 3);
+    assert_eq!(net.drop_received(), 0);
+    rustix::io::write(&cable, &frame(3, 1000)).unwrap();
+    assert_eq!(net.drop_received(), 1);
+}
+
+#[test]
 fn a_made_up_address_is_local_and_unicast_and_new_each_time() {
     let [first, second] = [random_mac().unwrap(), random_mac().unwrap()];
     assert_eq!(first.0[0] & 3, 2);

@@ -188,6 +188,22 @@ fn an_opened_gate_sends_all_in_the_order_of_sending_before_what_is_sent_then() {
 }
 
 #[test]
+fn an_opened_gate_gives_others_their_turn_and_goes_on_by_itself() {
+    let mut fixture = Fixture::held(1);
+    let count = u32::from(FRAMES_PER_TURN) + 9;
+    (0..count).for_each(|number| assert_eq!(fixture.send(&short(number, STRANGER)), Passage::Taken));
+    set_socket_send_buffer_size(&fixture.gate.tap, 1 << 20).unwrap();
+    fixture.gate.take(Step::Open);
+    fixture.gate.flush();
+    assert_eq!((fixture.gate.held().frames, fixture.gate.needs_room()), (9, false));
+    assert_eq!(fixture.send(&short(count, STRANGER)), Passage::Waits);
+    fixture.turn();
+    assert_eq!(fixture.send(&short(count, STRANGER)), Passage::Taken);
+    let expected: Vec<_> = (0..=count).map(|number| short(number, STRANGER)).collect();
+    assert!(fixture.receive_all() == expected);
+}
+
+#[test]
 fn what_is_discarded_never_leaves_and_the_next_epoch_has_a_number_again_that_was() {
     let mut fixture = Fixture::held(8);
     fixture.send(&short(0, STRANGER));
