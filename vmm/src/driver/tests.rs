@@ -15,6 +15,7 @@ use crate::testing::{has_kvm, kernel, tiny_spec};
 mod migrations;
 mod protections;
 mod snapshots;
+mod standbys;
 
 /// Longest wait for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);

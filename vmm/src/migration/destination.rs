@@ -93,15 +93,18 @@ enum Stage {
     /// Its state is still to come.
     Reserved(Box<Reserved>),
     /// It could run.
-    Loaded {
-        machine: Box<Machine>,
-        /// Whether it is to.
-        runs: bool,
-        /// Its memory, if it runs before all of that is there.
-        arriving: Option<Arc<Arriving>>,
-    },
-    /// Its state was none.
+    Loaded(Loaded),
+    /// Its state was none, or was taken.
     Failed,
+}
+
+/// A VM that has its state.
+struct Loaded {
+    machine: Box<Machine>,
+    /// Whether it is to run.
+    runs: bool,
+    /// Its memory, if it runs before all of that is there.
+    arriving: Option<Arc<Arriving>>,
 }
 
 impl DestinationHost for Host<'_> {
@@ -281,25 +284,20 @@ impl DestinationVm for Incoming {
         // KVM has touched some pages by now, and nobody does before the guest runs.
         let arriving = missing.map(|missing| Arriving::start(machine.memory(), &missing));
         let arriving = arriving.transpose()?.map(Arc::new);
-        self.stage = Stage::Loaded {
+        self.stage = Stage::Loaded(Loaded {
             machine: Box::new(machine),
             runs: moment.runs,
             arriving: arriving.clone(),
-        };
+        });
         Ok(arriving.map(|memory| memory as Arc<dyn ArrivingMemory>))
     }
 
-    fn run(self) -> Result<Vmm, VmError> {
-        let Stage::Loaded {
+    fn run(mut self) -> Result<Vmm, VmError> {
+        let Loaded {
             machine,
             runs,
             arriving,
-        } = self.stage
-        else {
-            return Err("the VM has no state yet".into());
-        };
-        self.disks.publish()?;
-        machine.devices.take_disks()?;
+        } = self.take_over()?;
         if runs {
             machine.run();
         }
@@ -313,5 +311,42 @@ impl DestinationVm for Incoming {
             &self.options,
             self.mailbox,
         ))
+    }
+}
+
+impl Incoming {
+    /// What it is.
+    pub fn spec(&self) -> &VmSpec {
+        &self.spec
+    }
+
+    /// Has the VM be this host's, at `cut` of its epochs, and stand still.
+    ///
+    /// # Errors
+    /// It has no state, or something that only one of the two may have could not be had.
+    pub fn stand_still(mut self, cut: u64) -> Result<Vmm, Error> {
+        let Loaded { machine, runs, .. } = self.take_over()?;
+        Ok(Vmm::promoted(
+            self.spec,
+            *machine,
+            self.incarnation,
+            cut,
+            runs,
+            &self.options,
+            self.mailbox,
+        ))
+    }
+
+    /// Takes what only one of the two may have: names and locks of disks.
+    fn take_over(&mut self) -> Result<Loaded, Error> {
+        let Stage::Loaded(loaded) = std::mem::replace(&mut self.stage, Stage::Failed) else {
+            return Err(Error::Migration(cutover_migration::Error::Vm {
+                action: "take the VM over",
+                source: "it has no state yet".into(),
+            }));
+        };
+        std::mem::take(&mut self.disks).publish()?;
+        loaded.machine.devices.take_disks()?;
+        Ok(loaded)
     }
 }

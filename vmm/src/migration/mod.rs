@@ -27,7 +27,7 @@ use crate::Error;
 pub use cutover_migration::report::Report as MigrationReport;
 pub use cutover_migration::status::{Progress as MigrationProgress, Status as MigrationStatus};
 
-pub(crate) use self::destination::receive;
+pub(crate) use self::destination::{Host, Incoming, receive};
 pub(crate) use self::disks::MovingDisks;
 pub(crate) use self::job::{Migration, Step};
 pub(crate) use self::memory::{MemoryImage, numbered};

@@ -19,6 +19,7 @@ mod pages;
 mod request;
 mod seeding;
 mod shipping;
+mod standby;
 mod taking;
 
 pub(crate) use self::disks::Begin;
@@ -31,4 +32,5 @@ pub(crate) use self::seeding::{Seeding, copy as copy_pages, take as take_changes
 #[cfg(test)]
 pub(crate) use self::shipping::{Seeded, SharedCuts};
 pub(crate) use self::shipping::{SeedingDone, Work};
+pub use self::standby::{Standby, StandbyListener, StandbyNotice, StandbyRequest};
 pub(crate) use self::taking::Taking;
