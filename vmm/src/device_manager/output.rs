@@ -55,6 +55,11 @@ impl DeviceManager {
         self.sum_of_nets(|net| net.held())
     }
 
+    /// Drops what waits to be received; returns how many frames it was.
+    pub fn drop_input(&self) -> usize {
+        self.nets.iter().map(|net| lock(&net.device).drop_received()).sum()
+    }
+
     fn each_net(&self, act: impl Fn(&mut Net)) {
         self.nets.iter().for_each(|net| act(&mut lock(&net.device)));
     }

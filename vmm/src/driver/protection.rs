@@ -20,7 +20,7 @@ use crate::device_manager::DiskLocks;
 use crate::dirty::{Baseline, PAGE_SIZE};
 use crate::events::EventKind;
 use crate::job::Context;
-use crate::lifecycle::{Recovery, Refusal, Request};
+use crate::lifecycle::{Recovery, Refusal, Request, State};
 use crate::machine::{Machine, Reserved, confined};
 use crate::migration::MemoryImage;
 use crate::protection::{
@@ -277,6 +277,13 @@ impl Driver {
 
     /// The group says that the VM may run.
     fn go_on_recovered(&mut self, machine: &Machine) -> Result<(), Error> {
+        if let State::RolledBack { .. } = self.state {
+            let frames = machine.devices.drop_input();
+            tracing::debug!(
+                frames,
+                "what was sent to the VM while it stood still at a cut is dropped"
+            );
+        }
         self.recover(machine, Recovery::GoOn)?;
         machine.devices.announce();
         Ok(())

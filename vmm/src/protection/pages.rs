@@ -18,6 +18,9 @@ use crate::dirty::{PAGE_SIZE, PageRange, PageSet};
 /// Room that a buffer has at least: 16 MiB.
 const ROOM_MIN: usize = 4096;
 
+/// Pages by half of which a buffer grows at least that has no room.
+const GROWTH_MIN: usize = 64;
+
 /// A page's content.
 #[derive(Clone)]
 #[repr(C, align(64))]
@@ -67,7 +70,7 @@ impl PageBuffer {
         for (number, offset) in (first..first + range.pages).zip((0..).step_by(PAGE_BYTES)) {
             let used = self.numbers.len();
             if used == self.pages.len() {
-                self.pages.resize(used.max(ROOM_MIN) * 2, Page([0; PAGE_BYTES]));
+                self.pages.resize(2 * used.max(GROWTH_MIN), Page([0; PAGE_BYTES]));
             }
             // SAFETY: the slice has `range.pages` pages, of which this is one, and keeps them mapped.
             unsafe { copy_page(source.as_ptr().add(offset), &mut self.pages[used]) };

@@ -212,7 +212,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
     #[test]
     fn shadow_standby_and_the_way_back_are_what_memory_was_at_the_cut(acts in prop::collection::vec(act(), 1..120)) {
         let mut world = World::new();
