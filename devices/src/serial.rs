@@ -10,6 +10,10 @@
 //!
 //! Input is left where it is while the guest does not empty the FIFO (back-pressure); the read that empties it wakes
 //! the loop. Only a terminal is read all the same, for the escape to work when the guest hangs.
+//!
+//! Output commit is not for this port: what the guest writes is seen at once, also while its VM is protected and its
+//! [frames](crate::virtio::net) are held. It is a log for whoever runs the guest, and a guest that went back to a
+//! checkpoint may write again what it has written, or something else. Nobody may take it for a promise.
 
 mod state;
 mod watch;

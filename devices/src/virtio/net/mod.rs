@@ -6,10 +6,6 @@
 //!
 //! What frames tell of the guest's `addresses` is kept, so that after a migration it can be made known to the LAN where
 //! the guest is now: that is `announce`.
-//!
-//! Of what a guest tells the world, the `gate` sees all that goes through this device, and that is what a checkpoint can
-//! hold back. What a guest writes to its serial port is a log for whoever runs it: it is seen at once, also what a guest
-//! wrote that goes back to a checkpoint then. Nobody may take it for a promise of the guest.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
