@@ -350,3 +350,6 @@ impl Incoming {
         Ok(loaded)
     }
 }
+
+#[cfg(test)]
+mod tests;
