@@ -51,6 +51,7 @@ impl Collector for Snapshot {
         self.encode_vcpus(&mut families)?;
         self.encode_disks(&mut families)?;
         self.encode_nets(&mut families)?;
+        self.encode_protection(&mut families)?;
         self.encode_others(&mut families)
     }
 }
@@ -220,6 +221,55 @@ impl Snapshot {
         )
     }
 
+    /// Nothing of a VM that nobody speaks for in a group.
+    fn encode_protection(&self, families: &mut Families<'_>) -> fmt::Result {
+        let Some(protection) = &self.vm.protection else {
+            return Ok(());
+        };
+        families.counter(
+            "protection_checkpoints",
+            "Checkpoints of the VM that were taken",
+            None,
+            protection.cuts,
+        )?;
+        families.gauge(
+            "protection_lag",
+            "Checkpoints of the VM that are not permanent",
+            None,
+            signed(protection.lag),
+        )?;
+        families.gauge(
+            "protection_pause",
+            "Time the guest stood still for the last checkpoint",
+            Some(Unit::Seconds),
+            seconds(protection.pause_ns),
+        )?;
+        families.gauge(
+            "protection_changed_pages",
+            "Pages of memory in the last checkpoint",
+            None,
+            signed(protection.dirty_pages),
+        )?;
+        families.gauge(
+            "protection_held_frames",
+            "Frames of the guest that wait until they may leave",
+            None,
+            signed(protection.held_frames),
+        )?;
+        families.gauge(
+            "protection_held",
+            "Bytes of frames that wait until they may leave",
+            Some(Unit::Bytes),
+            signed(protection.held_bytes),
+        )?;
+        families.counter(
+            "protection_shipped",
+            "Bytes sent to standbys",
+            Some(Unit::Bytes),
+            protection.shipped_bytes,
+        )
+    }
+
     fn encode_others(&self, families: &mut Families<'_>) -> fmt::Result {
         if let Some(rng) = &self.vm.devices.rng {
             families.counter("rng_requests", "Requests for random bytes answered", None, rng.requests)?;
@@ -375,6 +425,8 @@ pub fn signed(number: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use cutover_vmm::protection::MemberStatus;
+
     use super::*;
     use crate::metrics::testing::stats;
 
@@ -425,6 +477,25 @@ mod tests {
         vm.devices.rng = None;
         let text = text("web", vm, MigrationStatusV1::default(), LogCounts::default()).expect("a String takes it");
         assert!(!text.contains("disk") && !text.contains("rng"), "{text}");
+    }
+
+    #[test]
+    fn a_protected_vm_tells_of_its_last_checkpoint() {
+        let mut vm = stats(1);
+        vm.protection = Some(MemberStatus {
+            cuts: 12,
+            pause_ns: 1_500_000,
+            held_bytes: 300,
+            ..MemberStatus::default()
+        });
+        let text = text("web", vm, MigrationStatusV1::default(), LogCounts::default()).expect("a String takes it");
+        for line in [
+            "cutover_protection_checkpoints_total 12",
+            "cutover_protection_pause_seconds 0.0015",
+            "cutover_protection_held_bytes 300",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
     }
 
     #[test]

@@ -331,5 +331,10 @@ fn serve(told: &mut Told, command: Command) {
             None => reply.send(Err(Refusal::NoMigrationUnderWay.into())),
         },
         Command::RestoreProgress(reply) => reply.send(Ok(SnapshotProgress { done: 8, total: 8 })),
+        // Its members are made up elsewhere.
+        command @ (Command::Protect { .. }
+        | Command::Protection(..)
+        | Command::TakeCut { .. }
+        | Command::ProtectionStatus(_)) => command.refuse(Refusal::NotProtected),
     }
 }
