@@ -12,6 +12,9 @@ use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::{BootProtocol, DiskSpec, NetSpec, SerialSpec};
 
 use crate::client::{VM_HELP, VmArgs};
+use crate::group_command::{
+    BACKUP_HELP, BackupArgs, COORDINATOR_HELP, CoordinatorArgs, GROUP_HELP, GroupArgs, StandbyArgs,
+};
 use crate::log::LogArgs;
 use crate::migration_command::{MIGRATE_HELP, MigrateArgs, RECEIVE_HELP, ReceiveArgs, TLS_HELP, TlsArgs};
 use crate::options;
@@ -48,6 +51,18 @@ pub enum Command {
     /// Wait for a VM that another monitor sends, and run it
     #[command(after_help = RECEIVE_HELP)]
     Receive(Box<ReceiveArgs>),
+    /// Protect groups of VMs together against the loss of hosts
+    #[command(after_help = GROUP_HELP)]
+    Group(Box<GroupArgs>),
+    /// Decide for groups of VMs when checkpoints are taken, and who takes whose place
+    #[command(after_help = COORDINATOR_HELP)]
+    Coordinator(Box<CoordinatorArgs>),
+    /// Have VMs of this host join groups, and keep standbys of others here
+    #[command(after_help = BACKUP_HELP)]
+    Backup(Box<BackupArgs>),
+    /// Keep the image of a VM, and become it when that is lost; started by `cutover backup`
+    #[command(hide = true)]
+    Standby(Box<StandbyArgs>),
     /// Make certificates by which hosts know each other
     #[command(after_help = TLS_HELP)]
     Tls(TlsArgs),
@@ -227,6 +242,9 @@ Examples:
   Move a VM to another host while it runs:
     cutover receive --listen tls://[::]:7000 --name web --api    (there)
     cutover migrate web --to tls://there:7000                    (here)
+
+  Protect VMs against the loss of their hosts:
+    cutover group --help
 
 `cutover run --help` has more, and lists the exit codes.";
 

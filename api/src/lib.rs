@@ -10,7 +10,9 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod exit;
+pub mod group_command;
 pub mod log;
+mod member;
 pub mod metrics;
 pub mod migration_command;
 pub mod options;
@@ -40,6 +42,10 @@ pub fn main() -> ExitStatus {
         Command::Snapshot(args) => snapshot_command::run(&args),
         Command::Migrate(args) => migration_command::migrate(&args),
         Command::Receive(args) => migration_command::receive(&args),
+        Command::Coordinator(args) => group_command::coordinator(&args),
+        Command::Backup(args) => group_command::backup(&args),
+        Command::Standby(args) => group_command::standby(&args),
+        Command::Group(args) => group_command::group(&args),
         Command::Tls(args) => migration_command::tls(&args),
         Command::Check(args) => check::check(&args),
         Command::Completions { shell } => {

@@ -32,6 +32,8 @@ pub const CLIENTS_WAITING_MAX: i32 = 64;
 
 /// What a socket's file name ends with.
 const SUFFIX: &str = ".sock";
+/// Where a coordinator of groups listens; no VM's name ends with nothing.
+const COORDINATOR: &str = "coordinator";
 /// Names the directory itself, for systems that keep theirs elsewhere.
 const DIRECTORY_VARIABLE: &str = "CUTOVER_RUNTIME_DIR";
 /// The directory of root, and of users without one of their own.
@@ -133,15 +135,27 @@ impl RuntimeDir {
     /// # Errors
     /// The name is taken, or the directory or the socket cannot be had.
     pub fn listen(&self, name: &VmName) -> Result<Listener, RuntimeDirError> {
-        match DirBuilder::new().mode(0o700).create(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(self.failed(error)),
-            _ => {}
-        }
+        self.make()?;
         let _lock = self.lock()?;
         Listener::bind(&self.socket(name), CLIENTS_WAITING_MAX).map_err(|error| match error {
             ListenError::InUse { .. } => RuntimeDirError::NameInUse { name: name.clone() },
             error => RuntimeDirError::Listen(error),
         })
+    }
+
+    /// Where the coordinator of groups listens, if it is one of this user.
+    pub fn coordinator(&self) -> PathBuf {
+        self.path.join(COORDINATOR)
+    }
+
+    /// Listens for clients of the coordinator of groups; the directory is made if there is none.
+    ///
+    /// # Errors
+    /// There is one already, or the directory or the socket cannot be had.
+    pub fn listen_as_coordinator(&self) -> Result<Listener, RuntimeDirError> {
+        self.make()?;
+        let _lock = self.lock()?;
+        Listener::bind(&self.coordinator(), CLIENTS_WAITING_MAX).map_err(RuntimeDirError::Listen)
     }
 
     /// The VMs that listen, in the order of their names and at most [`VMS_MAX`]; what dead ones left is removed.
@@ -171,6 +185,13 @@ impl RuntimeDir {
         }
         vms.sort();
         Ok(vms)
+    }
+
+    fn make(&self) -> Result<(), RuntimeDirError> {
+        match DirBuilder::new().mode(0o700).create(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(self.failed(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Whoever holds it is alone in adding and removing sockets; dropping it gives it back.

@@ -33,13 +33,14 @@ pub(crate) use args::timeout;
 pub use args::{VM_HELP, VmArgs, VmRef};
 pub(crate) use error::ClientError;
 pub(crate) use long::{LOOK_EVERY, Work, WorkError};
-pub(crate) use many::one;
+pub(crate) use http::{INFO, Vm};
+pub(crate) use many::{Screen, one};
 pub(crate) use show::{bytes, milliseconds, time};
+pub(crate) use table::{Cell, Side, Table};
 
 use args::{ConsoleArgs, DownArgs, EventsArgs, MetricsArgs, PowerArgs, StatsArgs, VmCommand, VmsArgs};
 use events::{Follower, Seen};
-use http::{INFO, Vm};
-use many::{Screen, Tally, all, ask_each, resolve};
+use many::{Tally, all, ask_each, resolve};
 use operation::{Manner, Operation};
 
 use crate::exit::{ExitStatus, report};

@@ -80,6 +80,12 @@ pub enum Failure {
     /// The metrics file cannot be opened, or takes no more.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The coordinator of groups refused, or failed.
+    #[error(transparent)]
+    Cluster(#[from] cutover_cluster::Error),
+    /// It cannot go on.
+    #[error("the coordinator has ended")]
+    CoordinatorOver,
     /// Nobody answers for the VM any more.
     #[error("the VM has ended")]
     Ended,
@@ -93,6 +99,7 @@ impl Failure {
             Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::NoSuchMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooManyWatchers(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Cluster(cutover_cluster::Error::NoGroup(_)) => StatusCode::NOT_FOUND,
             Self::Vm(error) if is_gone(error) => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_REQUEST,
         }

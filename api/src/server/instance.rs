@@ -31,8 +31,10 @@ use crate::metrics::prometheus;
 use crate::plan::Plan;
 
 mod migrations;
+mod protection;
 
 use migrations::Migrations;
+pub use protection::{JoinRequest, Membership, obey};
 
 /// The way to the state driver of a VM.
 pub type VmSender = Box<dyn Fn(Command) + Send + Sync>;
@@ -53,6 +55,8 @@ pub struct Built {
     pub spec: VmSpec,
     /// The way to it.
     pub vm: VmSender,
+    /// The same, of one that can be protected.
+    pub controller: Option<Controller>,
 }
 
 impl From<&Vmm> for Built {
@@ -60,6 +64,7 @@ impl From<&Vmm> for Built {
         Self {
             spec: vmm.spec().clone(),
             vm: sender(vmm.controller()),
+            controller: Some(vmm.controller()),
         }
     }
 }
@@ -74,6 +79,8 @@ pub struct Instance {
     logger: Logger,
     metrics: Mutex<Option<MetricsFile>>,
     migrations: Migrations,
+    controller: OnceLock<Controller>,
+    membership: Membership,
     started: Notify,
     watchers: Watchers,
 }
@@ -108,7 +115,7 @@ impl Instance {
     pub fn of_built(id: String, built: Built, events: EventLog, logger: Logger) -> Result<Self, TooManySubscribers> {
         // Its setup does not ask for another.
         let instance = Self::with(id, Setup::of_started(&built.spec), Box::new(|_| ()), events, logger)?;
-        let _ = instance.vm.set(built.vm);
+        instance.has_started(built.vm, built.controller);
         Ok(instance)
     }
 
@@ -130,6 +137,8 @@ impl Instance {
             logger,
             metrics: Mutex::default(),
             migrations: Migrations::default(),
+            controller: OnceLock::new(),
+            membership: Membership::default(),
             started: Notify::new(),
             watchers: Watchers {
                 subscription: Mutex::new(Some(subscription)),
@@ -137,6 +146,14 @@ impl Instance {
                 places: Arc::new(Semaphore::new(WATCHERS_MAX)),
             },
         })
+    }
+
+    /// From here on there is a VM. The setup sees to it that this happens once.
+    fn has_started(&self, vm: VmSender, controller: Option<Controller>) {
+        let _ = self.vm.set(vm);
+        if let Some(controller) = controller {
+            let _ = self.controller.set(controller);
+        }
     }
 
     /// What `--id` said.
@@ -267,8 +284,7 @@ impl Instance {
                 return Err(error.into());
             }
         };
-        // The setup sees to it that there is one start.
-        let _ = self.vm.set(built.vm);
+        self.has_started(built.vm, built.controller);
         self.setup().finish_start(Some(&built.spec));
         self.started.notify_one();
         Ok(StatusCode::NO_CONTENT)

@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 
 pub mod connection;
 pub mod firecracker;
+pub mod groups;
 pub mod http;
 pub mod instance;
 pub mod openapi;

@@ -17,7 +17,7 @@ use super::firecracker::{
     snapshot, vm,
 };
 use super::instance::Instance;
-use super::v1::{self, dirty_rate, events, info, migration, power, restore, snapshots, stats};
+use super::v1::{self, dirty_rate, events, info, migration, power, protection, restore, snapshots, stats};
 
 const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/openapi.json"));
 
@@ -39,7 +39,8 @@ const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../res
         network_interfaces::put, network_interfaces::patch, serial::put, snapshot::create, snapshot::load, vm::patch,
         vm::config, events::get, info::get, v1::metrics::get, power::put, stats::get, dirty_rate::get,
         snapshots::post, snapshots::progress, snapshots::cancel, restore::put, restore::get, migration::post,
-        migration::get, migration::cancel, migration::receive, migration::reclaim, document
+        migration::get, migration::cancel, migration::receive, migration::reclaim, protection::put, protection::get,
+        document
     )
 )]
 pub struct Api;

@@ -94,6 +94,12 @@ pub trait Journal: Send {
     /// # Errors
     /// It cannot be written.
     fn put_cut(&mut self, record: &Record, cut: Epoch) -> Result<(), Error>;
+
+    /// Has it say nothing of a group any more, of which nobody is left who would ask.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn forget(&mut self, group: GroupId) -> Result<(), Error>;
 }
 
 /// How a coordinator works.
@@ -481,6 +487,7 @@ impl Desk {
     }
 
     fn create(&mut self, spec: GroupSpec, reply: Reply<()>) -> Result<(), Error> {
+        self.forget_dissolved()?;
         let group = GroupId(uuid::Uuid::new_v4());
         let created = self
             .check_new(&spec)
@@ -492,6 +499,20 @@ impl Desk {
                 reply(Ok(()));
             }
             Err(error) => reply(Err(error)),
+        }
+        Ok(())
+    }
+
+    /// Groups that are dissolved are known for as long as somebody may have to be told.
+    fn forget_dissolved(&mut self) -> Result<(), Error> {
+        let is_over = |running: &Running| {
+            let links = running.links.values();
+            running.engine.record().decided == Decided::Dissolved && links.filter(|(_, link)| !link.is_over()).count() == 0
+        };
+        let over = self.groups.iter().filter(|(_, running)| is_over(running));
+        for group in over.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.journal.forget(group)?;
+            self.groups.remove(&group);
         }
         Ok(())
     }

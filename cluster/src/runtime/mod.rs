@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod contact;
 pub mod coordinator;
+pub mod file_journal;
 pub mod link;
 mod member;
 pub mod recovery;

@@ -17,6 +17,12 @@ pub enum Rejection {
     /// Another client's InstanceStart is being carried out.
     #[error("the VM is being started")]
     Starting,
+    /// It belongs to one group at a time.
+    #[error("the VM is a member of group {0}")]
+    MemberAlready(String),
+    /// Not what a coordinator calls a group.
+    #[error("'{0}' is not a group's UUID")]
+    NotAGroup(String),
     /// There is no VM yet.
     #[error("the VM has not been started: that is possible after InstanceStart")]
     NotStarted,

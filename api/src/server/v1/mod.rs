@@ -13,6 +13,7 @@ pub mod info;
 pub mod metrics;
 pub mod migration;
 pub mod power;
+pub mod protection;
 pub mod restore;
 pub mod snapshots;
 pub mod stats;
@@ -31,6 +32,7 @@ pub fn routes() -> Router<Arc<Instance>> {
         .route("/v1/migration/receive", put(migration::receive))
         .route("/v1/migration/reclaim", put(migration::reclaim))
         .route("/v1/power", put(power::put))
+        .route("/v1/protection", get(protection::get).put(protection::put))
         .route("/v1/restore", get(restore::get).put(restore::put))
         .route("/v1/snapshots", post(snapshots::post))
         .route(

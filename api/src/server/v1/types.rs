@@ -4,6 +4,7 @@
 //! and event types that they do not know; servers refuse fields that they do not know.
 
 mod migration;
+mod protection;
 mod snapshots;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ pub use migration::{
     MigrationProgressV1, MigrationReportV1, MigrationStatusV1, MigrationV1, PageCountsV1, PostCopyV1, ReceptionV1,
     RoundV1, STREAMS_DEFAULT,
 };
+pub use protection::{MembershipV1, ProtectionStageV1, ProtectionStatusV1, ProtectionV1};
 pub use snapshots::{
     COMPRESSION_MAX, ClockV1, NetOverrideV1, ProgressV1, RestoreV1, SnapshotDisksV1, SnapshotKindV1, SnapshotMethodV1,
     SnapshotReportV1, SnapshotV1, TrustV1,

@@ -157,6 +157,11 @@ impl Journal for MadeUpJournal {
         record.decided = Decided::Protected { cut };
         self.put(&record)
     }
+
+    fn forget(&mut self, group: GroupId) -> Result<(), Error> {
+        lock(&self.0).remove(&group);
+        Ok(())
+    }
 }
 
 /// Hosts, named by their numbers, and a coordinator.
