@@ -47,7 +47,8 @@ impl Ssh {
         let mut ssh = Command::new("ssh");
         ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"])
             .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
-            .args(["-o", "ConnectTimeout=60", "-o", "ConnectionAttempts=3"])
+            // A second apart: the login prompt does not wait for the server.
+            .args(["-o", "ConnectTimeout=60", "-o", "ConnectionAttempts=60"])
             .arg("-i")
             .arg(self.directory.path().join("key"))
             .arg(format!("root@{}", self.address))
