@@ -60,7 +60,11 @@ impl<Out: Message, In: Message> Link<Out, In> {
         self.send_within(message, SEND_MAX)
     }
 
-    fn send_within(&mut self, message: &Out, limit: Duration) -> Result<(), Error> {
+    /// Sends `message`, which may take so long.
+    ///
+    /// # Errors
+    /// The link broke.
+    pub fn send_within(&mut self, message: &Out, limit: Duration) -> Result<(), Error> {
         let bytes = wire::encode(message)?;
         self.connection.within(limit);
         self.connection

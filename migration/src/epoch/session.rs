@@ -21,6 +21,10 @@ use crate::vm::Reservation;
 /// How long the standby may take to have a round in place: while it is not seeded, nobody relies on it.
 const APPLY_MAX: Duration = Duration::from_secs(60);
 
+/// How long a standby may have no room for an epoch. What it holds becomes permanent long before, unless its group has
+/// gone back: then nothing of it ever will, and another standby is of more use.
+const ROOM_MAX: Duration = Duration::from_secs(30);
+
 /// A link to a standby. Each call returns when that has answered; after an error the link is of no use but to
 /// [part](Self::part).
 pub struct Session {
@@ -91,7 +95,7 @@ impl Session {
                 part.pages = PageBits::full(part.pages.pages());
             }
         }
-        self.link.send(&ToStandby::Round)?;
+        self.say(&ToStandby::Round)?;
         let sent = self.send(&parts)?;
         match self.link.receive("RoundApplied", APPLY_MAX)? {
             ToPrimary::RoundApplied => Ok(sent),
@@ -101,7 +105,7 @@ impl Session {
 
     /// Says that rounds are over.
     pub fn seeded(&mut self) -> Result<(), Error> {
-        self.link.send(&ToStandby::Seeded)?;
+        self.say(&ToStandby::Seeded)?;
         match self.receive("Seeded")? {
             ToPrimary::Seeded => Ok(()),
             other => Err(Error::unexpected("Seeded", &other)),
@@ -110,12 +114,18 @@ impl Session {
 
     /// Sends an epoch as soon as the standby has room for it.
     pub fn ship(&mut self, epoch: Epoch) -> Result<Sent, Error> {
-        // A standby without room takes its time to answer.
+        let until = Instant::now() + ROOM_MAX;
         while !self.room {
+            if Instant::now() > until {
+                return Err(Error::Silent {
+                    expected: "room for an epoch",
+                });
+            }
+            // A standby without room takes its time to answer.
             self.ask_alive()?;
         }
         let Epoch { number, parts, state } = epoch;
-        self.link.send(&ToStandby::Epoch(Header {
+        self.say(&ToStandby::Epoch(Header {
             number,
             generation: self.generation,
             sections: state.entries,
@@ -133,7 +143,7 @@ impl Session {
 
     /// Has the standby drop what it holds after `cut`.
     pub fn roll_back(&mut self, cut: u64) -> Result<(), Error> {
-        self.link.send(&ToStandby::RolledBack { cut })?;
+        self.say(&ToStandby::RolledBack { cut })?;
         match self.receive("RolledBack")? {
             ToPrimary::RolledBack { cut: there } if there == cut => {
                 // What was dropped there was sent.
@@ -146,7 +156,7 @@ impl Session {
 
     /// Asks whether the standby is there.
     pub fn ask_alive(&mut self) -> Result<(), Error> {
-        self.link.send(&ToStandby::Alive)?;
+        self.say(&ToStandby::Alive)?;
         match self.receive("Alive")? {
             ToPrimary::Alive { room } => {
                 self.room = room;
@@ -184,6 +194,10 @@ impl Session {
             .collect();
         self.outgoing
             .send_pages(self.link.connection(), self.rounds, &pages, &self.status)
+    }
+
+    fn say(&mut self, message: &ToStandby) -> Result<(), Error> {
+        self.link.send_within(message, self.options.silence)
     }
 
     fn receive(&mut self, expected: &'static str) -> Result<ToPrimary, Error> {

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //!  primary ══► thread "standby": Serving ──► Held ── permanent ──► image, in order ── promote ──► the VM, standing still
-//!                                              └──── discard_after: those are gone
 //! ```
 
 use std::sync::Arc;
@@ -145,14 +144,6 @@ impl<Vm: DestinationVm> Standby<Vm> {
     pub fn permanent(&mut self, epoch: u64) -> Result<(), Error> {
         self.held.with(|held| held.check_cut("make permanent epoch", epoch))?;
         self.apply_up_to(epoch)
-    }
-
-    /// The VM went back to `cut`: later epochs are dropped. Its primary says so too, before it sends others in their place.
-    ///
-    /// # Errors
-    /// The image is that of a later cut.
-    pub fn discard_after(&mut self, cut: u64) -> Result<(), Error> {
-        self.held.with(|held| held.drop_after(cut))
     }
 
     /// Becomes the VM as it was at `cut`, complete with its state; it stands still. From here on nothing of its primary

@@ -105,14 +105,6 @@ impl Standby {
         Ok(self.standby.permanent(epoch)?)
     }
 
-    /// The VM went back to `cut`: what is held of later epochs is dropped.
-    ///
-    /// # Errors
-    /// The image is that of a later cut.
-    pub fn discard_after(&mut self, cut: u64) -> Result<(), Error> {
-        Ok(self.standby.discard_after(cut)?)
-    }
-
     /// Becomes the VM as it was at `cut`. Its clocks have gone on meanwhile. It stands still until it is
     /// [resumed](super::Protection::resume) by whoever [protects](Vmm::protect) it, and what it sends then is held.
     ///

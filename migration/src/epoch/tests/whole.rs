@@ -58,7 +58,6 @@ fn after_a_rollback_other_epochs_take_the_place_of_those_that_have_not_been() {
         pair.ship(epoch).unwrap();
     }
     pair.standby().permanent(1).unwrap();
-    pair.standby().discard_after(1).unwrap();
     pair.replica().roll_back(1).unwrap();
     let forgotten = pair.guest.at(3).to_vec();
     pair.guest.roll_back(1);

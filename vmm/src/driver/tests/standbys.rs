@@ -30,7 +30,6 @@ struct Member {
 /// What a standby's process is told, one after the other.
 enum Say {
     Permanent(u64),
-    DiscardAfter(u64),
     Promote(u64),
 }
 
@@ -76,7 +75,6 @@ fn standby(place: &TempDir, name: &str) -> Waiting {
             loop {
                 match said.recv() {
                     Ok(Say::Permanent(epoch)) => standby.permanent(epoch)?,
-                    Ok(Say::DiscardAfter(cut)) => standby.discard_after(cut)?,
                     Ok(Say::Promote(cut)) => break member_of(standby.promote(cut)?, &made),
                     Err(_) => break Err(cutover_migration::Error::Cancelled.into()),
                 }
@@ -246,7 +244,6 @@ fn a_standby_goes_on_with_a_primary_that_went_back() {
     member.ship(2, &standby);
     member.count_on();
     member.protection.roll_back(1).expect("it is permanent");
-    standby.say(Say::DiscardAfter(1));
     member.protection.resume().expect("it stands still");
     member.count_on();
     let at_cut = member.cut_paused(2, &standby);
@@ -295,4 +292,11 @@ fn a_standby_whose_primary_is_gone_before_the_first_cut_is_not_promoted() {
         .err()
         .expect("there is no cut");
     assert!(error.to_string().contains("cut 1"), "{error}");
+}
+
+#[test]
+fn a_standby_and_what_it_becomes_can_be_handed_to_other_threads() {
+    fn can_be_sent<T: Send>() {}
+    can_be_sent::<crate::protection::Standby>();
+    can_be_sent::<Vmm>();
 }
