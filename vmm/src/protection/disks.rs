@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn pages_are_in_the_chunks_that_have_them_up_to_the_end_of_the_disk() {
-        let size: u64 = (3 * 64 << 10) + 512;
+        let size: u64 = (192 << 10) + 512;
         let mut pages = PageBits::empty(size.div_ceil(PAGE_SIZE));
         pages.insert_range(15..17);
         pages.insert(48);

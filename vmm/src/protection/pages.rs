@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_buffer_that_is_too_small_grows() {
-        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 * ROOM_MIN << 12)]).expect("memory");
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), ROOM_MIN << 13)]).expect("memory");
         let all = PageSet::full(&Arc::new(Layout::of(&memory)));
         let mut buffer = PageBuffer::default();
         buffer.reserve(1);
