@@ -13,6 +13,7 @@ mod post_copy;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use cutover_snapshot::section::{STATE_BYTES_MAX, Sections};
@@ -94,6 +95,8 @@ struct ExpectHandoff<'a, Vm> {
     /// Ends before the VM does.
     following: Option<Following>,
     vm: Vm,
+    /// What pages came through, to be freed when the guest need not wait for that.
+    spent: Option<Incoming>,
 }
 
 /// It runs.
@@ -354,15 +357,15 @@ impl<'a, Vm: DestinationVm> ExpectState<'a, Vm> {
             .vm
             .restore(&state, missing)
             .map_err(Error::vm("take over the state"))?;
-        let following = match (memory, self.pull) {
-            (Some(memory), Some(pull)) => Some(pull.follow(memory, self.incoming, self.next_round)?),
+        let (following, spent) = match (memory, self.pull) {
+            (Some(memory), Some(pull)) => (Some(pull.follow(memory, self.incoming, self.next_round)?), None),
             (Some(_), None) => {
                 return Err(Error::Invalid {
                     what: "State",
                     reason: "pages are missing, and there is no stream to ask for them".to_owned(),
                 });
             }
-            (None, _) => None,
+            (None, _) => (None, Some(self.incoming)),
         };
         self.link.send(&ToSource::Ready)?;
         Ok(ExpectHandoff {
@@ -370,6 +373,7 @@ impl<'a, Vm: DestinationVm> ExpectState<'a, Vm> {
             generation: self.generation,
             following,
             vm: self.vm,
+            spent,
         })
     }
 }
@@ -396,12 +400,16 @@ impl<Vm: DestinationVm> ExpectHandoff<'_, Vm> {
             ToDestination::Handoff { generation } if generation == self.generation => (),
             other => return Err(Error::unexpected("Handoff of the reserved generation", &other)),
         }
-        let running = self.vm.run().map_err(Error::vm("run the VM"))?;
+        let (running, since) = self.vm.run().map_err(Error::vm("run the VM"))?;
         // It runs, whether the source hears of it or not.
         self.link.connection().watch_nothing();
-        if let Err(error) = self.link.send(&ToSource::Running) {
+        let for_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        if let Err(error) = self.link.send(&ToSource::Running { for_ns }) {
             tracing::warn!(%error, "the source may not know that the VM runs here");
         }
+        // If it is a process of this host it waits for a processor, and whoever waits for it with it.
+        thread::yield_now();
+        drop(self.spent);
         status.step(|progress| progress.phase = Phase::Done);
         Ok(Arrived {
             running,

@@ -177,7 +177,10 @@ pub enum ToSource {
     /// The state is in place: nothing is in the way of running the VM.
     Ready,
     /// It runs.
-    Running,
+    Running {
+        /// For how many nanoseconds by now: whoever says so may have waited for a processor that the guest had taken.
+        for_ns: u64,
+    },
     /// The guest waits for these pages: one batch answers. Without any, all others have come, and RoundEnd answers.
     Want {
         /// At most [`WANTED_MAX`].
@@ -233,7 +236,7 @@ impl Message for ToSource {
             Self::Refused { .. } => "Refused",
             Self::RoundApplied { .. } => "RoundApplied",
             Self::Ready => "Ready",
-            Self::Running => "Running",
+            Self::Running { .. } => "Running",
             Self::Want { .. } => "Want",
             Self::Complete => "Complete",
             Self::Abort { .. } => "Abort",

@@ -47,8 +47,8 @@ pub struct Report {
 /// How long the guest stood still, and what for. The parts follow each other and make up the whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Downtime {
-    /// From the last vCPU's stop until the source hears that the guest runs at the destination, in nanoseconds. The
-    /// guest's own gap is shorter by the way of that message.
+    /// From the last vCPU's stop until the vCPUs at the destination are told to run, in nanoseconds. The guest's own gap is
+    /// shorter by the way of the message that says so.
     pub total_ns: u64,
     /// Stopping: devices are quiesced, the last dirty pages harvested, the state saved.
     pub stop_ns: u64,
@@ -56,7 +56,7 @@ pub struct Downtime {
     pub pages_ns: u64,
     /// Sending the state, and the destination's restoring it.
     pub state_ns: u64,
-    /// From `Handoff` until the destination runs it and says so.
+    /// From the handing over until they are told to run.
     pub handoff_ns: u64,
 }
 

@@ -254,7 +254,7 @@ impl<'a> Session<'a> {
             return Err(self.link.part(error));
         }
         match self.link.receive("Running", RUNNING_MAX) {
-            Ok(ToSource::Running) => self.runs_there(vm, stop),
+            Ok(ToSource::Running { for_ns }) => self.runs_there(vm, stop, Duration::from_nanos(for_ns)),
             Err(Error::Aborted(reason)) => {
                 vm.resume();
                 Err(Error::Declined(reason))
@@ -264,9 +264,10 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// It runs at the destination: sends what is missing there, and ends.
-    fn runs_there(mut self, vm: &mut dyn SourceVm, stop: Stop) -> Result<Report, Error> {
-        let resumed = Instant::now();
+    /// It has run at the destination for so long: sends what is missing there, and ends.
+    fn runs_there(mut self, vm: &mut dyn SourceVm, stop: Stop, already: Duration) -> Result<Report, Error> {
+        let resumed = Instant::now().checked_sub(already);
+        let resumed = resumed.map_or(stop.ready, |resumed| resumed.max(stop.ready));
         self.report.downtime.handoff_ns = ns(resumed - stop.ready);
         self.report.downtime.total_ns = ns(resumed - stop.stopped);
         if let Some(answers) = stop.answers

@@ -213,12 +213,12 @@ pub trait DestinationVm {
     fn restore(&mut self, state: &State, missing: Option<PageBits>)
     -> Result<Option<Arc<dyn ArrivingMemory>>, VmError>;
 
-    /// Runs it: it was handed over.
+    /// Runs it: it was handed over. Tells also when its vCPUs were told to.
     ///
     /// # Errors
     /// Something that only one of the two may have could not be had. No guest instruction was executed, and none ever
     /// will be.
-    fn run(self) -> Result<Self::Running, VmError>;
+    fn run(self) -> Result<(Self::Running, Instant), VmError>;
 }
 
 /// Memory of a guest that runs though not all of it is there (post-copy).

@@ -1,6 +1,7 @@
 //! A VM that has been built: vCPUs, devices and what both use, started, stopped and torn down as one. Decides nothing.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use cutover_devices::event_loop::EventLoop;
 use cutover_devices::guest_event::{GuestEvent, GuestEventSink};
@@ -90,10 +91,13 @@ impl Machine {
         &self.memory
     }
 
-    /// Lets devices and vCPUs run, for the first time or after [`stop`](Self::stop).
-    pub fn run(&self) {
+    /// Lets devices and vCPUs run, for the first time or after [`stop`](Self::stop). Returns when vCPUs were told to: they
+    /// may have taken the processor since.
+    pub fn run(&self) -> Instant {
         self.devices.resume();
+        let at = Instant::now();
         self.vcpus.iter().for_each(VcpuHandle::run);
+        at
     }
 
     /// Stops vCPUs, then devices; on return nothing writes guest memory.

@@ -289,7 +289,7 @@ fn version_1_is_spoken_as_it_always_was() {
         },
         ToSource::RoundApplied { number: 300 },
         ToSource::Ready,
-        ToSource::Running,
+        ToSource::Running { for_ns: 70_000 },
         ToSource::Want { pages: vec![1, 1000] },
         ToSource::Complete,
         ToSource::Abort {

@@ -432,7 +432,7 @@ impl DestinationVm for Destination {
         Ok(self.arriving.clone().map(|memory| memory as Arc<dyn ArrivingMemory>))
     }
 
-    fn run(mut self) -> Result<Ran, VmError> {
+    fn run(mut self) -> Result<(Ran, Instant), VmError> {
         if self.cannot_run {
             return Err("its disk is locked".into());
         }
@@ -445,7 +445,7 @@ impl DestinationVm for Destination {
             images: std::mem::take(&mut self.images),
             arriving: self.arriving.take(),
         };
-        Ok(ran)
+        Ok((ran, Instant::now()))
     }
 }
 

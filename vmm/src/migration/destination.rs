@@ -292,17 +292,15 @@ impl DestinationVm for Incoming {
         Ok(arriving.map(|memory| memory as Arc<dyn ArrivingMemory>))
     }
 
-    fn run(mut self) -> Result<Vmm, VmError> {
+    fn run(mut self) -> Result<(Vmm, Instant), VmError> {
         let Loaded {
             machine,
             runs,
             arriving,
         } = self.take_over()?;
-        if runs {
-            machine.run();
-        }
+        let since = if runs { machine.run() } else { Instant::now() };
         machine.devices.announce();
-        Ok(Vmm::arrived(
+        let vmm = Vmm::arrived(
             self.spec,
             *machine,
             self.incarnation,
@@ -310,7 +308,8 @@ impl DestinationVm for Incoming {
             arriving,
             &self.options,
             self.mailbox,
-        ))
+        );
+        Ok((vmm, since))
     }
 }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
+use std::time::Instant;
 
 use cutover_snapshot::section::{Payload, SectionWriter, Sections, State};
 
@@ -174,8 +175,8 @@ impl DestinationVm for Twin {
         Ok(None)
     }
 
-    fn run(self) -> Result<(), VmError> {
-        Ok(())
+    fn run(self) -> Result<((), Instant), VmError> {
+        Ok(((), Instant::now()))
     }
 }
 

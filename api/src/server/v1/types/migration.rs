@@ -231,7 +231,7 @@ pub struct MigrationReportV1 {
 /// How long the guest stood still, and what for. The parts follow each other and make up the whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DowntimeV1 {
-    /// From the last vCPU's stop until the source hears that the guest runs at the destination.
+    /// From the last vCPU's stop until the vCPUs at the destination are told to run; the way of the message that says so counts.
     pub total_ns: u64,
     /// Stopping: devices are quiesced, the last dirty pages are harvested, the state is saved.
     pub stop_ns: u64,
@@ -239,7 +239,7 @@ pub struct DowntimeV1 {
     pub pages_ns: u64,
     /// Sending the state, and the destination's restoring it.
     pub state_ns: u64,
-    /// From the handing over until the destination runs it and says so.
+    /// From the handing over until they are told to run.
     pub handoff_ns: u64,
 }
 
