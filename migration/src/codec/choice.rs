@@ -8,8 +8,8 @@
 //!          compressing does not pay    ▼ │ a look at every 1st, 2nd, 4th, … 16th run finds that it does again
 //!                                    Narrow: deltas
 //! ```
-//! On a wide link a byte saved is worth no more than a copy of it, and any way to save it takes longer: to remember what was
-//! sent costs a copy in fresh memory alone, and a search for patterns three. So a link is narrow if it takes many times as
+//! On a wide link a byte saved is worth a few copies of it, and to remember what was sent costs one in fresh memory for each
+//! byte, whether it is sent again or not. So a link is narrow if it takes many times as
 //! long as that copy. Sending and compressing overlap: the kernel sends what it was given while the next pages are compressed. So
 //! what counts of a way is the slower of the two, and it pays to compress what is at the destination sooner for it.
 //!
@@ -38,7 +38,7 @@ const RETRY_RUNS: u32 = 64;
 /// What to do with pages that are not zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
-    /// Send them as they are.
+    /// Send them as they are, unless they have a pattern.
     Wide,
     /// Remember them, and send as little as possible.
     Narrow,
@@ -147,8 +147,8 @@ impl Choice {
         self.copying = speed(bytes, took);
     }
 
-    /// Whether pages of one word are to be sent as such.
-    pub fn wants_fills(&self) -> bool {
+    /// Whether pages that have a pattern are to be sent as such.
+    pub fn wants_patterns(&self) -> bool {
         self.compression != Compression::Never
     }
 

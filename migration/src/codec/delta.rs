@@ -64,24 +64,52 @@ pub fn encode(old: &Page, new: &Page, bytes_max: usize, out: &mut Vec<u8>) -> Ou
 /// # Errors
 /// It is malformed.
 pub fn apply(delta: &mut &[u8], page: &mut Page) -> Result<(), Malformed> {
-    let (words, _) = page.as_chunks_mut::<WORD>();
-    let mut left = words;
+    each_part(delta, page, |words, part| match part {
+        Part::Kept => {}
+        Part::Step(step) => {
+            for word in words {
+                *word = u64::from_le_bytes(*word).wrapping_add(step).to_le_bytes();
+            }
+        }
+        Part::New(new) => words.as_flattened_mut().copy_from_slice(new),
+    })
+}
+
+/// Words of a page that are the same, have grown by as much, or are new: then these are their bytes.
+pub enum Part<'a> {
+    /// The same.
+    Kept,
+    /// Grown by this.
+    Step(u64),
+    /// New.
+    New(&'a [u8]),
+}
+
+/// Takes a delta off the front of `delta`, and has `put` do for the words of `page`, in order, what each of its parts says.
+///
+/// # Errors
+/// It is malformed.
+pub fn each_part(
+    delta: &mut &[u8],
+    page: &mut Page,
+    mut put: impl FnMut(&mut [[u8; WORD]], Part<'_>),
+) -> Result<(), Malformed> {
+    let (mut left, _) = page.as_chunks_mut::<WORD>();
     loop {
         let kept = varint::read_at_most(delta, left.len()).ok_or(Malformed)?;
-        left = &mut left[kept..];
-        if left.is_empty() {
+        let (same, rest) = left.split_at_mut(kept);
+        put(same, Part::Kept);
+        if rest.is_empty() {
             return Ok(());
         }
         let change = varint::read_at_most(delta, 2 * WORDS).ok_or(Malformed)?;
-        let (changed, rest) = left.split_at_mut_checked((change >> 1) + 1).ok_or(Malformed)?;
+        let (changed, rest) = rest.split_at_mut_checked((change >> 1) + 1).ok_or(Malformed)?;
         if change & 1 == 0 {
             let step = unzigzag(varint::read(delta).ok_or(Malformed)?);
-            for word in changed {
-                *word = u64::from_le_bytes(*word).wrapping_add(step).to_le_bytes();
-            }
+            put(changed, Part::Step(step));
         } else {
             let (new, behind) = delta.split_at_checked(changed.len() * WORD).ok_or(Malformed)?;
-            changed.as_flattened_mut().copy_from_slice(new);
+            put(changed, Part::New(new));
             *delta = behind;
         }
         left = rest;

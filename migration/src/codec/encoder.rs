@@ -168,7 +168,7 @@ impl Encoder {
         self.found.clear();
         self.encoded.clear();
         let history = &mut self.histories[image];
-        let fills = self.choice.wants_fills();
+        let patterns = self.choice.wants_patterns();
         let (contents, rest) = content.as_chunks::<PAGE_BYTES>();
         debug_assert!(rest.is_empty());
         let old = old.map(|old| old.as_chunks::<PAGE_BYTES>().0);
@@ -192,9 +192,10 @@ impl Encoder {
                 Seen::Unchanged => Kind::Unchanged,
                 Seen::Delta => Kind::Delta,
                 Seen::New if zero => Kind::Zero,
-                Seen::New => match fill::word_of(content).filter(|_| fills) {
+                Seen::New if !patterns => Kind::Content,
+                Seen::New => match fill::word_of(content) {
                     Some(word) => Kind::Fill(word),
-                    None if width == Width::Narrow && pattern::encode(content, &mut self.encoded) => Kind::Pattern,
+                    None if pattern::encode(content, &mut self.encoded) => Kind::Pattern,
                     None => Kind::Content,
                 },
             };

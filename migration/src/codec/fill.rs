@@ -2,9 +2,10 @@
 //!
 //! A Linux guest overwrites what it was booted with when it is done with it: of one that has just booted, a third of the
 //! pages that are not zero are filled so. To tell costs next to nothing, for in other pages one of the first words differs
-//! from the next; so it is looked for on every link.
+//! from the next.
 
 use super::Page;
+use crate::pages::PAGE_BYTES;
 
 /// A word.
 pub type Word = [u8; 8];
@@ -19,13 +20,15 @@ pub fn word_of(page: &Page) -> Option<Word> {
 
 /// Has all of `content`, whole pages, consist of `word`.
 pub fn fill(content: &mut [u8], word: Word) {
-    content.as_chunks_mut().0.fill(word);
+    if let Some((first, others)) = content.as_chunks_mut::<PAGE_BYTES>().0.split_first_mut() {
+        first.as_chunks_mut().0.fill(word);
+        others.fill(*first);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pages::PAGE_BYTES;
 
     #[test]
     fn one_bit_anywhere_makes_a_page_one_that_is_not_filled() {

@@ -1,18 +1,16 @@
 //! What is sent of pages: as little as pays on the link at hand.
 //!
 //! ```text
-//!  pages ─► zero, or one word? ─────────────────────────────────────────────────────────┐
-//!             │ no                                                                      │
-//!             ├─ wide link ─────────────────────────────────────► as it is ─────────────┤
-//!             │                                                                         ├─► records of a Batch
-//!             └─ narrow link ─► sent before? ─► History ─► unchanged: not sent │ delta ─┤
-//!                                 │ no          what was sent last                      │
-//!                                 └─► a pattern? ─► does it shrink? ─► lz4 │ zstd │ as it is
+//!  pages ─► zero? ─► sent before? ─► History ─► unchanged: not sent │ delta ─────────────┐
+//!             │      (narrow link)   what was sent last                                  ├─► records of a Batch
+//!             └───── the rest ─► one word? a pattern? ─► does it shrink? ─► lz4 │ zstd │ as it is
+//!                                                        (narrow link)
 //! ```
-//! A wide link gets pages as they are, and nothing else is done to them than to look whether they are [one word](fill)
-//! again and again, which costs a hundredth of what it saves. On a narrow one what was sent is remembered, so that a page
-//! that is sent again is sent as the difference; what was never sent is compressed as long as that brings it to the
-//! destination sooner. [`choice`] decides that by what it measures of the link and of the compressors on this machine.
+//! A wide link gets pages as they are, but for those of [one word](fill) and those with a [pattern]: a look at a few words
+//! tells them, which costs a hundredth of what it takes to bring a page over the fastest link, and what they become costs
+//! less. On a narrow one what was sent is remembered, so that a page that is sent again is sent as the difference; what was
+//! never sent is compressed as long as that brings it to the destination sooner. [`choice`] decides that by what it
+//! measures of the link and of the compressors on this machine.
 //!
 //! An encoder is of one stream, and each page always goes through the same stream (see [`stream_of`]): so what an encoder
 //! remembers of a page is what the destination has of it.

@@ -1,16 +1,14 @@
 //! Pages that have a pattern: page tables of consecutive frames, lists of free objects, tables that count.
 //!
-//! Their words differ by the same again and again, each from the one before. So these differences, taken as the words of a
-//! page of their own, make a short delta ([`super::delta`]) to a page of zeroes:
-//!
 //! ```text
-//!  words        5      5      5      9     13     17     21   …
-//!  differences  5      0      0      4      4      4      4   …
-//!  pattern      step 5 × 1   kept × 2     step 4 × 4      …
+//!  page       5      5      5      9     13     17     21   …
+//!  old        0      5      5      5      9     13     17   …     the same, a word later
+//!  pattern    step 5 × 1   kept × 2     step 4 × 4          …
 //! ```
-//! A look at a few words tells nearly always whether there is one.
+//! Their words differ by the same again and again, each from the one before. So the page makes a short delta
+//! ([`super::delta`]) to itself, moved on by a word. A look at a few words tells nearly always whether it does.
 
-use super::delta::{self, Malformed, Outcome};
+use super::delta::{self, Malformed, Outcome, Part};
 use super::{Page, ZERO};
 
 /// Bytes of a word.
@@ -28,13 +26,9 @@ pub fn encode(page: &Page, out: &mut Vec<u8>) -> bool {
     if !LOOK_AT.iter().all(|&at| is_even(&words[at..at + LOOK_WORDS])) {
         return false;
     }
-    let mut differences = ZERO;
-    let (out_words, _) = differences.as_chunks_mut::<WORD>();
-    out_words[0] = words[0];
-    for (out, pair) in out_words[1..].iter_mut().zip(words.windows(2)) {
-        *out = difference(pair[0], pair[1]).to_le_bytes();
-    }
-    delta::encode(&ZERO, &differences, BYTES_MAX, out) == Outcome::Written
+    let mut old = ZERO;
+    old[WORD..].copy_from_slice(&page[..page.len() - WORD]);
+    delta::encode(&old, page, BYTES_MAX, out) == Outcome::Written
 }
 
 /// Takes a pattern off the front of `bytes` and has `page` be what it says.
@@ -42,14 +36,20 @@ pub fn encode(page: &Page, out: &mut Vec<u8>) -> bool {
 /// # Errors
 /// It is malformed.
 pub fn apply(bytes: &mut &[u8], page: &mut Page) -> Result<(), Malformed> {
-    page.fill(0);
-    delta::apply(bytes, page)?;
     let mut last = 0u64;
-    for word in page.as_chunks_mut::<WORD>().0 {
-        last = last.wrapping_add(u64::from_le_bytes(*word));
-        *word = last.to_le_bytes();
-    }
-    Ok(())
+    delta::each_part(bytes, page, |words, part| match part {
+        Part::Kept => words.fill(last.to_le_bytes()),
+        Part::Step(step) => {
+            for word in words {
+                last = last.wrapping_add(step);
+                *word = last.to_le_bytes();
+            }
+        }
+        Part::New(new) => {
+            words.as_flattened_mut().copy_from_slice(new);
+            last = words.last().map_or(last, |word| u64::from_le_bytes(*word));
+        }
+    })
 }
 
 /// Whether all words differ by the same from the one before.
