@@ -28,6 +28,8 @@ const DOWNTIME_GOAL_MS: u32 = 30;
 
 /// What the guest does, and how it is moved.
 struct Case {
+    /// What it is called as a part of the bench.
+    name: &'static str,
     load: Load,
     /// Most MiB a second over the wire while the guest runs.
     cap_mib: Option<u32>,
@@ -60,18 +62,21 @@ enum Manner {
 
 const CASES: [Case; 6] = [
     Case {
+        name: "idle",
         load: Load::Idle,
         cap_mib: None,
         manner: Manner::PreCopy,
         metrics: ["idle_total_ms", "idle_downtime_ms", "idle_gap_ms", "idle_sent_mib"],
     },
     Case {
+        name: "busy",
         load: Load::PagesPerSecond(20_000),
         cap_mib: None,
         manner: Manner::PreCopy,
         metrics: ["busy_total_ms", "busy_downtime_ms", "busy_gap_ms", "busy_sent_mib"],
     },
     Case {
+        name: "narrow",
         load: Load::PagesPerSecond(20_000),
         cap_mib: Some(64),
         manner: Manner::PreCopy,
@@ -83,18 +88,21 @@ const CASES: [Case; 6] = [
         ],
     },
     Case {
+        name: "flat",
         load: Load::Unthrottled,
         cap_mib: Some(8),
         manner: Manner::PreCopy,
         metrics: ["flat_total_ms", "flat_downtime_ms", "flat_gap_ms", "flat_sent_mib"],
     },
     Case {
+        name: "post",
         load: Load::Idle,
         cap_mib: None,
         manner: Manner::PostCopy,
         metrics: ["post_total_ms", "post_downtime_ms", "post_gap_ms", "post_sent_mib"],
     },
     Case {
+        name: "local",
         load: Load::Idle,
         cap_mib: None,
         manner: Manner::HandedOver,
@@ -121,27 +129,29 @@ trait Subject {
     fn migrate(&mut self, case: &Case) -> Result<Option<Moved>>;
 }
 
-/// Cutover and QEMU.
+/// Cutover and QEMU in all cases, or in the one called `part`.
 ///
 /// # Errors
-/// QEMU does not start.
-pub fn contestants(stage: &Stage) -> Result<Vec<Contestant<'_>>> {
+/// There is no such case, or QEMU does not start.
+pub fn contestants<'a>(stage: &'a Stage, part: Option<&'a str>) -> Result<Vec<Contestant<'a>>> {
+    let is_meant = move |case: &Case| part.is_none_or(|part| part == case.name);
+    ensure!(CASES.iter().any(is_meant), "there is no part called {part:?}");
     qemu::warm_up(stage)?;
     Ok(vec![
         Contestant {
             name: "Cutover",
-            measure: Box::new(|| measure(|| Cutover::new(stage))),
+            measure: Box::new(move || measure(is_meant, || Cutover::new(stage))),
         },
         Contestant {
             name: "QEMU",
-            measure: Box::new(|| measure(|| Qemu::new(stage))),
+            measure: Box::new(move || measure(is_meant, || Qemu::new(stage))),
         },
     ])
 }
 
-fn measure<S: Subject>(new: impl Fn() -> S) -> Result<Values> {
+fn measure<S: Subject>(is_meant: impl Fn(&Case) -> bool, new: impl Fn() -> S) -> Result<Values> {
     let mut values = Values::new();
-    for case in &CASES {
+    for case in CASES.iter().filter(|case| is_meant(case)) {
         let mut subject = new();
         if !subject.can(case) {
             continue;

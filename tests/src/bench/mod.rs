@@ -52,6 +52,8 @@ pub struct Options {
     pub runs: u32,
     /// The Firecracker program, to be measured where a bench has a place for it.
     pub firecracker: Option<PathBuf>,
+    /// The part of the bench to be measured; all of it if none is named.
+    pub part: Option<String>,
 }
 
 /// One value that was measured.
@@ -99,7 +101,11 @@ pub fn run(bench: Bench, options: &Options, out: &mut impl Write) -> Result<()> 
         }
         Bench::Migration => {
             let stage = Stage::new(options.firecracker.as_deref())?;
-            take_turns(&migration::contestants(&stage)?, options.runs, out)
+            take_turns(
+                &migration::contestants(&stage, options.part.as_deref())?,
+                options.runs,
+                out,
+            )
         }
     }
 }

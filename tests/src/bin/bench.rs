@@ -19,6 +19,9 @@ struct Cli {
     /// The Firecracker program
     #[arg(long)]
     firecracker: Option<PathBuf>,
+    /// The part of it to be measured, if it has any; all of it if none is named
+    #[arg(long)]
+    part: Option<String>,
     /// Where the samples go, one JSON object per line
     #[arg(long)]
     samples: PathBuf,
@@ -29,8 +32,14 @@ fn main() -> Result<()> {
         bench,
         runs,
         firecracker,
+        part,
         samples,
     } = Cli::parse();
     let mut out = File::create(&samples).with_context(|| format!("cannot create {}", samples.display()))?;
-    bench::run(bench, &Options { runs, firecracker }, &mut out)
+    let options = Options {
+        runs,
+        firecracker,
+        part,
+    };
+    bench::run(bench, &options, &mut out)
 }

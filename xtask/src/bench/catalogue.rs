@@ -8,6 +8,8 @@ pub struct Bench {
     pub title: &'static str,
     /// Whether it has so many interrupts that a nested host needs `exit_after_injection` to get through.
     pub many_interrupts: bool,
+    /// Parts of it that run in a host of their own each, so that one that hangs costs no other; none if it is one.
+    pub parts: &'static [&'static str],
     /// What it measures, in the order of the report.
     pub metrics: &'static [Metric],
 }
@@ -60,6 +62,7 @@ pub const BENCHES: [Bench; 7] = [
         name: "boot",
         title: "exec to the guest's user space; ELF kernel, 1 vCPU, 128 MiB",
         many_interrupts: true,
+        parts: &[],
         metrics: &[
             Metric {
                 id: "user_space_ms",
@@ -85,6 +88,7 @@ pub const BENCHES: [Bench; 7] = [
         name: "api",
         title: "the API on a Unix socket; 1 vCPU, 128 MiB, an idle guest",
         many_interrupts: false,
+        parts: &[],
         metrics: &[
             at_most("api_up_ms", "exec to the socket taking connections", "ms", 3.0),
             Metric {
@@ -103,6 +107,7 @@ pub const BENCHES: [Bench; 7] = [
         name: "block",
         title: "fio in the guest, direct, 16 in flight, on a raw image in the host's memory",
         many_interrupts: true,
+        parts: &[],
         metrics: &[
             throughput("random_read_4k_iops", "random read, 4 KiB", "IOPS"),
             throughput("random_write_4k_iops", "random write, 4 KiB", "IOPS"),
@@ -114,6 +119,7 @@ pub const BENCHES: [Bench; 7] = [
         name: "net",
         title: "iperf3 between the guest and its host, TCP over a tap",
         many_interrupts: false,
+        parts: &[],
         metrics: &[
             throughput("guest_to_host_mib_s", "guest to host", "MiB/s"),
             throughput("host_to_guest_mib_s", "host to guest", "MiB/s"),
@@ -123,6 +129,7 @@ pub const BENCHES: [Bench; 7] = [
         name: "snapshot",
         title: "snapshots of a guest with its memory in use; 1 vCPU",
         many_interrupts: true,
+        parts: &[],
         metrics: &[
             at_most("full_pause_128_ms", "pause, full, 128 MiB", "ms", SNAPSHOT_PAUSE_MS),
             at_most("full_pause_512_ms", "pause, full, 512 MiB", "ms", SNAPSHOT_PAUSE_MS),
@@ -192,6 +199,7 @@ pub const BENCHES: [Bench; 7] = [
         name: "restore",
         title: "exec to a restored guest's first sign of life, every 10 ms; 1 vCPU, its memory in use",
         many_interrupts: false,
+        parts: &[],
         metrics: &[
             at_most("restore_128_ms", "128 MiB", "ms", RESTORE_MS),
             at_most("restore_512_ms", "512 MiB", "ms", RESTORE_MS),
@@ -202,6 +210,7 @@ pub const BENCHES: [Bench; 7] = [
         name: "migration",
         title: "live migration over the loopback interface; 1 vCPU, 256 MiB, 64 of them the guest's program's",
         many_interrupts: true,
+        parts: &["idle", "busy", "narrow", "flat", "post", "local"],
         metrics: &[
             at_most("idle_total_ms", "idle: in all", "ms", 180.0),
             at_most("idle_downtime_ms", "idle: downtime", "ms", 5.0),

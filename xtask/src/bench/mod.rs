@@ -17,6 +17,7 @@ mod report;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -29,6 +30,9 @@ use crate::{guest, host, setup, test, ui};
 
 /// Room for the staged images, and for the guests that are alive at the same time.
 const HOST_MEMORY_MIB: u32 = 8192;
+
+/// How long a part of a bench may say nothing before its host is taken for hung: some times what a measurement takes.
+const PART_SILENCE_MAX: Duration = Duration::from_secs(600);
 
 /// A file system in memory, so that nothing measured waits for a disk.
 const MEMORY_FILE_SYSTEM: &str = "/dev/shm";
@@ -121,9 +125,28 @@ impl<'a> Setting<'a> {
         })
     }
 
-    /// Runs one bench where guests can run, and returns what it measured.
+    /// Runs one bench where guests can run, and returns what it measured: of a part that failed, what it had measured until
+    /// then.
     fn measure(&self, bench: &Bench) -> Result<Vec<Sample>> {
         ui::say(format_args!("bench {}: {}", bench.name, bench.title));
+        if bench.parts.is_empty() {
+            let (samples, outcome) = self.measure_part(bench, None)?;
+            return outcome.map(|()| samples);
+        }
+        let mut all = Vec::new();
+        for part in bench.parts {
+            ui::say(format_args!("bench {}: {part}", bench.name));
+            let (samples, outcome) = self.measure_part(bench, Some(part))?;
+            if let Err(error) = outcome {
+                ui::say(format_args!("{part} is not complete: {error:#}"));
+            }
+            all.extend(samples);
+        }
+        Ok(all)
+    }
+
+    /// What a bench, or a part of it, has measured, and whether it came to its end.
+    fn measure_part(&self, bench: &Bench, part: Option<&str>) -> Result<(Vec<Sample>, Result<()>)> {
         // The folder that a nested host shares with this machine.
         let shared = self.workspace.target.join("host");
         fs::create_dir_all(&shared)?;
@@ -133,15 +156,24 @@ impl<'a> Setting<'a> {
             memory_mib: HOST_MEMORY_MIB,
             icount: true,
             exit_after_injection: bench.many_interrupts,
+            silence_max: part.map(|_| PART_SILENCE_MAX),
             ..host::Options::default()
         };
-        let code = host::run_where_guests_run(self.workspace, &options, &self.command(bench, &samples))?;
-        ensure!(code == 0, "bench {} ended with exit code {code}", bench.name);
-        let text = fs::read_to_string(&samples).with_context(|| format!("cannot read {}", samples.display()))?;
-        report::parse_samples(&text)
+        let code = host::run_where_guests_run(self.workspace, &options, &self.command(bench, part, &samples));
+        let outcome = code.and_then(|code| {
+            ensure!(code == 0, "bench {} ended with exit code {code}", bench.name);
+            Ok(())
+        });
+        let text = fs::read_to_string(&samples).with_context(|| format!("cannot read {}", samples.display()));
+        match (text, outcome) {
+            (Ok(text), outcome) => Ok((report::parse_samples(&text)?, outcome)),
+            // It has not even begun.
+            (Err(_), Err(error)) => Ok((Vec::new(), Err(error))),
+            (Err(error), Ok(())) => Err(error),
+        }
     }
 
-    fn command(&self, bench: &Bench, samples: &Path) -> Vec<OsString> {
+    fn command(&self, bench: &Bench, part: Option<&str>, samples: &Path) -> Vec<OsString> {
         let variable = |name: &str, value: &Path| {
             let mut assignment = OsString::from(format!("{name}="));
             assignment.push(value);
@@ -159,6 +191,9 @@ impl<'a> Setting<'a> {
             "--samples".into(),
             samples.into(),
         ];
+        if let Some(part) = part {
+            command.extend(["--part".into(), part.into()]);
+        }
         if let Some(firecracker) = &self.firecracker {
             command.extend(["--firecracker".into(), firecracker.into()]);
         }

@@ -36,7 +36,7 @@ pub struct Options {
     /// Have every guest exit right after an interrupt was injected (see `exit_after_injection`): safe, but a cost that
     /// real processors do not know, and one that hits some monitors more than others.
     pub exit_after_injection: bool,
-    /// How long a host may print nothing before it is taken for hung and ended; only where there are several.
+    /// How long a host may print nothing before it is taken for hung and ended.
     pub silence_max: Option<Duration>,
     /// The run is over when the first host is done. The others serve it, start again when they fail, and are ended then.
     pub first_leads: bool,

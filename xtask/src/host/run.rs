@@ -62,7 +62,7 @@ pub fn run(workspace: &Workspace, image: &Image, options: &Options, command: &[O
         hosts.push(RunningHost::start(
             &arguments,
             number,
-            options.hosts > 1,
+            options.hosts > 1 || options.silence_max.is_some(),
             interactive,
             directory,
         )?);
