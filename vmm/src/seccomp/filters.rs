@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use libc::c_long;
-use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
+use super::program::Allowed;
 use super::{ThreadKind, ioctls};
 use crate::page_fault::uffd;
 
@@ -212,12 +212,11 @@ const API: &[c_long] = &[
     libc::SYS_statx,
 ];
 
-/// The calls a kind of thread may make: an empty list of rules allows all arguments.
-pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
+/// The calls a kind of thread may make, by their numbers.
+pub fn rules(kind: ThreadKind) -> BTreeMap<u32, Allowed> {
     let (calls, requests): (&[&[c_long]], &[&[u64]]) = match kind {
         ThreadKind::StateDriver => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP, STATS], &[ioctls::VM]),
-        // Threads inherit the filter of the one that starts them, so it allows what all of them may do. Their requests
-        // come first, because a filter's rules are tried one after the other.
+        // Threads inherit the filter of the one that starts them, so it allows what all of them may do.
         ThreadKind::Supervisor => (
             &[
                 DISK,
@@ -255,33 +254,36 @@ pub fn rules(kind: ThreadKind) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Bac
         ThreadKind::Checkpoint => (&[MIGRATION], &[ioctls::VM, ioctls::SOCKETS]),
         ThreadKind::Api => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, CLEAN_UP, API], &[]),
     };
-    let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = [RUNTIME]
+    let mut rules: BTreeMap<_, _> = [RUNTIME]
         .iter()
         .chain(calls)
         .copied()
         .flatten()
-        .map(|&call| (call, Vec::new()))
+        .map(|&call| (number(call), Allowed::Always))
         .collect();
     // The terminal is put back as it was from wherever the monitor ends, in a panic too.
     let requests = requests.iter().chain([&ioctls::TERMINAL]).copied().flatten();
-    let requests = requests
-        .map(|&request| second_argument(request))
-        .collect::<Result<Vec<_>, _>>()?;
-    rules.insert(libc::SYS_ioctl, requests);
+    let requests = requests.map(|&request| low_half(request)).collect();
+    rules.insert(number(libc::SYS_ioctl), Allowed::WithSecond(requests));
+    if kind == ThreadKind::PageFault {
+        // Huge pages are wanted again when all of memory is there.
+        let operation = libc::PR_SET_THP_DISABLE.cast_unsigned();
+        rules.insert(number(libc::SYS_prctl), Allowed::WithFirst(vec![operation]));
+    }
     // Debug builds of Rust programs look whether a descriptor is open before they close it.
     rules
-        .entry(libc::SYS_fcntl)
-        .or_insert(vec![second_argument(libc::F_GETFD.cast_unsigned().into())?]);
-    Ok(rules)
+        .entry(number(libc::SYS_fcntl))
+        .or_insert(Allowed::WithSecond(vec![libc::F_GETFD.cast_unsigned()]));
+    rules
 }
 
-fn second_argument(value: u64) -> Result<SeccompRule, BackendError> {
-    SeccompRule::new(vec![SeccompCondition::new(
-        1,
-        SeccompCmpArgLen::Dword,
-        SeccompCmpOp::Eq,
-        value,
-    )?])
+fn number(call: c_long) -> u32 {
+    u32::try_from(call).expect("system calls have small numbers")
+}
+
+/// Requests have 32 bits (`_IOC`, asm-generic/ioctl.h), whatever type a header gives them.
+fn low_half(request: u64) -> u32 {
+    u32::try_from(request & u64::from(u32::MAX)).expect("masked")
 }
 
 #[cfg(test)]
@@ -290,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_supervisor_may_do_what_the_threads_it_starts_may() {
-        let supervisor = rules(ThreadKind::Supervisor).expect("rules");
+        let supervisor = rules(ThreadKind::Supervisor);
         for kind in [
             ThreadKind::Vcpu,
             ThreadKind::Devices,
@@ -301,14 +303,15 @@ mod tests {
             ThreadKind::Migration,
             ThreadKind::Checkpoint,
         ] {
-            for (call, conditions) in rules(kind).expect("rules") {
-                let allowed = supervisor
-                    .get(&call)
-                    .unwrap_or_else(|| panic!("{kind:?} may call {call}"));
-                let missing = conditions
-                    .iter()
-                    .find(|condition| !allowed.is_empty() && !allowed.contains(condition));
-                assert_eq!(missing, None, "{kind:?}, system call {call}");
+            for (call, allowed) in rules(kind) {
+                match (supervisor.get(&call), allowed) {
+                    (Some(Allowed::Always), _) => {}
+                    (Some(Allowed::WithSecond(values)), Allowed::WithSecond(asked)) => {
+                        let missing = asked.iter().find(|value| !values.contains(value));
+                        assert_eq!(missing, None, "{kind:?}, system call {call}");
+                    }
+                    (has, asked) => panic!("{kind:?} may call {call} as {asked:?}, a supervisor as {has:?}"),
+                }
             }
         }
     }
