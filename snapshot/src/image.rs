@@ -12,6 +12,7 @@
 //! A chunk is the unit of reading: a few pages, checksummed together, possibly compressed. Zero pages are not stored.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,9 +32,9 @@ mod writer;
 
 pub use index::{CHUNK_BYTES_MAX, INDEX_BYTES_MAX};
 pub(crate) use reader::ChunkReader;
-pub use reader::{Found, Reader};
+pub use reader::{Found, KEPT_CHUNKS, Reader};
 pub use source::{PageSource, Pages, Progress, Scan};
-pub use writer::{CHUNK_BYTES, ImageWriter, Layout, Shape};
+pub use writer::{ImageWriter, Layout, Shape};
 
 /// Least bytes of a page.
 pub const PAGE_BYTES_MIN: u32 = 4 << 10;
@@ -124,12 +125,20 @@ impl Image {
         layers.max().expect("an image has a newest layer")
     }
 
-    /// Something to read pages with; each thread has its own.
+    /// Something to read pages in order with; each thread has its own.
     ///
     /// # Errors
     /// There is no memory for a decompressor.
     pub fn reader(&self) -> Result<Reader, Error> {
-        Reader::new(self.clone())
+        self.reader_keeping(KEPT_CHUNKS)
+    }
+
+    /// The same that keeps at most so many chunks, besides one for each snapshot of the chain.
+    ///
+    /// # Errors
+    /// There is no memory for a decompressor.
+    pub fn reader_keeping(&self, chunks: usize) -> Result<Reader, Error> {
+        Reader::new(self.clone(), chunks)
     }
 
     /// The file in which page *n* lies at *n* times the size of a page, pages that are not stored being holes: the
@@ -139,6 +148,13 @@ impl Image {
             [layer] if layer.flat => layer.blob.file(),
             _ => None,
         }
+    }
+
+    /// Pages, by their numbers, that the newest snapshot has behind such with higher ones. Of a live snapshot these are
+    /// pages that the guest wrote right after the moment it shows, so that they were saved early. A guest that goes on
+    /// from that moment will want them first.
+    pub fn out_of_order(&self) -> &[Range<u64>] {
+        &self.layer(0).out_of_order
     }
 
     fn layer(&self, number: u32) -> &Layer {
@@ -159,6 +175,8 @@ pub(crate) struct Layer {
     chunks: Vec<Chunk>,
     /// Complete in itself, and each page at its own place.
     flat: bool,
+    /// See [`Image::out_of_order`].
+    out_of_order: Vec<Range<u64>>,
 }
 
 impl Layer {
@@ -185,6 +203,7 @@ impl Layer {
             && entry.data_bytes == entry.pages * u64::from(page_bytes)
             && extents.iter().all(in_place);
         let layer = Self {
+            out_of_order: index.out_of_order(),
             blob,
             page_bytes,
             chunks: index.chunks,

@@ -1,5 +1,7 @@
 //! The index of an image's file: where each chunk lies, and which pages are in it. Bytes from a file, so hostile.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::map::{Extent, Place};
@@ -185,6 +187,24 @@ impl Index {
             ));
         }
         Ok(extents)
+    }
+}
+
+impl Index {
+    /// The pages with content that come behind such with higher numbers. To be asked when [`extents`](Self::extents) has
+    /// found nothing wrong.
+    pub fn out_of_order(&self) -> Vec<Range<u64>> {
+        let mut runs = self.runs.iter();
+        let (mut found, mut highest) = (Vec::new(), 0);
+        for chunk in &self.chunks {
+            for run in runs.by_ref().take(chunk.runs as usize) {
+                if chunk.encoding != Encoding::Zero && run.first < highest {
+                    found.push(run.first..run.first + run.count);
+                }
+                highest = highest.max(run.first);
+            }
+        }
+        found
     }
 }
 

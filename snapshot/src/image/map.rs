@@ -63,6 +63,10 @@ impl PageMap {
     /// Puts the pages of an older layer (in order, without overlaps), as far as they are below `limit`, where no newer
     /// layer has any.
     pub fn put_below(&mut self, older: Vec<Extent>, limit: u64) {
+        if self.extents.is_empty() && older.last().is_none_or(|last| last.end() <= limit) {
+            self.extents = older;
+            return;
+        }
         let mut merged = Vec::with_capacity(self.extents.len() + older.len());
         let mut newer = self.extents.iter().copied().peekable();
         for extent in older {

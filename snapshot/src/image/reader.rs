@@ -10,15 +10,17 @@ use super::{Image, Layer};
 use crate::checksum::Checksum;
 use crate::error::Error;
 
-/// Chunks that a reader keeps besides one for each snapshot of the chain. A live snapshot has pages out of order where
-/// the guest wrote before they were copied, so that reading in order goes back and forth between chunks.
-const KEPT_CHUNKS: usize = 32;
+/// Chunks to keep for reading in order, besides one for each snapshot of the chain. A live snapshot has pages out of order
+/// where the guest wrote before they were copied, so that reading in order goes back and forth between chunks.
+pub const KEPT_CHUNKS: usize = 32;
 
 /// Reads pages of an image. The chunks used last are kept, so that reading in order reads most chunks once.
 pub struct Reader {
     image: Image,
     chunks: ChunkReader,
     kept: Vec<KeptChunk>,
+    /// Most of these, besides one for each snapshot of the chain.
+    most_kept: usize,
     /// Counts the uses of chunks.
     clock: u64,
 }
@@ -43,12 +45,13 @@ pub struct Found<'a> {
 }
 
 impl Reader {
-    pub(super) fn new(image: Image) -> Result<Self, Error> {
+    pub(super) fn new(image: Image, most_kept: usize) -> Result<Self, Error> {
         let chunks = ChunkReader::new(image.layer(0).path())?;
         Ok(Self {
             image,
             chunks,
             kept: Vec::new(),
+            most_kept,
             clock: 0,
         })
     }
@@ -81,6 +84,16 @@ impl Reader {
         }))
     }
 
+    /// Whether page `page` comes without reading anything, with how many that follow it in the same place, itself included.
+    pub fn keeps(&self, page: u64) -> (bool, u64) {
+        let (place, count) = self.image.find(page);
+        let is_kept = match place {
+            Place::Zero => true,
+            Place::Stored { layer, chunk, .. } => self.kept.iter().any(|kept| kept.key == Some((layer, chunk))),
+        };
+        (is_kept, count)
+    }
+
     /// A chunk, read if it is not kept.
     fn chunk(&mut self, layer: u32, chunk: u32) -> Result<&KeptChunk, Error> {
         self.clock += 1;
@@ -96,7 +109,7 @@ impl Reader {
 
     /// Reads a chunk in place of the one that was not used for the longest time; returns its position.
     fn read_chunk(&mut self, layer: u32, chunk: u32) -> Result<usize, Error> {
-        let position = if self.kept.len() < self.image.0.layers.len() + KEPT_CHUNKS {
+        let position = if self.kept.len() < self.image.0.layers.len() + self.most_kept {
             self.kept.push(KeptChunk::default());
             self.kept.len() - 1
         } else {

@@ -13,9 +13,12 @@ use crate::files::{NewFile, NewFiles};
 use crate::manifest::{Base, ImageEntry, IndexEntry, image_file};
 use crate::section::Section;
 
-/// Bytes of pages that are put into one chunk, or one page if it has more. Larger chunks compress better; smaller ones
-/// make the first access to a page after a restore faster, which waits for a whole chunk to be read and verified.
-pub const CHUNK_BYTES: u32 = 256 << 10;
+/// Bytes of pages that are put into one chunk, or one page if it has more: larger chunks compress better.
+const CHUNK_BYTES: u32 = 256 << 10;
+
+/// The same for memory that is not compressed: smaller chunks make the first access to a page after a restore faster,
+/// which waits for a whole chunk to be read and verified.
+const MEMORY_CHUNK_BYTES: u32 = 64 << 10;
 
 /// What pages are compared with to find out whether they are zero.
 static ZEROS: [u8; PAGE_BYTES_MAX as usize] = [0; PAGE_BYTES_MAX as usize];
@@ -60,6 +63,8 @@ pub struct ImageWriter {
     data_bytes: u64,
     /// Pages that do not yet make a chunk.
     pending: Vec<u8>,
+    /// How many bytes of pages make one.
+    chunk_bytes: u32,
     pending_runs: Vec<Run>,
     /// Zero pages, in an image whose parent may have others there.
     zero_runs: Vec<Run>,
@@ -79,6 +84,10 @@ impl ImageWriter {
             }
             Layout::Flat | Layout::Packed => None,
         };
+        let chunk_bytes = match shape.layout {
+            Layout::Flat | Layout::Packed if shape.page_bytes < MEMORY_CHUNK_BYTES => MEMORY_CHUNK_BYTES,
+            _ => CHUNK_BYTES,
+        };
         let file = files.create(&path).map_err(Error::io("create it", &path))?;
         Ok(Self {
             name: name.to_owned(),
@@ -88,7 +97,8 @@ impl ImageWriter {
             compressor,
             index: Index::default(),
             data_bytes: 0,
-            pending: Vec::with_capacity(CHUNK_BYTES as usize),
+            pending: Vec::with_capacity(chunk_bytes as usize),
+            chunk_bytes,
             pending_runs: Vec::new(),
             zero_runs: Vec::new(),
         })
@@ -186,12 +196,14 @@ impl ImageWriter {
     }
 
     fn append(&mut self, number: u64, page: &[u8]) -> Result<(), Error> {
-        let full = self.pending.len() + page.len() > CHUNK_BYTES as usize;
+        let full = self.pending.len() + page.len() > self.chunk_bytes as usize;
         let apart = self
             .pending_runs
             .last()
             .is_some_and(|run| run.first + run.count != number);
-        if full || (apart && self.shape.layout == Layout::Flat) {
+        // Pages that are wanted together are of one chunk.
+        let aligned = (number * page.len() as u64).is_multiple_of(u64::from(self.chunk_bytes));
+        if full || ((apart || aligned) && self.shape.layout == Layout::Flat) {
             self.flush()?;
         }
         self.pending.extend_from_slice(page);

@@ -162,6 +162,22 @@ fn a_flat_file_has_each_page_at_its_place_and_holes_elsewhere() {
 }
 
 #[test]
+fn an_image_tells_which_of_its_pages_were_saved_before_their_turn() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for layout in [Layout::Flat, Layout::Packed, Layout::Compressed { level: 1 }] {
+        let name = format!("{layout:?}").split(' ').next().expect("a word").to_owned();
+        let mut writer = store(dir.path()).create(&name, draft(1, None)).expect("begun");
+        let saved = [0, 1, 2, 40, 41, 30, 31, 50, 7, 60].map(|number| (number, noise(number + 1)));
+        let writes = saved.iter().map(|(number, bytes)| (*number, &bytes[..]));
+        put_image(&mut writer, NAME, shape(64, Base::Zero, layout), writes).expect("written");
+        writer.commit().expect("committed");
+        let chain = Chain::open(&dir.path().join(&name)).expect("a chain");
+        let image = chain.image(NAME).expect("an image");
+        assert_eq!(image.out_of_order(), [30..32, 7..8], "{name}");
+    }
+}
+
+#[test]
 fn what_a_shorter_image_cut_off_stays_gone_when_it_grows_again() {
     let dir = tempfile::tempdir().expect("a directory");
     let layer = |pages, writes: &[(u64, u8)]| Layer {

@@ -190,6 +190,16 @@ impl PageRange {
         })
     }
 
+    /// What is before guest address `at`, one of a page of the range or its end, and the rest.
+    pub fn split_at(self, at: u64) -> (Self, Self) {
+        let pages = (at - self.start) / PAGE_SIZE;
+        let rest = Self {
+            start: at,
+            pages: self.pages - pages,
+        };
+        (Self { pages, ..self }, rest)
+    }
+
     /// The page at guest address `address`.
     pub fn page(address: u64) -> Self {
         Self {

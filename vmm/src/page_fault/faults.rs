@@ -10,7 +10,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use super::Unavailable;
-use super::space::Space;
+use super::space::{self, Space};
 use super::uffd::{Mode, Uffd};
 use crate::dirty::PageRange;
 
@@ -29,6 +29,18 @@ impl Stop {
     /// Ends waiting.
     pub fn tell(&self) {
         rustix::io::write(&self.0, &1_u64.to_ne_bytes()).expect("an eventfd takes 2^64 - 2 of these");
+    }
+
+    /// Waits until waiting is to end, or for so long.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn wait_at_most(&self, time: Duration) -> io::Result<()> {
+        let time = Timespec::try_from(time).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&time)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits until `source` has something to read, or is at its end; false once waiting is to end.
@@ -104,6 +116,14 @@ impl Faults {
         Ok(pages)
     }
 
+    /// Lets so much time go by, unless there is an end before that.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn rest(&self, time: Duration) -> io::Result<()> {
+        self.stop.wait_at_most(time)
+    }
+
     /// Ends [`next`](Self::next) for all who wait.
     pub fn stop(&self) {
         self.stop.tell();
@@ -111,6 +131,7 @@ impl Faults {
 
     /// Faults are the kernel's again, and everybody goes on.
     pub fn hand_back(&self) {
+        space::huge_pages(true);
         for area in self.space.areas() {
             if let Err(error) = self.uffd.unregister(area) {
                 tracing::error!(%error, "cannot hand page faults back to the kernel");

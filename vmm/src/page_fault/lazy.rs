@@ -1,8 +1,9 @@
 //! Filling memory from an image while the guest already runs.
 //!
 //! ```text
-//!  fault ──► thread "page-fault":  reads the chunk with that page ──► puts the page, and those that came with it
-//!            threads "prefetch":   read everything else in order ───► put it
+//!  fault ──► thread "page-fault":  reads the pages around it ──► puts them
+//!            threads "prefetch":   read everything else ───► put it: first what the guest was about to write when
+//!                                  the snapshot was made, then the rest in order
 //!                                  nothing left: faults are the kernel's again; pages nobody touched are zero
 //! ```
 //! Pages are put under a lock, each once, so that a page that is there already is one somebody used too early. Every
@@ -10,12 +11,14 @@
 //! cannot be had ends the process: no guest runs on memory that is not what it was.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use cutover_devices::{GuestMemory, OnThread};
 use cutover_snapshot::error::Error as SnapshotError;
-use cutover_snapshot::image::{Image, Progress, Reader};
+use cutover_snapshot::image::{Image, KEPT_CHUNKS, Progress, Reader};
 use cutover_snapshot::size::ByteSize;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -26,14 +29,26 @@ use super::uffd::Mode;
 use crate::Error;
 use crate::dirty::{Layout, PAGE_SIZE, PageRange, PageSet};
 
-/// Pages that are read ahead at a time, and at most put for one fault: a chunk of the image.
+/// Pages that are put for one fault, those around it: as many as most chunks of an image have. Who touches one page mostly
+/// touches another one there, and to wait once more takes as long as to put some ten pages.
+const AROUND_PAGES: u64 = 16;
+
+/// Pages that are read ahead at a time.
 const PIECE_PAGES: u64 = 64;
+
+/// Chunks that a thread for faults keeps, besides one for each snapshot of the chain: pages around a fault that follow
+/// each other in memory need not do so in the image.
+const KEPT_FOR_FAULTS: usize = 4;
 
 /// Most threads of each kind.
 pub const WORKERS_MAX: usize = 64;
 
 /// How far reading ahead stands back for everything else on the host (`setpriority`).
 const PREFETCH_NICE: i32 = 10;
+
+/// How long reading ahead pauses when a page is waited for, for the first time: a guest that wakes up touches pages all
+/// over its memory, and should have the processor to itself until it has come to life.
+const HEAD_START: Duration = Duration::from_millis(25);
 
 /// Memory that is filled while the guest already runs. To be dropped only when nobody uses the memory any more: what is
 /// not there by then does not come.
@@ -47,6 +62,8 @@ struct Shared {
     faults: Faults,
     image: Image,
     filling: Mutex<Filling>,
+    /// Whether anybody has waited for a page yet.
+    is_in_use: AtomicBool,
     /// Notified when all is there, or nothing more will come.
     ended: Condvar,
 }
@@ -56,6 +73,8 @@ struct Filling {
     missing: PageSet,
     /// Those of them that nobody has begun to read ahead.
     ahead: PageSet,
+    /// Those to begin with.
+    first: std::vec::IntoIter<PageRange>,
     /// Words before this one have no such page.
     cursor: usize,
     /// Threads that read ahead.
@@ -101,16 +120,21 @@ impl LazyMemory {
         let space = Space::of_small_pages(memory)?;
         check_size(&space.layout, &image)?;
         let missing = PageSet::full(&space.layout);
+        let first: Vec<_> = (image.out_of_order().iter())
+            .flat_map(|pages| space.layout.numbered(pages.clone()))
+            .collect();
         let workers = workers.clamp(1, WORKERS_MAX);
         let shared = Arc::new(Shared {
             filling: Mutex::new(Filling {
                 ahead: missing.clone(),
                 missing,
+                first: first.into_iter(),
                 cursor: 0,
                 prefetching: workers,
                 done: Some(Box::new(done)),
                 stage: Stage::Filling,
             }),
+            is_in_use: AtomicBool::new(false),
             ended: Condvar::new(),
             faults: Faults::of(space, Mode::Missing)?,
             image,
@@ -120,8 +144,8 @@ impl LazyMemory {
             threads: Vec::new(),
         };
         for _ in 0..workers {
-            lazy.spawn("page-fault", &on_thread, Shared::serve)?;
-            lazy.spawn("prefetch", &on_thread, Shared::prefetch)?;
+            lazy.spawn("page-fault", KEPT_FOR_FAULTS, &on_thread, Shared::serve)?;
+            lazy.spawn("prefetch", KEPT_CHUNKS, &on_thread, Shared::prefetch)?;
         }
         Ok(lazy)
     }
@@ -129,10 +153,11 @@ impl LazyMemory {
     fn spawn(
         &mut self,
         name: &str,
+        kept: usize,
         on_thread: &OnThread,
         run: fn(&Shared, &mut Reader) -> Result<(), Failure>,
     ) -> Result<(), Error> {
-        let (shared, mut reader) = (self.shared.clone(), self.shared.image.reader()?);
+        let (shared, mut reader) = (self.shared.clone(), self.shared.image.reader_keeping(kept)?);
         let on_thread = on_thread.clone();
         let thread = spawn(name, move || {
             let _guard = EndOnPanic;
@@ -190,8 +215,30 @@ impl Shared {
     fn serve(&self, reader: &mut Reader) -> Result<(), Failure> {
         let layout = &self.faults.space.layout;
         while let Some(page) = self.faults.next().map_err(Failure::Faults)? {
-            let wanted = layout.range_from(page.start, PIECE_PAGES);
-            self.put_run(reader, wanted, Zeros::Put)?;
+            self.is_in_use.store(true, Ordering::Relaxed);
+            let around = layout.block(page.start, AROUND_PAGES);
+            let (before, after) = around.split_at(page.start);
+            // First what somebody waits for.
+            let put = self.put_run(reader, after, Zeros::Put)?;
+            let (_, after) = after.split_at(put.end());
+            for rest in [after, before] {
+                self.put_kept(reader, rest)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills of `range` what the reader has at hand.
+    fn put_kept(&self, reader: &mut Reader, mut range: PageRange) -> Result<(), Failure> {
+        let layout = &self.faults.space.layout;
+        while range.pages > 0 {
+            let number = layout.number(range.start).expect("a page of the memory");
+            let (is_kept, count) = reader.keeps(number);
+            let (run, rest) = range.split_at(range.start + count.min(range.pages) * PAGE_SIZE);
+            if is_kept {
+                self.put_run(reader, run, Zeros::Leave)?;
+            }
+            range = rest;
         }
         Ok(())
     }
@@ -201,7 +248,12 @@ impl Shared {
         if let Err(error) = rustix::process::setpriority_process(None, PREFETCH_NICE) {
             tracing::debug!(%error, "cannot lower the priority of reading ahead");
         }
+        let mut has_rested = false;
         while let Some(ranges) = self.next_piece() {
+            if !has_rested && self.is_in_use.load(Ordering::Relaxed) {
+                has_rested = true;
+                self.faults.rest(HEAD_START).map_err(Failure::Faults)?;
+            }
             for mut rest in ranges {
                 while rest.pages > 0 {
                     let put = self.put_run(reader, rest, Zeros::Leave)?;
@@ -226,7 +278,16 @@ impl Shared {
         if filling.stage != Stage::Filling {
             return None;
         }
-        let Filling { ahead, cursor, .. } = &mut *filling;
+        let Filling {
+            ahead, first, cursor, ..
+        } = &mut *filling;
+        for range in first {
+            let ranges: Vec<_> = ahead.ranges_in(range).collect();
+            ahead.remove_range(range);
+            if !ranges.is_empty() {
+                return Some(ranges);
+            }
+        }
         let ranges = ahead.take_first(cursor, PIECE_PAGES);
         Some(ranges).filter(|ranges| !ranges.is_empty())
     }

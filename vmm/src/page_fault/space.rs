@@ -60,6 +60,19 @@ pub fn discard(area: Area, backing: Backing) -> io::Result<()> {
     }
 }
 
+/// Whether the kernel may give this process transparent huge pages where that is what it does anyway.
+///
+/// It may not while faults of missing pages are somebody else's: at the first write to each 2 MiB the kernel (6.1, and as
+/// far as known all others) would take a huge page and clear it before it finds that nobody asked for it.
+pub fn huge_pages(wanted: bool) {
+    // SAFETY: sets a flag of the address space that changes no content.
+    let result = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, libc::c_ulong::from(!wanted), 0, 0, 0) };
+    if result != 0 {
+        // Memory is filled all the same.
+        tracing::debug!(error = %io::Error::last_os_error(), wanted, "cannot choose whether there are huge pages");
+    }
+}
+
 /// Makes the pages of `area` present, with the content they have: zeros if they were never touched.
 ///
 /// # Errors
@@ -136,12 +149,16 @@ impl Space {
         }
     }
 
-    /// Opens a descriptor for faults of this memory, and registers all of it.
+    /// Opens a descriptor for faults of this memory, and registers all of it. If pages are missing, those that come are
+    /// small ones until [`huge_pages`] are wanted again.
     ///
     /// # Errors
     /// The kernel lacks this or does not permit it, or somebody else takes care of this memory's faults.
     pub fn register(&self, mode: Mode) -> Result<Uffd, Unavailable> {
         let uffd = Uffd::open(mode, self.backing)?;
+        if mode == Mode::Missing {
+            huge_pages(false);
+        }
         for area in self.areas() {
             uffd.register(area, mode).map_err(|error| match error.kind() {
                 io::ErrorKind::ResourceBusy => Unavailable::Busy,
