@@ -5,6 +5,9 @@
 //!  policy, heat     ├─ streams: batches of encoded pages ═══ streams ──┤
 //!  SourceVm ────────┘                                                  └──── DestinationHost, DestinationVm
 //! ```
+//! Replication is the same without an end: [`epoch`] has what a primary and its standby say, over the same links, with the
+//! same batches of pages.
+//!
 //! Knows neither KVM nor devices: both ends are traits that the `vmm` crate implements. Blocking calls and threads, none
 //! of which waits for ever.
 #![forbid(unsafe_code)]

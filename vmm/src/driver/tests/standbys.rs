@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 
 use cutover_devices::GuestMemory;
 use cutover_migration::epoch;
-use cutover_migration::transport::Endpoint;
+use cutover_migration::transport::{Endpoint, tls};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -53,10 +53,15 @@ fn link() -> epoch::Options {
 
 /// Has a process wait in `place` to be the standby of a VM whose disks are to be there.
 fn standby(place: &TempDir, name: &str) -> Waiting {
+    standby_at(Endpoint::Unix(place.path().join(name)), None, place)
+}
+
+/// As [`standby`], where `listen` says, with its certificate in `tls`.
+fn standby_at(listen: Endpoint, tls: Option<PathBuf>, place: &TempDir) -> Waiting {
     let request = StandbyRequest {
         receive: ReceiveRequest {
-            listen: Endpoint::Unix(place.path().join(name)),
-            tls: None,
+            listen,
+            tls: tls.clone(),
             name: None,
             nets: BTreeMap::new(),
             disks: BTreeMap::new(),
@@ -84,7 +89,7 @@ fn standby(place: &TempDir, name: &str) -> Waiting {
     Waiting {
         address: StandbyAddress {
             endpoint,
-            tls: None,
+            tls,
             link: link(),
         },
         say,
@@ -207,6 +212,21 @@ fn a_promoted_standby_goes_on_from_the_cut_to_the_last_counter() {
     promoted.guest.vm.resume().expect("it was paused at the cut");
     promoted.count_on();
     assert!(promoted.counters()[0] > at_cut[0]);
+}
+
+#[test]
+fn a_vm_is_replicated_over_a_link_where_both_sides_are_authenticated() {
+    let Some(mut member) = Member::run(|_| {}) else { return };
+    let place = TempDir::new().expect("temporary directory");
+    let certificates = place.path().join("tls");
+    tls::init(&certificates, &["127.0.0.1".to_owned()]).expect("certificates");
+    let anywhere = "tls://127.0.0.1:0".parse().expect("an endpoint");
+    let standby = standby_at(anywhere, Some(certificates), &place);
+    member.seed(&standby, 1);
+    let at_cut = member.cut_paused(1, &standby);
+    member.count_on();
+    drop(member);
+    assert_eq!(standby.promote(1).counters(), at_cut);
 }
 
 #[test]
