@@ -33,16 +33,12 @@ enum Stage {
 
 /// See the module.
 pub struct Serving {
-    /// Where the primary is.
-    pub link: StandbyLink,
-    /// What it sends.
-    pub incoming: Incoming,
-    /// Where epochs are kept.
-    pub held: Shared,
-    /// Who is told what happens.
-    pub notices: Sender<Notice>,
+    link: StandbyLink,
+    incoming: Incoming,
+    held: Shared,
+    notices: Sender<Notice>,
     /// How long the primary may be silent.
-    pub silence: Duration,
+    silence: Duration,
     images: Vec<Arc<dyn Image>>,
     generation: u64,
     stage: Stage,

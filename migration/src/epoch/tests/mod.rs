@@ -8,6 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Instant;
@@ -138,12 +139,58 @@ struct Host {
     refuses: Vec<String>,
     /// The disk's older copy.
     older: Option<Vec<u8>>,
+    /// Set when its disk breaks.
+    broken: Arc<AtomicBool>,
 }
 
 /// The VM of a standby.
 struct Twin {
     images: Vec<Arc<Bytes>>,
+    broken: Arc<AtomicBool>,
     restored: Option<u64>,
+}
+
+/// A disk that may break.
+struct Disk {
+    bytes: Arc<Bytes>,
+    broken: Arc<AtomicBool>,
+}
+
+impl Disk {
+    fn check(&self) -> io::Result<()> {
+        match self.broken.load(Ordering::Relaxed) {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Image for Disk {
+    fn pages(&self) -> u64 {
+        self.bytes.pages()
+    }
+
+    fn read(&self, pages: Range<u64>, into: &mut [u8]) -> io::Result<()> {
+        self.bytes.read(pages, into)
+    }
+
+    fn write(&self, pages: Range<u64>, content: &[u8]) -> io::Result<()> {
+        self.check()?;
+        self.bytes.write(pages, content)
+    }
+
+    fn zero(&self, pages: Range<u64>) -> io::Result<()> {
+        self.check()?;
+        self.bytes.zero(pages)
+    }
+
+    fn starts_empty(&self) -> bool {
+        self.bytes.starts_empty()
+    }
+
+    fn settle(&self) -> io::Result<()> {
+        self.check()
+    }
 }
 
 impl DestinationHost for Host {
@@ -157,7 +204,11 @@ impl DestinationHost for Host {
         if let Some(older) = self.older.take() {
             images[1] = Bytes::older(older);
         }
-        Ok(Twin { images, restored: None })
+        Ok(Twin {
+            images,
+            broken: self.broken.clone(),
+            restored: None,
+        })
     }
 }
 
@@ -165,8 +216,15 @@ impl DestinationVm for Twin {
     type Running = ();
 
     fn images(&self) -> Vec<Arc<dyn Image>> {
-        let images = self.images.iter();
-        images.map(|image| Arc::clone(image) as Arc<dyn Image>).collect()
+        let images = self.images.iter().enumerate();
+        let image = |(index, image): (usize, &Arc<Bytes>)| match index {
+            0 => Arc::clone(image) as Arc<dyn Image>,
+            _ => Arc::new(Disk {
+                bytes: image.clone(),
+                broken: self.broken.clone(),
+            }),
+        };
+        images.map(image).collect()
     }
 
     fn restore(&mut self, state: &State, _: Option<PageBits>) -> Result<Option<Arc<dyn ArrivingMemory>>, VmError> {

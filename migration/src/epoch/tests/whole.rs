@@ -249,3 +249,26 @@ fn a_host_that_refuses_says_why() {
     );
     assert!(matches!(pair.standby.err(), Some(Error::Refused(_))));
 }
+
+#[test]
+fn an_image_that_was_written_in_part_is_not_run_and_says_why() {
+    let host = Host::default();
+    let broken = host.broken.clone();
+    let mut pair = Pair::new(Guest::new(&PAGES, 8), host, &options());
+    pair.seed().unwrap();
+    for epoch in 1..=3 {
+        pair.ship(epoch).unwrap();
+    }
+    pair.standby().permanent(1).unwrap();
+    broken.store(true, Ordering::Relaxed);
+    let error = pair.standby().permanent(2).expect_err("its disk is full");
+    assert!(
+        matches!(&error, Error::Pages { image, .. } if image == "disk-1"),
+        "{error}"
+    );
+    broken.store(false, Ordering::Relaxed);
+    let error = pair.standby().permanent(3).expect_err("it has no whole image");
+    assert!(error.to_string().contains("in part only"), "{error}");
+    let error = pair.standby.unwrap().promote(2).err().expect("it has no whole image");
+    assert!(error.to_string().contains("in part only"), "{error}");
+}
