@@ -13,7 +13,7 @@ use cutover_snapshot::spec::{BootProtocol, DiskSpec, NetSpec, SerialSpec};
 
 use crate::client::{VM_HELP, VmArgs};
 use crate::group_command::{
-    BACKUP_HELP, BackupArgs, COORDINATOR_HELP, CoordinatorArgs, GROUP_HELP, GroupArgs, StandbyArgs,
+    BACKUP_HELP, BackupArgs, COORDINATOR_HELP, CoordinatorArgs, GROUP_HELP, GroupArgs, STANDBY_HELP, StandbyArgs,
 };
 use crate::log::LogArgs;
 use crate::migration_command::{MIGRATE_HELP, MigrateArgs, RECEIVE_HELP, ReceiveArgs, TLS_HELP, TlsArgs};
@@ -61,7 +61,7 @@ pub enum Command {
     #[command(after_help = BACKUP_HELP)]
     Backup(Box<BackupArgs>),
     /// Keep the image of a VM, and become it when that is lost; started by `cutover backup`
-    #[command(hide = true)]
+    #[command(hide = true, after_help = STANDBY_HELP)]
     Standby(Box<StandbyArgs>),
     /// Make certificates by which hosts know each other
     #[command(after_help = TLS_HELP)]

@@ -1,4 +1,4 @@
-//! Everything a person or program talks to: for now, the `cutover` command line.
+//! Everything a person or program talks to: the command line, the REST APIs, their clients.
 //!
 //! ```text
 //!  argv ── cli ──► RunArgs ── config ──► Plan ── run ──► cutover_vmm::Vmm ──► Exit ── exit ──► exit code

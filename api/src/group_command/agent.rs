@@ -165,7 +165,10 @@ impl HostWork for Work {
             .map_err(|error| format!("cannot start a thread: {error}"))?;
         match is_listening.recv_timeout(STANDBY_START_MAX) {
             Ok(line) => {
-                let endpoint = line.trim_end().parse().map_err(|error| format!("a standby says: {error}"));
+                let endpoint = line
+                    .trim_end()
+                    .parse()
+                    .map_err(|error| format!("a standby says: {error}"));
                 endpoint.map(|endpoint| (process, endpoint))
             }
             Err(_) => Err("the standby does not listen: its messages say why".to_owned()),

@@ -18,13 +18,17 @@ use super::show;
 use crate::client::{ClientError, Screen, Vm, timeout};
 use crate::exit::{ExitStatus, report};
 use crate::options::pair;
-use crate::runtime_dir::RuntimeDir;
-use crate::server::groups::types::{GroupMemberV1, GroupStateV1, GroupStatusV1, GroupTimingV1, GroupV1, IntervalV1};
+use crate::runtime_dir::{NAME_MAX, RuntimeDir, VmName};
+use crate::server::groups::types::{
+    FailoverV1, GroupMemberV1, GroupStateV1, GroupStatusV1, GroupTimingV1, GroupV1, IntervalV1,
+};
 
 /// How often a group is looked at while it is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long the coordinator may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// How long a group may take to recover.
+const RECOVERY_MAX: Duration = Duration::from_secs(600);
 /// The interval of a group that chooses its own has this for its longest, unless another is given.
 const ADAPTIVE_MAX: Duration = Duration::from_millis(100);
 
@@ -57,6 +61,9 @@ enum GroupCommand {
     /// Show how groups and their members are doing
     #[command(after_help = STATUS_HELP)]
     Status(StatusArgs),
+    /// Have a member fail, to see that the group survives that
+    #[command(after_help = FAILOVER_HELP)]
+    Failover(FailoverArgs),
     /// Protect VMs no more, which go on on their own
     #[command(after_help = STOP_HELP)]
     Stop(StopArgs),
@@ -66,7 +73,7 @@ enum GroupCommand {
 #[derive(Debug, Args)]
 struct CreateArgs {
     /// Name of the group
-    #[arg(value_name = "GROUP")]
+    #[arg(value_name = "GROUP", value_parser = name)]
     name: String,
 
     /// A VM that runs, by its name, and where `cutover backup` listens on its host: vm1=tls://host1:7200
@@ -115,7 +122,7 @@ struct CreateArgs {
 #[derive(Debug, Args)]
 struct StatusArgs {
     /// Name of the group
-    #[arg(value_name = "GROUP")]
+    #[arg(value_name = "GROUP", value_parser = name)]
     name: String,
 
     /// Show it again and again, every TIME [default: 1s]
@@ -123,11 +130,23 @@ struct StatusArgs {
     watch: Option<Duration>,
 }
 
+/// Arguments of `cutover group failover`.
+#[derive(Debug, Args)]
+struct FailoverArgs {
+    /// Name of the group
+    #[arg(value_name = "GROUP", value_parser = name)]
+    name: String,
+
+    /// The member that is to fail: its VM is ended, and its standby takes its place
+    #[arg(long = "test", value_name = "MEMBER", required = true)]
+    member: String,
+}
+
 /// Arguments of `cutover group stop`.
 #[derive(Debug, Args)]
 struct StopArgs {
     /// Name of the group
-    #[arg(value_name = "GROUP")]
+    #[arg(value_name = "GROUP", value_parser = name)]
     name: String,
 }
 
@@ -149,6 +168,14 @@ impl FromStr for Interval {
             ms: milliseconds(interval),
         }))
     }
+}
+
+/// Reads the name of a group, which is part of a path in the API.
+fn name(text: &str) -> Result<String, String> {
+    let name: VmName = text.parse().map_err(|_| {
+        format!("a group's name has 1 to {NAME_MAX} letters, digits, '-', '_' or '.', the first a letter or digit")
+    })?;
+    Ok(name.to_string())
 }
 
 fn member(text: &str) -> Result<GroupMemberV1, String> {
@@ -211,6 +238,13 @@ Examples:
   cutover group status shop
   cutover group status shop --watch=500ms
   cutover group status shop --json | jq .state";
+
+const FAILOVER_HELP: &str = "\
+Returns when the group has recovered: the standby of the member is the VM then, and the others have
+gone back to the last checkpoint.
+
+Examples:
+  cutover group failover shop --test web";
 
 const STOP_HELP: &str = "\
 What is held is sent, standbys end, and the VMs run on, protected no more.
@@ -292,6 +326,12 @@ async fn execute(args: &GroupArgs) -> Result<(), CommandError> {
             name,
             watch: Some(period),
         }) => watch(&coordinator, name, *period, &mut screen).await?,
+        GroupCommand::Failover(FailoverArgs { name, member }) => {
+            let body = FailoverV1 { member: member.clone() };
+            let path = format!("{}/failover", path(name));
+            coordinator.tell(Method::POST, &path, &body, RECOVERY_MAX).await?;
+            show_status(&status(&coordinator, name).await?, &mut screen)?;
+        }
         GroupCommand::Stop(StopArgs { name }) => coordinator.delete(&path(name), ANSWER_MAX).await?,
     }
     Ok(())
@@ -331,7 +371,10 @@ async fn watch(coordinator: &Vm, name: &str, period: Duration, screen: &mut Scre
         ticks.tick().await;
         let now = (Instant::now(), status(coordinator, name).await?);
         if screen.is_json() {
-            screen.text(&format!("{}\n", serde_json::to_string(&now.1).map_err(io::Error::other)?))?;
+            screen.text(&format!(
+                "{}\n",
+                serde_json::to_string(&now.1).map_err(io::Error::other)?
+            ))?;
         } else {
             let rate = before.as_ref().map(|(then, status)| {
                 let cuts = now.1.cuts.saturating_sub(status.cuts);
@@ -370,5 +413,72 @@ fn body(args: &CreateArgs) -> GroupV1 {
             ship_ms: milliseconds(args.ship),
             roll_back_ms: milliseconds(args.roll_back),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parse(line: &str) -> Result<GroupCommand, clap::Error> {
+        match Cli::try_parse_from(format!("cutover group {line}").split(' '))?.command {
+            Command::Group(args) => Ok(args.command),
+            other => panic!("not about groups: {other:?}"),
+        }
+    }
+
+    fn created(line: &str) -> GroupV1 {
+        let GroupCommand::Create(args) = parse(line).expect("valid") else {
+            panic!("it is create");
+        };
+        body(&args)
+    }
+
+    #[test]
+    fn members_and_backups_are_enough_and_the_rest_is_as_the_api_has_it() {
+        let group = created("create shop --member web=tls://h1:1 --member db=tls://h2:1 --backup tls://h1:1");
+        let default: GroupV1 = serde_json::from_str(
+            r#"{"name":"shop","members":[{"name":"web","host":"tls://h1:1"},{"name":"db","host":"tls://h2:1"}],
+                "backups":["tls://h1:1"]}"#,
+        )
+        .expect("valid");
+        assert_eq!(group, default);
+    }
+
+    #[test]
+    fn every_option_is_sent() {
+        let group = created(
+            "create g --member a=unix:/a --backup unix:/b --interval 25ms --heartbeat 1s --lease 4s --suspicion 5s \
+             --cut 6s --ship 7s --roll-back 8s",
+        );
+        assert_eq!(group.interval, IntervalV1::Fixed { ms: 25 });
+        let timing = GroupTimingV1 {
+            heartbeat_ms: 1000,
+            lease_ms: 4000,
+            suspicion_ms: 5000,
+            cut_ms: 6000,
+            ship_ms: 7000,
+            roll_back_ms: 8000,
+        };
+        assert_eq!(group.timing, timing);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_wrong_usage() {
+        for line in [
+            "create g",
+            "create g --member a=unix:/a",
+            "create g --member a --backup unix:/b",
+            "create g --member a=host1 --backup unix:/b",
+            "create g/h --member a=unix:/a --backup unix:/b",
+            "create g --member a=unix:/a --backup unix:/b --interval soon",
+            "status",
+            "failover g",
+        ] {
+            assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
+        }
     }
 }

@@ -26,7 +26,7 @@ use crate::tls_dir;
 pub use agent::{BackupArgs, HELP as BACKUP_HELP, run as backup};
 pub use client::{GROUP_HELP, GroupArgs, run as group};
 pub use coordinator::{CoordinatorArgs, HELP as COORDINATOR_HELP, run as coordinator};
-pub use standby::{StandbyArgs, run as standby};
+pub use standby::{HELP as STANDBY_HELP, StandbyArgs, run as standby};
 
 /// How the processes of groups on this host reach others, and are reached.
 #[derive(Clone, Debug, Args)]
@@ -108,5 +108,6 @@ pub(crate) fn security(tls_dir: Option<&Path>, insecure: bool) -> Result<Securit
 
 /// Whether `host` is an address to listen at, but not one to reach anybody by.
 fn is_any(host: &str) -> bool {
-    host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_unspecified())
+    host.parse::<std::net::IpAddr>()
+        .is_ok_and(|address| address.is_unspecified())
 }

@@ -39,7 +39,11 @@ pub fn list(groups: &[GroupStatusV1]) -> String {
 pub fn status(group: &GroupStatusV1, rate: Option<&str>) -> String {
     let mut text = format!("{}: {}", escaped(&group.name), state_name(group.state));
     // Writing to a String does not fail, here and below.
-    if let Some(reason) = group.reason.as_deref().filter(|_| group.state != GroupStateV1::Protected) {
+    if let Some(reason) = group
+        .reason
+        .as_deref()
+        .filter(|_| group.state != GroupStateV1::Protected)
+    {
         let _ = write!(text, " ({})", escaped(reason));
     }
     let rate = rate.map(|rate| format!(", {rate}/s")).unwrap_or_default();

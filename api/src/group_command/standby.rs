@@ -88,6 +88,20 @@ pub struct StandbyArgs {
     log: LogArgs,
 }
 
+/// Shown with `cutover standby --help`.
+pub const HELP: &str = "\
+`cutover backup` starts it, by the word of a coordinator. It prints where it waits for the image, keeps that, and is the
+VM's monitor once it is promoted.
+
+Examples:
+  cutover standby --group 0d5f8a1e-6c1b-4b53-9f0e-0a8b6a2f9c11 --seat 0.1 --vm web --host tls://host2:7200 \\
+      --coordinator tls://host1:7100 --listen tls://host2:0 --disks /srv/standbys
+
+Exit codes:
+  0  it was not wanted any more, or as `cutover run`
+  1  it could not be a standby
+  and those of `cutover run`, once it is the VM";
+
 fn group(text: &str) -> Result<GroupId, String> {
     text.parse().map(GroupId).map_err(|_| "write a UUID".to_owned())
 }
@@ -161,7 +175,8 @@ pub fn run(args: &StandbyArgs) -> ExitStatus {
         }
     };
     let status = match keep(args, &logger) {
-        Ok(exit) => exit.into(),
+        Ok(Some(exit)) => exit.into(),
+        Ok(None) => ExitStatus::Success,
         Err(error) => {
             report(&error);
             ExitStatus::Failure
@@ -199,7 +214,8 @@ impl Common {
     }
 }
 
-fn keep(args: &StandbyArgs, logger: &Logger) -> Result<Exit, StandbyError> {
+/// How the VM ended, if this ever was one.
+fn keep(args: &StandbyArgs, logger: &Logger) -> Result<Option<Exit>, StandbyError> {
     let options = Options {
         seccomp: !args.no_seccomp,
         managed: true,
@@ -219,11 +235,22 @@ fn keep(args: &StandbyArgs, logger: &Logger) -> Result<Exit, StandbyError> {
     let (told, tells) = channel();
     let passing_on = notices.clone();
     spawn("standby-notices", move || pass_on(&tells, &passing_on))?;
-    let standby = listener.accept(&options, &common.arrival, &mut |_| Ok(()), told)?;
-    match serve(standby, &asked, &notices, args)? {
-        Some(vmm) => run_promoted(vmm, &common, view, args, &options, logger),
-        None => Ok(Exit::Ended),
-    }
+    let standby = match listener.accept(&options, &common.arrival, &mut |_| Ok(()), told) {
+        Err(error) if is_cancelled(&error) => return Ok(None),
+        standby => standby?,
+    };
+    let promoted = serve(standby, &asked, &notices, args)?;
+    promoted
+        .map(|vmm| run_promoted(vmm, &common, view, args, &options, logger))
+        .transpose()
+}
+
+/// Whether nobody wanted it any more.
+fn is_cancelled(error: &cutover_vmm::Error) -> bool {
+    matches!(
+        error,
+        cutover_vmm::Error::Migration(cutover_migration::Error::Cancelled)
+    )
 }
 
 fn request(args: &StandbyArgs) -> Result<StandbyRequest, StandbyError> {
@@ -233,7 +260,10 @@ fn request(args: &StandbyArgs) -> Result<StandbyRequest, StandbyError> {
     if let Some(dir) = &disks_dir {
         fs::create_dir_all(dir).map_err(|error| StandbyError::Disks(dir.clone(), error))?;
     }
-    let console = args.consoles.as_ref().map(|dir| dir.join(format!("{}.console", args.vm)));
+    let console = args
+        .consoles
+        .as_ref()
+        .map(|dir| dir.join(format!("{}.console", args.vm)));
     Ok(StandbyRequest {
         receive: ReceiveRequest {
             listen: args.listen.clone(),
@@ -340,18 +370,17 @@ fn serve(
     Ok(None)
 }
 
-fn promote(
-    standby: Standby,
-    cut: u64,
-    notices: &Notices,
-    args: &StandbyArgs,
-) -> Result<(Vmm, Member), StandbyError> {
+fn promote(standby: Standby, cut: u64, notices: &Notices, args: &StandbyArgs) -> Result<(Vmm, Member), StandbyError> {
     let mut vmm = standby.promote(cut)?;
     let (told, tells) = channel();
     let protection = vmm.protect(told)?;
     let notices = notices.clone();
     spawn("member", move || member::pass_on(&tells, &notices))?;
-    let member = Member::new(protection, args.insecure, args.tls_dir.clone().or_else(|| Some(tls_dir::of_user())));
+    let member = Member::new(
+        protection,
+        args.insecure,
+        args.tls_dir.clone().or_else(|| Some(tls_dir::of_user())),
+    );
     Ok((vmm, member))
 }
 

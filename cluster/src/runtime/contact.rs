@@ -41,30 +41,18 @@ impl Keeper {
     ) -> Result<Self, LinkError> {
         let (wanted, is_unwanted) = channel();
         spawn("control-keep", move || {
-            let mut was_open = true;
+            // What is worth telling is that it is not open any more, not each time that it does not open.
+            let mut is_told = false;
             loop {
-                match link::open(&to, &security, hello()).and_then(|(link, ears)| {
-                    tell(Contact::Up(link));
-                    let (over, is_over) = channel();
-                    let tell = tell.clone();
-                    ears.listen(move |incoming| match incoming {
-                        Incoming::Says(message) => tell(Contact::Says(message)),
-                        // Whoever waited for that is gone with the link.
-                        Incoming::Over(error) => drop(over.send(error)),
-                    })?;
-                    was_open = true;
-                    Ok(is_over)
-                }) {
-                    Ok(is_over) => {
-                        let error = is_over.recv().unwrap_or(LinkError::Cancelled);
-                        tell(Contact::Down(error));
-                        was_open = false;
+                let over = match hold(&to, &security, hello(), &tell) {
+                    Ok(over) => {
+                        is_told = false;
+                        over
                     }
-                    Err(error) => {
-                        if std::mem::take(&mut was_open) {
-                            tell(Contact::Down(error));
-                        }
-                    }
+                    Err(error) => error,
+                };
+                if !std::mem::replace(&mut is_told, true) {
+                    tell(Contact::Down(over));
                 }
                 if !is_wanted_after(&is_unwanted, RETRY_EVERY) {
                     return;
@@ -73,6 +61,25 @@ impl Keeper {
         })?;
         Ok(Self { _wanted: wanted })
     }
+}
+
+/// Opens a link, and returns when it is over: why.
+fn hold<H: Content, Out: Content, In: Content>(
+    to: &Endpoint,
+    security: &Security,
+    hello: H,
+    tell: &(impl Fn(Contact<Out, In>) + Clone + Send + 'static),
+) -> Result<LinkError, LinkError> {
+    let (link, ears) = link::open(to, security, hello)?;
+    tell(Contact::Up(link));
+    let (over, is_over) = channel();
+    let tell = tell.clone();
+    ears.listen(move |incoming| match incoming {
+        Incoming::Says(message) => tell(Contact::Says(message)),
+        // It is waited for below.
+        Incoming::Over(error) => drop(over.send(error)),
+    })?;
+    Ok(is_over.recv().unwrap_or(LinkError::Cancelled))
 }
 
 /// Whether the other end of `unwanted` is still there after `time`.

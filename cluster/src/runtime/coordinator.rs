@@ -347,7 +347,10 @@ impl Desk {
 
     fn pass_time(&mut self) -> Result<(), Error> {
         let now = self.now();
-        let due = self.groups.iter().filter(|(_, running)| running.engine.wakes_at() <= now);
+        let due = self
+            .groups
+            .iter()
+            .filter(|(_, running)| running.engine.wakes_at() <= now);
         let due: Vec<_> = due.map(|(id, _)| *id).collect();
         due.into_iter().try_for_each(|id| self.give(id, Input::Tick))
     }
@@ -393,9 +396,7 @@ impl Desk {
                 }
                 Ok(())
             }
-            Contact::Says(AgentSays::Hello(hello)) => {
-                self.hear_of_host(host, &Event::AgentHello(hello))
-            }
+            Contact::Says(AgentSays::Hello(hello)) => self.hear_of_host(host, &Event::AgentHello(hello)),
             Contact::Says(AgentSays::Says(message)) => self.hear(message.group, Event::AgentSaid(message)),
             Contact::Down(error) => {
                 tracing::warn!(%host, %error, "there is no link to its agent");
@@ -507,7 +508,8 @@ impl Desk {
     fn forget_dissolved(&mut self) -> Result<(), Error> {
         let is_over = |running: &Running| {
             let links = running.links.values();
-            running.engine.record().decided == Decided::Dissolved && links.filter(|(_, link)| !link.is_over()).count() == 0
+            running.engine.record().decided == Decided::Dissolved
+                && links.filter(|(_, link)| !link.is_over()).count() == 0
         };
         let over = self.groups.iter().filter(|(_, running)| is_over(running));
         for group in over.map(|(id, _)| *id).collect::<Vec<_>>() {
@@ -532,7 +534,9 @@ impl Desk {
         for host in spec.members.iter().map(|member| &member.host).chain(&spec.backups) {
             let endpoint = host.0.parse::<Endpoint>().map_err(|error| refused(error.to_string()))?;
             if matches!(endpoint, Endpoint::Tls(_)) && self.security.identity.is_none() {
-                return Err(refused(format!("{endpoint} takes a certificate, which this coordinator has not")));
+                return Err(refused(format!(
+                    "{endpoint} takes a certificate, which this coordinator has not"
+                )));
             }
         }
         Ok(())

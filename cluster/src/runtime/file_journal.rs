@@ -118,3 +118,72 @@ fn failed(path: &Path, action: &'static str, error: &io::Error) -> Error {
         reason: error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::id::Host;
+    use crate::spec::{GroupSpec, Interval, MemberSpec, Timing};
+
+    fn record() -> Record {
+        let spec = GroupSpec {
+            name: "g".to_owned(),
+            members: vec![MemberSpec {
+                name: "vm".to_owned(),
+                host: Host("unix:a".to_owned()),
+            }],
+            backups: vec![Host("unix:b".to_owned())],
+            interval: Interval::Fixed(Duration::from_millis(100)),
+            timing: Timing::default(),
+        };
+        Record::new(GroupId(uuid::Uuid::new_v4()), spec).expect("there can be such a group")
+    }
+
+    #[test]
+    fn what_was_written_last_is_read_by_the_next_coordinator() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = FileJournal::open(folder.path()).unwrap();
+        let (first, second) = (record(), record());
+        journal.put(&first).unwrap();
+        journal.put(&second).unwrap();
+        journal.put_cut(&first, 7).unwrap();
+        journal.forget(second.group).unwrap();
+        drop(journal);
+        let read = FileJournal::open(folder.path()).unwrap().records().unwrap();
+        let expected = Record {
+            decided: Decided::Protected { cut: 7 },
+            ..first
+        };
+        assert_eq!(read, [expected]);
+    }
+
+    #[test]
+    fn a_journal_has_one_coordinator_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let _first = FileJournal::open(folder.path()).unwrap();
+        let error = FileJournal::open(folder.path()).expect_err("it is taken").to_string();
+        assert!(error.contains("another coordinator has it"), "{error}");
+    }
+
+    #[test]
+    fn a_decision_that_was_being_written_when_the_host_died_was_never_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = record();
+        let mut journal = FileJournal::open(folder.path()).unwrap();
+        journal.put(&record).unwrap();
+        fs::write(journal.path(record.group).with_extension("new"), "{\"gro").unwrap();
+        assert_eq!(journal.records().unwrap(), [record]);
+    }
+
+    #[test]
+    fn a_journal_that_was_damaged_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = record();
+        let mut journal = FileJournal::open(folder.path()).unwrap();
+        fs::write(journal.path(record.group), "{}").unwrap();
+        let error = journal.records().expect_err("it says nothing").to_string();
+        assert!(error.contains(&record.group.to_string()), "{error}");
+    }
+}

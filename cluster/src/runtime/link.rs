@@ -409,7 +409,10 @@ fn read<M: Message>(from: &mut Connection, expected: &'static str, limit: Durati
 /// Starts a thread.
 pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, LinkError> {
     let started = thread::Builder::new().name(name.to_owned()).spawn(run);
-    started.map_err(LinkError::Thread)
+    started.map_err(|source| LinkError::Link {
+        action: "start a thread for it",
+        source,
+    })
 }
 
 /// Whoever panicked with the lock left a whole value behind: every change is one call.

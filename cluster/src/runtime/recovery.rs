@@ -16,7 +16,7 @@ use crate::message::{Stage, Standing};
 pub struct Recovery {
     /// The cut that all went back to.
     pub cut: Epoch,
-    /// Who failed.
+    /// Members that failed.
     pub lost: Vec<Seat>,
     /// From the last that was heard of the first of them until it was taken for dead.
     pub detect: Duration,
@@ -31,8 +31,9 @@ pub struct Recovery {
 /// Watches a group for recoveries.
 #[derive(Debug, Default)]
 pub(super) struct Recoveries {
+    /// When each member was last heard.
     heard: BTreeMap<Seat, Instant>,
-    /// Who failed since the last recovery, how long that was not noticed, and when it was.
+    /// Members that failed and are not replaced yet, how long that was not noticed, and when it was.
     failures: Vec<(Seat, Duration, Instant)>,
     last: Option<Recovery>,
     /// When the step began that the last one is at.
@@ -44,6 +45,9 @@ pub(super) struct Recoveries {
 impl Recoveries {
     /// `seat` has said where it stands.
     pub fn hear(&mut self, seat: Seat, standing: Standing) {
+        if matches!(standing.stage, Stage::Empty | Stage::Whole) {
+            return;
+        }
         self.heard.insert(seat, Instant::now());
         let stands_still = matches!(standing.stage, Stage::GoingBack | Stage::AtCut);
         if !stands_still
@@ -59,10 +63,11 @@ impl Recoveries {
     pub fn note(&mut self, report: &Report, members: impl Iterator<Item = Seat>) {
         let now = Instant::now();
         match report {
+            // That of a standby is no reason to go back.
             Report::Failed { seat, .. } => {
-                let heard = self.heard.remove(seat);
-                let unnoticed = heard.map_or(Duration::ZERO, |at| now - at);
-                self.failures.push((*seat, unnoticed, now));
+                if let Some(at) = self.heard.remove(seat) {
+                    self.failures.push((*seat, now - at, now));
+                }
             }
             Report::RollingBack { cut } => self.begin(*cut, now),
             Report::Recovered { .. } => {

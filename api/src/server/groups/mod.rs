@@ -36,6 +36,7 @@ use types::{
 };
 
 use super::v1::types::Fault;
+use crate::runtime_dir::{NAME_MAX, VmName};
 use crate::server::http::{Changed, Refused};
 
 /// Most bytes of a request's body: a group of as many members as there can be, with long names.
@@ -84,8 +85,21 @@ async fn ask<T: Send + 'static>(coordinator: &Coordinator, ask: impl FnOnce(Repl
     responses(Changed)
 )]
 pub async fn create(State(coordinator): State<Arc<Coordinator>>, Json(body): Json<GroupV1>) -> Outcome {
+    check_name(&body.name)?;
     ask(&coordinator, |reply| Ask::Create(body.into(), reply)).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// A group's name is part of a path here.
+fn check_name(name: &str) -> Result<(), cutover_cluster::Error> {
+    name.parse::<VmName>()
+        .map(drop)
+        .map_err(|_| cutover_cluster::Error::Spec {
+            group: name.to_owned(),
+            reason: format!(
+                "its name has 1 to {NAME_MAX} letters, digits, '-', '_' or '.', the first a letter or digit"
+            ),
+        })
 }
 
 /// All groups.
@@ -255,3 +269,6 @@ fn recovered(recovery: &Recovery, status: &GroupStatus) -> RecoveryV1 {
         resume_ns: recovery.resume.map(ns),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -202,7 +202,7 @@ pub struct StandbyStatusV1 {
 pub struct RecoveryV1 {
     /// The cut that all went back to.
     pub cut: u64,
-    /// Names of the members that failed, or whose standbys did.
+    /// Names of the members that failed.
     pub lost: Vec<String>,
     /// From the last that was heard of the first of them until it was taken for dead.
     pub detect_ns: u64,

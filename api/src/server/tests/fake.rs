@@ -260,7 +260,9 @@ pub fn pretend(told: &Arc<Mutex<Told>>, plan: Plan) -> Built {
     }
     let told = told.clone();
     let vm = Box::new(move |command| serve(&mut told.lock().unwrap(), command));
-    Built { spec, vm }
+    // What is asked of a controller is asked of a state driver, which there is none of.
+    let controller = None;
+    Built { spec, vm, controller }
 }
 
 fn serve(told: &mut Told, command: Command) {

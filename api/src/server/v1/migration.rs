@@ -101,7 +101,11 @@ pub async fn reclaim(State(instance): State<Arc<Instance>>) -> Outcome {
 }
 
 /// The endpoint that `text` says, and where the certificate is that it takes.
-pub(super) fn endpoint(text: &str, insecure: bool, tls_dir: Option<&str>) -> Result<(Endpoint, Option<PathBuf>), Rejection> {
+pub(super) fn endpoint(
+    text: &str,
+    insecure: bool,
+    tls_dir: Option<&str>,
+) -> Result<(Endpoint, Option<PathBuf>), Rejection> {
     let endpoint: Endpoint = text.parse()?;
     if matches!(endpoint, Endpoint::Tcp(_)) && !insecure {
         return Err(Rejection::Insecure(endpoint));

@@ -49,7 +49,10 @@ pub fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Registry {
     pub fn add(&self, name: &str, vm: VmState) -> Shared<VmState> {
         let vm = Arc::new(Mutex::new(vm));
-        lock(&self.vms).entry(name.to_owned()).or_default().push(Arc::clone(&vm));
+        lock(&self.vms)
+            .entry(name.to_owned())
+            .or_default()
+            .push(Arc::clone(&vm));
         vm
     }
 
@@ -85,7 +88,9 @@ impl MemberVm for MadeUp {
 
     fn seed(&mut self, to: &StandbyAddress, _: &[MacAddr], _: Epoch) -> Result<(), VmError> {
         let standby = lock(&self.registry.standbys).get(&to.0).cloned();
-        let standby = standby.filter(|standby| !lock(standby).is_lost).ok_or("nobody listens there")?;
+        let standby = standby
+            .filter(|standby| !lock(standby).is_lost)
+            .ok_or("nobody listens there")?;
         let mut state = lock(&standby);
         state.seeded = true;
         state.notices.tell_of_standby(StandbyNotice::Seeded);

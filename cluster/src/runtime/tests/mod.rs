@@ -63,7 +63,10 @@ fn a_standby_that_is_lost_leaves_the_group_unprotected_until_it_has_another() {
     let view = world.wait_for("a cut", is_protected);
     world.kill_standby("a");
     let again = world.wait_for("protection once more", |now| {
-        is_protected(now) && now.status.reason.is_none() && now.status.permanent > view.status.permanent && world.has_standby("a")
+        is_protected(now)
+            && now.status.reason.is_none()
+            && now.status.permanent > view.status.permanent
+            && world.has_standby("a")
     });
     assert_eq!(again.status.recoveries, 0, "no member had to go back");
     assert!(world.vm("a").went_back_to.is_empty(), "{:?}", world.vm("a"));

@@ -38,7 +38,11 @@ struct Process {
 impl Process {
     fn start(way: Proxy) -> (Self, OwnedFd) {
         let mut command = Command::new("sleep");
-        let child = command.arg("1000").stdin(Stdio::null()).spawn().expect("there is sleep");
+        let child = command
+            .arg("1000")
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("there is sleep");
         let pid = Pid::from_child(&child);
         let descriptor = pidfd_open(pid, PidfdFlags::empty()).expect("it runs");
         (Self { child, way }, descriptor)
@@ -115,7 +119,8 @@ impl HostWork for MadeUpHost {
             state,
             notices: seat.notices(),
         };
-        seat.stand_by(standby, &options, |_| ()).map_err(|error| error.to_string())?;
+        seat.stand_by(standby, &options, |_| ())
+            .map_err(|error| error.to_string())?;
         Ok((self.keep(place, way), endpoint))
     }
 
@@ -250,7 +255,10 @@ impl World {
         self.start_coordinator();
     }
 
-    fn ask<T: Send + 'static>(&self, ask: impl FnOnce(crate::runtime::coordinator::Reply<T>) -> Ask) -> Result<T, Error> {
+    fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(crate::runtime::coordinator::Reply<T>) -> Ask,
+    ) -> Result<T, Error> {
         let (answer, answered) = channel();
         let reply = Box::new(move |result| drop(answer.send(result)));
         self.coordinator.as_ref().expect("it runs").ask(ask(reply));
@@ -259,7 +267,9 @@ impl World {
 
     /// A group of these VMs, each on its host.
     pub fn create_group(&self, members: &[&str]) {
-        let hosted = members.iter().map(|name| (*name, usize::from(name.as_bytes()[0] - b'a')));
+        let hosted = members
+            .iter()
+            .map(|name| (*name, usize::from(name.as_bytes()[0] - b'a')));
         self.create_group_of(&hosted.collect::<Vec<_>>());
     }
 
@@ -277,18 +287,22 @@ impl World {
             interval: Interval::Fixed(Duration::from_millis(20)),
             timing: self.timing,
         };
-        self.ask(|reply| Ask::Create(spec, reply)).expect("there may be such a group");
+        self.ask(|reply| Ask::Create(spec, reply))
+            .expect("there may be such a group");
     }
 
     pub fn dissolve(&self) {
-        self.ask(|reply| Ask::Dissolve(GROUP.to_owned(), reply)).expect("there is one");
+        self.ask(|reply| Ask::Dissolve(GROUP.to_owned(), reply))
+            .expect("there is one");
     }
 
     /// How the group is when it is as `is_so` says.
     pub fn wait_for(&self, what: &str, is_so: impl Fn(&GroupView) -> bool) -> GroupView {
         let until = Instant::now() + PATIENCE;
         loop {
-            let view = self.ask(|reply| Ask::Group(GROUP.to_owned(), reply)).expect("there is one");
+            let view = self
+                .ask(|reply| Ask::Group(GROUP.to_owned(), reply))
+                .expect("there is one");
             if is_so(&view) {
                 return view;
             }
@@ -327,7 +341,9 @@ impl World {
     /// The VM runs, but nobody hears from it.
     pub fn cut_off_vm(&self, name: &str) {
         let processes = lock(&self.shared.processes);
-        let found = processes.iter().find(|(seat, (of, _))| of == name && seat.incarnation == Incarnation::FIRST);
+        let found = processes
+            .iter()
+            .find(|(seat, (of, _))| of == name && seat.incarnation == Incarnation::FIRST);
         found.expect("there is one").1.1.way.cut();
     }
 
@@ -336,14 +352,19 @@ impl World {
         process.way.cut();
         let standbys = lock(&self.shared.registry.standbys);
         let suffix = format!("standby-{seat}");
-        let (_, standby) = standbys.iter().find(|(at, _)| at.ends_with(&suffix)).expect("it listened");
+        let (_, standby) = standbys
+            .iter()
+            .find(|(at, _)| at.ends_with(&suffix))
+            .expect("it listened");
         lock(standby).is_lost = true;
     }
 
     /// Whether a standby of this VM that is not lost has an image.
     pub fn has_standby(&self, name: &str) -> bool {
         let processes = lock(&self.shared.processes);
-        processes.iter().any(|(seat, (of, _))| of == name && seat.incarnation != Incarnation::FIRST)
+        processes
+            .iter()
+            .any(|(seat, (of, _))| of == name && seat.incarnation != Incarnation::FIRST)
     }
 
     fn take(&self, is_it: impl Fn(&Seat, &str) -> bool) -> (Seat, Process) {
