@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use serde_bytes::ByteBuf;
 use uuid::Uuid;
 
-use self::post_copy::{Answers, pull_options};
+use self::post_copy::{Answers, Failure, pull_options};
 use self::rounds::Left;
 use crate::error::Error;
 use crate::handshake::{self, Wanted};
@@ -270,12 +270,10 @@ impl<'a> Session<'a> {
         let resumed = resumed.map_or(stop.ready, |resumed| resumed.max(stop.ready));
         self.report.downtime.handoff_ns = ns(resumed - stop.ready);
         self.report.downtime.total_ns = ns(resumed - stop.stopped);
-        if let Some(answers) = stop.answers
-            && let Err(error) = self.post_copy(answers)
-        {
-            let reason = error.to_string();
-            vm.gone(&Outcome::Lost { reason: reason.clone() });
-            return Err(Error::Lost(reason));
+        match stop.answers.map_or(Ok(()), |answers| self.post_copy(answers)) {
+            Ok(()) => (),
+            Err(Failure::Lost(error)) => return Err(lost(vm, &error)),
+            Err(Failure::Unknown(error)) => return Err(outcome_unknown(vm, &error)),
         }
         self.report.resume_ns = ns(resumed.elapsed());
         self.report.total_ns = ns(self.started.elapsed());
@@ -312,6 +310,12 @@ fn outcome_unknown(vm: &mut dyn SourceVm, error: &Error) -> Error {
     let reason = error.to_string();
     vm.gone(&Outcome::Unknown { reason: reason.clone() });
     Error::OutcomeUnknown(reason)
+}
+
+fn lost(vm: &mut dyn SourceVm, error: &Error) -> Error {
+    let reason = error.to_string();
+    vm.gone(&Outcome::Lost { reason: reason.clone() });
+    Error::Lost(reason)
 }
 
 /// Pages of all images.

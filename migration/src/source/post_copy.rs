@@ -39,6 +39,14 @@ pub(super) struct Answers {
     thread: Option<JoinHandle<Result<Answered, Error>>>,
 }
 
+/// What is known of a VM of which the destination has not said that it has all of it.
+pub(super) enum Failure {
+    /// It has not, and will not.
+    Lost(Error),
+    /// All was sent.
+    Unknown(Error),
+}
+
 /// What was wanted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Answered {
@@ -99,7 +107,7 @@ impl Drop for Answers {
 
 impl Session<'_> {
     /// Sends the rest of memory. From here on the VM is lost if either side is.
-    pub(super) fn post_copy(&mut self, mut answers: Answers) -> Result<(), Error> {
+    pub(super) fn post_copy(&mut self, mut answers: Answers) -> Result<(), Failure> {
         let began = Instant::now();
         let left = lock(&answers.left).len();
         self.request.status.step(|progress| {
@@ -109,15 +117,19 @@ impl Session<'_> {
         self.outgoing.stop_deltas();
         self.outgoing.limit_again(self.request.options);
         self.link.connection().watch(Arc::clone(&answers.broken));
-        let pushed = self.push(&answers.left).and_then(|sent| self.complete().map(|()| sent));
-        if pushed.is_err() {
+        let pushed = self.push(&answers.left);
+        let completed = pushed.as_ref().map_or(Ok(()), |_| self.complete());
+        if pushed.is_err() || completed.is_err() {
             answers.broken.store(true, Ordering::Relaxed);
         }
         // What ended one has ended the other: the first error is that of whoever was not told to end.
         let (sent, answered) = match (pushed, answers.join()) {
             (Ok(sent), Ok(answered)) => (sent, answered),
-            (Err(Error::Cancelled) | Ok(_), Err(error)) | (Err(error), _) => return Err(error),
+            (Ok(_), Err(Error::Cancelled)) => return Err(Failure::Lost(completed.err().unwrap_or(Error::Cancelled))),
+            (Err(Error::Cancelled) | Ok(_), Err(error)) | (Err(error), _) => return Err(Failure::Lost(error)),
         };
+        // The destination has asked for the last time, and was answered.
+        completed.map_err(Failure::Unknown)?;
         self.report.wire_bytes += answered.wire_bytes;
         self.report.pages_pulled = answered.pages;
         self.report.pull_ns_max = ns(answered.longest);

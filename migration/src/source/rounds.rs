@@ -117,7 +117,10 @@ impl Session<'_> {
             .send_round(connection, number, pages, self.request.status)?;
         if !last {
             let all_sent = Instant::now();
-            match self.link.receive_from_busy("RoundApplied", APPLY_SILENCE_MAX, APPLY_MAX)? {
+            match self
+                .link
+                .receive_from_busy("RoundApplied", APPLY_SILENCE_MAX, APPLY_MAX)?
+            {
                 ToSource::RoundApplied { number: applied } if applied == number => (),
                 other => return Err(Error::unexpected("RoundApplied", &other)),
             }

@@ -216,3 +216,33 @@ fn a_link_cut_after_the_switch_to_post_copy_is_a_loss_that_both_sides_know_of() 
     there.contents().expect_err("not all came");
     assert_eq!(source.world.running(), 1);
 }
+
+#[test]
+fn a_link_cut_before_the_last_word_of_post_copy_leaves_the_source_in_doubt_of_a_vm_that_runs() {
+    /// Bytes of Complete.
+    const COMPLETE: usize = crate::wire::HEADER_BYTES + 1;
+    let post_copy = Options {
+        downtime: Duration::ZERO,
+        post_copy: PostCopy::Always,
+        ..options(1)
+    };
+    let run = |fault| {
+        let mut source = Source::new(vec![Bytes::filled(500)], Some(400));
+        let host = Host::new(&source.world);
+        let ended = migrate_over(&mut source, host, &post_copy, fault);
+        (source, ended)
+    };
+    let said = run(None).1.transcripts[0].to_source.len();
+    let (source, ended) = run(Some(Fault {
+        connection: 0,
+        way: Way::ToSource,
+        at: said - COMPLETE,
+        action: Action::Cut,
+    }));
+    let in_doubt = ended.at_source.expect_err("the link was cut");
+    assert!(matches!(in_doubt, Error::OutcomeUnknown(_)), "{in_doubt}");
+    assert!(matches!(source.outcome, Some(Outcome::Unknown { .. })));
+    let there = ended.at_destination.expect("it has everything");
+    assert!(there.contents().expect("all came") == source.contents());
+    assert_eq!(source.world.running(), 1);
+}

@@ -9,7 +9,8 @@
 //!                  ▲                │
 //!                  └────────────────┘ any error: Abort
 //!
-//!  with post-copy, after Handoff:  Serving ─ Rest ─► RunsPartly ─► Runs ─ Complete ─► Gone
+//!  with post-copy, after Handoff:  Serving ─ Rest ─► RunsPartly ─► Runs ─┬─ Complete ─► Gone
+//!                                                                        └─ nothing ──► Parked
 //! ```
 //! A link keeps order and loses nothing in between, as TCP does; it is modelled without that: what holds in a network
 //! that does worse holds on TCP too.
@@ -150,7 +151,7 @@ impl Model for Protocol {
         for &said in &hosts.network {
             steps.extend([Step::Deliver(said), Step::Lose(said)]);
         }
-        if matches!(hosts.source, Source::Stopped | Source::HandedOver) {
+        if matches!(hosts.source, Source::Stopped | Source::HandedOver | Source::Serving) {
             steps.push(Step::SourceGivesUp);
         }
         if matches!(
