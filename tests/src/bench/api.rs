@@ -133,7 +133,8 @@ impl Birth {
     }
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
+/// The one in the middle of `times`, of which there are some.
+pub(super) fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
 }

@@ -6,13 +6,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread::{self, sleep};
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tempfile::TempDir;
 
+use super::api::median;
 use super::peers::{self, CMDLINE};
 use super::qemu_monitor::QemuMonitor;
 use super::stage::Stage;
@@ -76,6 +77,17 @@ const WRITTEN: [(u32, [&str; SIZES.len()]); 3] = [
     (64, ["", "diff_64_pause_512_ms", "diff_64_pause_2048_ms"]),
 ];
 
+/// The pause of an incremental snapshot of a large guest that has written nothing: to look through the dirty log of all its
+/// memory is most of that.
+const LARGE_PAUSE: &str = "diff_0_pause_4096_ms";
+const LARGE_MIB: u32 = 4096;
+
+/// Restores of each snapshot.
+const RESTORES: usize = 5;
+
+/// What a guest with a ticker says.
+const TICK: &str = ".";
+
 /// Has the guest ready for its work.
 const PREPARE_WORK: &str = "rm -f /tmp/written; head -c 24m /dev/urandom > /tmp/source; cp /tmp/source /tmp/target";
 /// Work of the guest: it rewrites the same 24 MiB over and over, for longer than any full snapshot of it takes.
@@ -99,8 +111,10 @@ trait Subject {
 
 /// One that makes VMs of them.
 trait Restorer: Subject {
-    /// Starts a VM of the last full snapshot.
-    fn restore(&mut self) -> Result<Vm>;
+    /// The command that starts the monitor for that.
+    fn command(&self) -> Result<Command>;
+    /// Starts a VM of the last snapshot with it.
+    fn restore(&mut self, command: Command) -> Result<Vm>;
 }
 
 /// Snapshots: Cutover, QEMU, and Firecracker if it was given.
@@ -108,7 +122,11 @@ pub fn makers(stage: &Stage) -> Vec<Contestant<'_>> {
     let mut contestants = vec![
         Contestant {
             name: "Cutover",
-            measure: Box::new(|| make(|| Cutover::new(stage, &[]), &[true, false])),
+            measure: Box::new(|| {
+                let mut values = make(|| Cutover::new(stage, &[]), &[true, false])?;
+                values.push((LARGE_PAUSE, large_pause(&mut Cutover::new(stage, &[])?)?));
+                Ok(values)
+            }),
         },
         Contestant {
             name: "QEMU microvm",
@@ -183,6 +201,15 @@ fn make<S: Subject + Send>(new: impl Fn() -> Result<S>, kinds: &[bool]) -> Resul
     Ok(values)
 }
 
+/// Measures the pause of an idle guest that is large, but has touched little of its memory.
+fn large_pause(subject: &mut impl Subject) -> Result<f64> {
+    let _vm = subject.boot(LARGE_MIB)?;
+    subject.snapshot(true)?;
+    // What making the first one has changed is no matter of the second.
+    subject.snapshot(false)?;
+    Ok(subject.snapshot(false)?.pause_ms)
+}
+
 /// By how much the guest is slower while a full snapshot is made, in percent: 100 if it stands still.
 fn slowdown(subject: &mut (impl Subject + Send), vm: &Vm) -> Result<f64> {
     let work = || {
@@ -206,7 +233,8 @@ fn slowdown(subject: &mut (impl Subject + Send), vm: &Vm) -> Result<f64> {
     Ok((disturbed - alone) / made.total_ms * 100.0)
 }
 
-/// Measures restores of guests that say something every 10 ms, up to the first that is heard.
+/// Measures restores of guests that say something every 10 ms, up to the first that is heard: the median of several from
+/// the same snapshot.
 fn restore<S: Restorer>(new: impl Fn() -> Result<S>) -> Result<Values> {
     let mut values = Values::new();
     for size in &SIZES {
@@ -215,25 +243,17 @@ fn restore<S: Restorer>(new: impl Fn() -> Result<S>) -> Result<Values> {
         vm.check("ticker > /dev/console &");
         subject.snapshot(true)?;
         drop(vm);
-        let start = Instant::now();
-        let restored = subject.restore()?;
-        wait_for_a_tick(&restored)?;
-        values.push((size.restore, milliseconds(start)));
+        let mut times = Vec::new();
+        for _ in 0..RESTORES {
+            let command = subject.command()?;
+            let start = Instant::now();
+            let restored = subject.restore(command)?;
+            restored.console().wait_for(TICK);
+            times.push(start.elapsed());
+        }
+        values.push((size.restore, median(times).as_secs_f64() * 1e3));
     }
     Ok(values)
-}
-
-/// Waits until the guest has said something. Looks again and again: an emulated host that has nothing to do loses timers
-/// at times, and with them seconds.
-fn wait_for_a_tick(vm: &Vm) -> Result<()> {
-    const PAUSE: Duration = Duration::from_micros(100);
-    const PATIENCE: Duration = Duration::from_secs(60);
-    let start = Instant::now();
-    while !vm.console().text().contains('.') {
-        ensure!(start.elapsed() < PATIENCE, "the restored guest gives no sign of life");
-        sleep(PAUSE);
-    }
-    Ok(())
 }
 
 fn milliseconds(since: Instant) -> f64 {
@@ -304,10 +324,14 @@ impl Subject for Cutover<'_> {
 }
 
 impl Restorer for Cutover<'_> {
-    fn restore(&mut self) -> Result<Vm> {
+    fn command(&self) -> Result<Command> {
         let mut command = self.stage.command(&self.stage.cutover)?;
         let last = self.directory.path().join(format!("s{}", self.snapshots - 1));
         command.args(["snapshot", "restore"]).arg(last).args(self.arguments);
+        Ok(command)
+    }
+
+    fn restore(&mut self, command: Command) -> Result<Vm> {
         Ok(Vm::start_restored(command))
     }
 }
@@ -331,12 +355,6 @@ impl<'a> Firecracker<'a> {
         })
     }
 
-    fn start(&self) -> Result<Command> {
-        let mut command = self.stage.command(self.program)?;
-        command.args(["--no-seccomp", "--api-sock"]).arg(self.api.socket());
-        Ok(command)
-    }
-
     fn files(&self, full: bool) -> (PathBuf, PathBuf) {
         let name = |what| self.directory.path().join(format!("{what}-{full}"));
         (name("state"), name("memory"))
@@ -345,7 +363,7 @@ impl<'a> Firecracker<'a> {
 
 impl Subject for Firecracker<'_> {
     fn boot(&mut self, memory_mib: u32) -> Result<Vm> {
-        Ok(boot_by_api(self.stage, self.start()?, &self.api, memory_mib))
+        Ok(boot_by_api(self.stage, self.command()?, &self.api, memory_mib))
     }
 
     fn snapshot(&mut self, full: bool) -> Result<Made> {
@@ -369,9 +387,15 @@ impl Subject for Firecracker<'_> {
 }
 
 impl Restorer for Firecracker<'_> {
-    fn restore(&mut self) -> Result<Vm> {
+    fn command(&self) -> Result<Command> {
+        let mut command = self.stage.command(self.program)?;
+        command.args(["--no-seccomp", "--api-sock"]).arg(self.api.socket());
+        Ok(command)
+    }
+
+    fn restore(&mut self, command: Command) -> Result<Vm> {
         std::fs::remove_file(self.api.socket())?;
-        let vm = Vm::start_restored(self.start()?);
+        let vm = Vm::start_restored(command);
         self.api.wait_ready();
         let (state, memory) = self.files(true);
         self.api.put(

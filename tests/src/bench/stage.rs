@@ -25,6 +25,7 @@ pub struct Stage {
 impl Stage {
     /// Copies kernel, initramfs and programs.
     pub fn new(firecracker: Option<&Path>) -> Result<Self> {
+        stay_in_memory()?;
         let directory = scratch();
         let copy = |from: &Path| {
             let to = directory.path().join(from.file_name().context("a program has a name")?);
@@ -41,7 +42,8 @@ impl Stage {
     }
 
     /// The command that runs one of the programs with copies of its libraries too: where a start takes a few
-    /// milliseconds, waiting for a slow file system once would be most of it.
+    /// milliseconds, waiting for a slow file system once would be most of it. Runs other programs, which may have to wait
+    /// for that, so it is to be called before time counts.
     pub fn command(&self, program: &Path) -> Result<Command> {
         let libraries = self.directory.path().join("lib");
         fs::create_dir_all(&libraries)?;
@@ -74,6 +76,18 @@ impl Stage {
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
+}
+
+/// Has all of this program that there is in memory, and keeps it there, so that it waits for nothing while it measures.
+fn stay_in_memory() -> Result<()> {
+    // SAFETY: reads pages of this process, and changes nothing.
+    let result = unsafe { libc::mlockall(libc::MCL_CURRENT) };
+    ensure!(
+        result == 0,
+        "cannot keep this program in memory: {}",
+        std::io::Error::last_os_error()
+    );
+    Ok(())
 }
 
 /// The libraries that a program is linked with, and the loader.

@@ -182,6 +182,12 @@ pub const BENCHES: [Bench; 7] = [
                 "ms",
                 SNAPSHOT_PAUSE_MS,
             ),
+            at_most(
+                "diff_0_pause_4096_ms",
+                "pause, idle 4 GiB, nothing written",
+                "ms",
+                HARVEST_MS,
+            ),
             less(
                 "full_slowdown_512_percent",
                 "a working guest is slower while a full one of 512 MiB is made",
@@ -252,6 +258,8 @@ pub const BENCHES: [Bench; 7] = [
 
 /// Longest pause of a snapshot, whatever the size of the guest's memory.
 const SNAPSHOT_PAUSE_MS: f64 = 5.0;
+/// Longest pause of a snapshot of a large guest that has written nothing.
+const HARVEST_MS: f64 = 1.0;
 /// Longest time until a restored guest gives a sign of life, whatever the size of its memory.
 const RESTORE_MS: f64 = 25.0;
 
