@@ -335,7 +335,7 @@ impl State {
     /// was asked to power down is forgotten: it is asked again after a fence, and may not have been before a way back.
     ///
     /// # Errors
-    /// It runs already, has ended, or is another's.
+    /// It has ended, was never run, or is another's.
     pub fn after_recovery(self, recovery: Recovery) -> Result<Step, Refusal> {
         let (action, next) = match (self, recovery) {
             (Self::Running | Self::ShuttingDown { .. }, Recovery::Fence) => (Action::Stop, Self::Fenced { ran: true }),
@@ -353,10 +353,8 @@ impl State {
             (Self::Fenced { ran: false } | Self::RolledBack { ran: false }, Recovery::GoOn) => {
                 (Action::Nothing, Self::Paused)
             }
+            (Self::Running | Self::Paused | Self::ShuttingDown { .. }, Recovery::GoOn) => (Action::Nothing, self),
             (Self::Ended, _) => return Err(Refusal::Ended),
-            (Self::Running | Self::Paused | Self::ShuttingDown { .. }, Recovery::GoOn) => {
-                return Err(Refusal::Already(self));
-            }
             (Self::Built | Self::HandingOver { .. } | Self::HandedOver { .. }, _) => return Err(Refusal::Busy(self)),
         };
         Ok(Step { action, next })

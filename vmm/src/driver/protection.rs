@@ -245,11 +245,14 @@ impl Driver {
     /// All rely on cut number `cut`.
     fn make_permanent(&mut self, machine: &Machine, cut: u64) -> Result<(), Error> {
         let guard = self.guard()?;
-        let is_first = {
+        {
             let cuts = guard.cuts.lock();
+            if cuts.permanent() >= Some(cut) {
+                return Ok(());
+            }
             cuts.check_valid(cut)?;
-            cuts.permanent().is_none()
-        };
+        }
+        let is_first = !std::mem::replace(&mut guard.has_way_back, true);
         let (to, cuts) = (guard.to.clone(), guard.cuts.clone());
         machine.devices.release_output(cut);
         machine.devices.make_disk_cut_permanent(cut);
@@ -284,8 +287,11 @@ impl Driver {
                 "what was sent to the VM while it stood still at a cut is dropped"
             );
         }
+        let before = self.state;
         self.recover(machine, Recovery::GoOn)?;
-        machine.devices.announce();
+        if self.state != before {
+            machine.devices.announce();
+        }
         Ok(())
     }
 

@@ -90,8 +90,10 @@ impl Protection {
     /// Has the VM go on that [was fenced](Self::fence), [has gone back](Self::roll_back), or was promoted; its LAN is told
     /// where it is. What was sent to it while it stood still at a cut is dropped: it is of a future that there is not.
     ///
+    /// Nothing, if it runs.
+    ///
     /// # Errors
-    /// It runs.
+    /// It has come to its end.
     pub fn resume(&mut self) -> Result<(), Error> {
         self.vm.protection_step(Step::Resume)
     }

@@ -47,6 +47,8 @@ pub struct Guard {
     pub to: String,
     /// What becomes of what it sends.
     pub output: Output,
+    /// Whether there was a permanent cut.
+    pub has_way_back: bool,
 }
 
 /// What becomes of what a protected VM sends.
@@ -109,6 +111,7 @@ impl Member {
             group,
             to,
             output: Output::Open,
+            has_way_back: false,
         });
     }
 

@@ -105,6 +105,7 @@ impl Seeding {
             options: self.to.link.clone(),
             // It is confined as the thread that starts it.
             on_thread: Arc::new(|| {}),
+            let_go: self.cancel.clone(),
             lost,
         };
         let replica = Replica::connect(&self.reservation, link)?;

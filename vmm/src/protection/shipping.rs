@@ -195,7 +195,10 @@ impl Thread {
             };
             if let Err(error) = outcome {
                 self.standby = None;
-                notify(&self.notices, Notice::StandbyLost(in_full(&error)));
+                // Whoever does not want it any more need not be told.
+                if !matches!(error, Error::Migration(cutover_migration::Error::Cancelled)) {
+                    notify(&self.notices, Notice::StandbyLost(in_full(&error)));
+                }
             }
         }
     }
