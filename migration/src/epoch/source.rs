@@ -30,6 +30,9 @@ pub struct Link<'a> {
     pub options: Options,
     /// What the thread calls first.
     pub on_thread: OnThread,
+    /// Set by somebody who does not want the standby any more, also while it is being connected to, or when the replica
+    /// is dropped: nothing is waited for then.
+    pub let_go: Arc<AtomicBool>,
     /// Called with the reason, on the thread, if the standby is lost; not if it is let go of.
     pub lost: Box<dyn FnOnce(String) + Send>,
 }
@@ -67,9 +70,9 @@ impl Replica {
             security,
             options,
             on_thread,
+            let_go,
             lost,
         } = link;
-        let let_go = Arc::new(AtomicBool::new(false));
         let alive_every = options.alive_every;
         let session = Session::connect(reservation, to, security, options, let_go.clone())?;
         let reserved_at = session.reserved_at();

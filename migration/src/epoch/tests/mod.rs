@@ -290,6 +290,7 @@ fn connect(near: &Path, far: &Path, guest: Guest, mut host: Host, options: &Opti
                 security: &security,
                 options: options.clone(),
                 on_thread: Arc::new(|| ()),
+                let_go: Arc::default(),
                 lost: Box::new(move |reason| drop(lost.send(reason))),
             },
         );

@@ -272,3 +272,25 @@ fn an_image_that_was_written_in_part_is_not_run_and_says_why() {
     let error = pair.standby.unwrap().promote(2).err().expect("it has no whole image");
     assert!(error.to_string().contains("in part only"), "{error}");
 }
+
+#[test]
+fn whoever_does_not_want_a_standby_any_more_waits_for_it_no_longer() {
+    let directory = tempfile::tempdir().unwrap();
+    let to = Endpoint::Unix(directory.path().join("deaf"));
+    let _deaf = Listener::bind(&to, &Security::default()).unwrap();
+    let let_go = Arc::<AtomicBool>::default();
+    let link = Link {
+        to: &to,
+        security: &Security::default(),
+        options: options(),
+        on_thread: Arc::new(|| ()),
+        let_go: let_go.clone(),
+        lost: Box::new(|reason| panic!("lost: {reason}")),
+    };
+    let outcome = thread::scope(|scope| {
+        let connecting = scope.spawn(|| Replica::connect(&reservation(&PAGES), link).err());
+        let_go.store(true, Ordering::Relaxed);
+        connecting.join().unwrap()
+    });
+    assert!(matches!(outcome, Some(Error::Cancelled)), "{outcome:?}");
+}
