@@ -45,7 +45,8 @@
 //! A version is a number, and each release speaks the one it was made with and the one before. Hello, Welcome and Abort
 //! have the same form in all versions. Any change of the other messages, of batches, or of what they mean is a new
 //! version. A feature is something that a version knows of and a side may lack: both say which they have, and what both
-//! have is used.
+//! have is used. There is one: [replication](crate::epoch::PROTECT), in which what follows the reservation is
+//! [something else](crate::epoch).
 
 use cutover_snapshot::checksum::Checksum;
 use cutover_snapshot::section::SectionEntry;

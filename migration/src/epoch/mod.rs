@@ -70,7 +70,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             alive_every: Duration::from_millis(200),
-            silence: Duration::from_secs(2),
+            silence: Duration::from_secs(5),
             held_bytes_max: 1 << 30,
             compression: Compression::Auto,
         }
