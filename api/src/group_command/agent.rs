@@ -18,7 +18,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use cutover_cluster::runtime::agent::{Agent, HostWork, Place};
 use cutover_migration::transport::{Endpoint, HostPort};
 use hyper::Method;
@@ -132,6 +132,8 @@ fn options(args: &BackupArgs) -> Vec<OsString> {
     option("--disks", args.disks_dir.clone().map(Into::into));
     option("--consoles", args.consoles.clone().map(Into::into));
     option("--log-level", Some(args.log.log_level.to_string().into()));
+    let form = args.log.log_format.to_possible_value();
+    option("--log-format", form.map(|form| form.get_name().into()));
     option("--log-file", args.log.log_file.clone().map(Into::into));
     if args.link.insecure {
         options.push("--insecure".into());

@@ -8,6 +8,8 @@
 //! Each link has threads of its own, so whoever is slow delays nobody else; a queue that fills ends its link. A journal
 //! that fails ends the coordinator: what it cannot make durable it must not say, and another takes over from the journal.
 
+mod asks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -15,58 +17,19 @@ use std::time::{Duration, Instant};
 
 use cutover_migration::transport::{Endpoint, Listener, Security};
 
+pub use self::asks::{Ask, GROUPS_MAX, GroupView, Reply};
 use super::agent::{AgentSays, CoordinatorHello};
 use super::contact::{Contact, Keeper};
 use super::link::{Called, ControlLink, Incoming, Reception, spawn};
-use super::recovery::{Recoveries, Recovery};
+use super::recovery::Recoveries;
 use crate::Error;
-use crate::engine::{Action, Decided, Engine, Event, GroupStatus, Input, Record, Report, Request, RequestId};
-use crate::id::{Epoch, GroupId, Host, MemberId, Seat};
+use crate::engine::{Action, Decided, Engine, Event, Input, Record, Report, RequestId};
+use crate::id::{Epoch, GroupId, Host, Seat};
 use crate::lease::{Nanos, nanos};
 use crate::message::{Envelope, FromSeat, Hello, SeatHello, ToAgent, ToSeat};
-use crate::spec::GroupSpec;
 
-/// Most groups of a coordinator.
-pub const GROUPS_MAX: usize = 1024;
 /// How long to wait for something to come when no group waits for the time.
 const IDLE: Duration = Duration::from_secs(1);
-
-/// The way of an answer; called on the coordinator's thread, it must not wait.
-pub type Reply<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
-
-/// What can be asked of a coordinator.
-pub enum Ask {
-    /// Have there be a group. Answered when the journal has it.
-    Create(GroupSpec, Reply<()>),
-    /// How are the groups doing?
-    Groups(Reply<Vec<GroupView>>),
-    /// How is this one?
-    Group(String, Reply<GroupView>),
-    /// Be a group no more. Answered when the journal says so.
-    Dissolve(String, Reply<()>),
-    /// Have this member of it fail. Answered when the group has recovered.
-    Failover {
-        /// Which group.
-        group: String,
-        /// The name of the member.
-        member: String,
-        /// Where the answer goes.
-        reply: Reply<()>,
-    },
-}
-
-/// A group, as whoever asks sees it.
-#[derive(Clone, Debug)]
-pub struct GroupView {
-    /// How it is doing.
-    pub status: GroupStatus,
-    /// Members and standbys that there is a link to.
-    pub connected: BTreeSet<Seat>,
-    /// Why a VM could not join, or have a standby, when that was last tried.
-    pub refusal: Option<String>,
-    /// Its last recovery, since this coordinator has it.
-    pub last_recovery: Option<Recovery>,
-}
 
 /// A coordinator that runs. Dropped, it decides nothing more; its groups wait for the next.
 pub struct Coordinator {
@@ -77,7 +40,7 @@ pub struct Coordinator {
 
 /// Where decisions are made durable.
 pub trait Journal: Send {
-    /// What it says of all groups that are not dissolved.
+    /// What it says of all groups.
     ///
     /// # Errors
     /// It cannot be read.
@@ -102,12 +65,15 @@ pub trait Journal: Send {
     fn forget(&mut self, group: GroupId) -> Result<(), Error>;
 }
 
+/// Told what happens to a group, by its name.
+pub type Observer = Box<dyn FnMut(&str, &Report) + Send>;
+
 /// How a coordinator works.
 pub struct Options {
     /// What protects its links.
     pub security: Security,
     /// Told what happens to groups, by name.
-    pub observer: Box<dyn FnMut(&str, &Report) + Send>,
+    pub observer: Observer,
     /// Called with the reason if it cannot go on.
     pub failed: Box<dyn FnOnce(Error) + Send>,
 }
@@ -233,6 +199,10 @@ struct Running {
 }
 
 impl Running {
+    fn is_over(&self) -> bool {
+        self.engine.record().decided == Decided::Dissolved
+    }
+
     fn view(&self) -> GroupView {
         let links = self.links.iter().filter(|(_, (_, link))| !link.is_over());
         GroupView {
@@ -266,7 +236,7 @@ struct Desk {
     endpoint: Endpoint,
     security: Security,
     journal: Box<dyn Journal>,
-    observer: Box<dyn FnMut(&str, &Report) + Send>,
+    observer: Observer,
     mail: Sender<Mail>,
     groups: BTreeMap<GroupId, Running>,
     agents: BTreeMap<Host, Agent>,
@@ -468,105 +438,5 @@ impl Desk {
             }
         }
         Ok(())
-    }
-
-    fn serve(&mut self, ask: Ask) -> Result<(), Error> {
-        match ask {
-            Ask::Create(spec, reply) => return self.create(spec, reply),
-            Ask::Groups(reply) => reply(Ok(self.groups.values().map(Running::view).collect())),
-            Ask::Group(name, reply) => reply(self.find(&name).map(|id| self.groups[&id].view())),
-            Ask::Dissolve(name, reply) => match self.find(&name) {
-                Ok(id) => return self.request(id, Request::Dissolve, reply),
-                Err(error) => reply(Err(error)),
-            },
-            Ask::Failover { group, member, reply } => match self.find_member(&group, &member) {
-                Ok((id, member)) => return self.request(id, Request::Failover(member), reply),
-                Err(error) => reply(Err(error)),
-            },
-        }
-        Ok(())
-    }
-
-    fn create(&mut self, spec: GroupSpec, reply: Reply<()>) -> Result<(), Error> {
-        self.forget_dissolved()?;
-        let group = GroupId(uuid::Uuid::new_v4());
-        let created = self
-            .check_new(&spec)
-            .and_then(|()| Engine::create(group, spec, self.now()));
-        match created {
-            Ok((engine, actions)) => {
-                // A journal that fails ends the coordinator, and with it the way of the answer.
-                self.add(group, engine, actions)?;
-                reply(Ok(()));
-            }
-            Err(error) => reply(Err(error)),
-        }
-        Ok(())
-    }
-
-    /// Groups that are dissolved are known for as long as somebody may have to be told.
-    fn forget_dissolved(&mut self) -> Result<(), Error> {
-        let is_over = |running: &Running| {
-            let links = running.links.values();
-            running.engine.record().decided == Decided::Dissolved
-                && links.filter(|(_, link)| !link.is_over()).count() == 0
-        };
-        let over = self.groups.iter().filter(|(_, running)| is_over(running));
-        for group in over.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.journal.forget(group)?;
-            self.groups.remove(&group);
-        }
-        Ok(())
-    }
-
-    /// Whether there may be one more group, of this spec.
-    fn check_new(&self, spec: &GroupSpec) -> Result<(), Error> {
-        let refused = |reason: String| Error::Spec {
-            group: spec.name.clone(),
-            reason,
-        };
-        if self.groups.len() >= GROUPS_MAX {
-            return Err(refused(format!("this coordinator has {GROUPS_MAX} groups already")));
-        }
-        if self.find(&spec.name).is_ok() {
-            return Err(refused("there is one of that name".to_owned()));
-        }
-        for host in spec.members.iter().map(|member| &member.host).chain(&spec.backups) {
-            let endpoint = host.0.parse::<Endpoint>().map_err(|error| refused(error.to_string()))?;
-            if matches!(endpoint, Endpoint::Tls(_)) && self.security.identity.is_none() {
-                return Err(refused(format!(
-                    "{endpoint} takes a certificate, which this coordinator has not"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    fn request(&mut self, group: GroupId, request: Request, reply: Reply<()>) -> Result<(), Error> {
-        self.next_request += 1;
-        let id = RequestId(self.next_request);
-        self.requests.insert(id, reply);
-        self.hear(group, Event::Asked(id, request))
-    }
-
-    /// The group of this name that is not over.
-    fn find(&self, name: &str) -> Result<GroupId, Error> {
-        let found = self.groups.iter().find(|(_, running)| {
-            let record = running.engine.record();
-            record.spec.name == name && record.decided != Decided::Dissolved
-        });
-        found.map(|(id, _)| *id).ok_or_else(|| Error::NoGroup(name.to_owned()))
-    }
-
-    fn find_member(&self, group: &str, member: &str) -> Result<(GroupId, MemberId), Error> {
-        let id = self.find(group)?;
-        let members = &self.groups[&id].engine.record().spec.members;
-        let found = (0..).map(MemberId).zip(members).find(|(_, spec)| spec.name == member);
-        let found = found.ok_or_else(|| Error::NotNow {
-            group: group.to_owned(),
-            action: "lose a member",
-            reason: format!("it has none called '{member}'"),
-        });
-        Ok((id, found?.0))
     }
 }

@@ -275,6 +275,9 @@ enum Half<H> {
     Back(Connection),
 }
 
+/// A half, and the one that came before.
+type Pair<H> = (Half<H>, Half<H>);
+
 /// Until when the other has to come.
 type Waiting<H> = HashMap<Uuid, (Instant, Half<H>)>;
 
@@ -333,7 +336,7 @@ impl<H: Content, C: Fn(&H) -> Result<(), String>, F: Fn(Called<H>)> Greeting<H, 
     }
 
     /// `half` with the other of its link, if that has come; otherwise it waits for that.
-    fn partner(&self, id: Uuid, half: Half<H>) -> Result<Option<(Half<H>, Half<H>)>, LinkError> {
+    fn partner(&self, id: Uuid, half: Half<H>) -> Result<Option<Pair<H>>, LinkError> {
         let mut waiting = lock(&self.waiting);
         if let Some((_, other)) = waiting.remove(&id) {
             return Ok(Some((half, other)));

@@ -9,7 +9,7 @@
 //! ```
 //! A call may take as long as sending a whole memory; messages are heard and the lease is kept meanwhile.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -295,14 +295,8 @@ impl Desk {
     pub fn next(&self, stops_at: Option<Nanos>) -> Option<Mail> {
         let until_beat = self.beat_at.saturating_duration_since(Instant::now());
         let until_stop = stops_at.map(|at| Duration::from_nanos(at.saturating_sub(self.now())));
-        match self
-            .seat
-            .mailbox
-            .recv_timeout(until_stop.map_or(until_beat, |stop| stop.min(until_beat)))
-        {
-            Ok(mail) => Some(mail),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        let wait = until_stop.map_or(until_beat, |stop| stop.min(until_beat));
+        self.seat.mailbox.recv_timeout(wait).ok()
     }
 }
 

@@ -83,7 +83,7 @@ pub struct MadeUp {
 
 impl MemberVm for MadeUp {
     fn macs(&self) -> Vec<MacAddr> {
-        vec![MacAddr([2, 0, 0, 0, 0, self.name.len() as u8])]
+        vec![MacAddr([2, 0, 0, 0, 0, self.name.as_bytes()[0]])]
     }
 
     fn seed(&mut self, to: &StandbyAddress, _: &[MacAddr], _: Epoch) -> Result<(), VmError> {
