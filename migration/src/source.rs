@@ -10,6 +10,7 @@
 //! not run it there.
 
 mod compare;
+mod missing;
 mod post_copy;
 mod rounds;
 

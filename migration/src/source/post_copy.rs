@@ -1,7 +1,7 @@
 //! The rest of a guest's memory, which follows while the guest runs at the destination.
 //!
 //! ```text
-//!  thread "migration"        push: what is left, in order ═══ stream 0 ══════════════════►
+//!  thread "migration"        push: what is left ═══ stream 0 ════════════════════════════►
 //!                                     │ left │            (within the bandwidth limit)
 //!  thread "migration-pull"   answer: what is wanted, at once ═══ a stream of its own ════►
 //! ```
@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::missing::Missing;
 use super::{Session, ns};
 use crate::error::Error;
 use crate::link::SourceLink;
@@ -34,7 +35,7 @@ const PUSH_PAGES: u64 = 64;
 
 /// Answers what the destination wants, on a thread of its own. Ends when nothing more is wanted, or it is dropped.
 pub(super) struct Answers {
-    left: Arc<Mutex<PageBits>>,
+    left: Arc<Mutex<Missing>>,
     broken: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<Answered, Error>>>,
 }
@@ -67,7 +68,7 @@ impl Answers {
         missing: PageBits,
         on_thread: OnThread,
     ) -> Result<Self, Error> {
-        let left = Arc::new(Mutex::new(missing));
+        let left = Arc::new(Mutex::new(Missing::new(missing)));
         let broken = Arc::new(AtomicBool::new(false));
         pull.watch_nothing();
         pull.watch(Arc::clone(&broken));
@@ -151,15 +152,14 @@ impl Session<'_> {
     }
 
     /// Pushes what is left, until nothing is.
-    fn push(&mut self, left: &Mutex<PageBits>) -> Result<Sent, Error> {
+    fn push(&mut self, left: &Mutex<Missing>) -> Result<Sent, Error> {
         let number = self.round + 1;
         let status = self.request.status;
         let most = PUSH_PAGES.min(self.outgoing.pages_at_once());
         let link = self.link.connection();
         let mut sent = Sent::default();
-        let mut from = 0;
         loop {
-            let ranges = take(&mut lock(left), &mut from, most);
+            let ranges = lock(left).take(most);
             if ranges.is_empty() {
                 break;
             }
@@ -170,24 +170,7 @@ impl Session<'_> {
     }
 }
 
-/// Takes the next pages, from page `from` on and at `most` so many, that are left.
-fn take(left: &mut PageBits, from: &mut u64, most: u64) -> Vec<Range<u64>> {
-    let mut ranges = Vec::new();
-    let mut room = most;
-    for range in left.ranges_in(*from..left.pages()) {
-        let end = range.end.min(range.start + room);
-        room -= end - range.start;
-        ranges.push(range.start..end);
-        *from = end;
-        if room == 0 {
-            break;
-        }
-    }
-    ranges.iter().for_each(|range| left.remove_range(range.clone()));
-    ranges
-}
-
-fn answer_all(mut link: SourceLink, mut outgoing: Outgoing, left: &Mutex<PageBits>) -> Result<Answered, Error> {
+fn answer_all(mut link: SourceLink, mut outgoing: Outgoing, left: &Mutex<Missing>) -> Result<Answered, Error> {
     let status = Status::default();
     let mut answered = Answered::default();
     loop {
@@ -200,8 +183,8 @@ fn answer_all(mut link: SourceLink, mut outgoing: Outgoing, left: &Mutex<PageBit
             outgoing.end_round(link.connection(), PULL_ROUND, &status)?;
             return Ok(answered);
         }
-        let wanted = wanted(pages, lock(left).pages())?;
-        wanted.ranges().for_each(|range| lock(left).remove_range(range));
+        let wanted = wanted(pages, lock(left).image_pages())?;
+        lock(left).want(&wanted);
         let ranges: Vec<Range<u64>> = wanted.ranges().collect();
         let sent = outgoing.send_ranges(link.connection(), PULL_ROUND, &ranges, &status)?;
         answered.pages += sent.pages.total();
@@ -226,7 +209,7 @@ fn wanted(pages: Vec<u64>, total: u64) -> Result<PageBits, Error> {
     Ok(set)
 }
 
-fn lock(left: &Mutex<PageBits>) -> MutexGuard<'_, PageBits> {
+fn lock(left: &Mutex<Missing>) -> MutexGuard<'_, Missing> {
     left.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
