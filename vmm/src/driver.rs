@@ -360,7 +360,11 @@ impl Driver {
                 Message::Ended(Ending::VcpuFailed { cpu, reason }) => return Err(Error::Vcpu { cpu, reason }),
                 Message::Ended(Ending::Guest(end)) => {
                     self.log(end.into());
-                    self.carry_out(machine, self.state.after_guest_end(end))
+                    let step = self.state.after_guest_end(end);
+                    match self.puts_off(machine, step) {
+                        true => None,
+                        false => self.carry_out(machine, step),
+                    }
                 }
                 Message::DeadlinePassed => self.pass_deadline(machine, Instant::now()),
                 Message::Job(JobStep::Snapshot(step)) => {

@@ -70,7 +70,7 @@ pub enum State {
         /// Whether it ran before.
         ran: bool,
     },
-    /// Stands still, as its group is not sure that it may run.
+    /// Stands still, as its group is not sure that it may run, or that it has run to its end.
     Fenced {
         /// Whether it ran before.
         ran: bool,

@@ -20,7 +20,7 @@ use crate::device_manager::DiskLocks;
 use crate::dirty::{Baseline, PAGE_SIZE};
 use crate::events::EventKind;
 use crate::job::Context;
-use crate::lifecycle::{Recovery, Refusal, Request, State};
+use crate::lifecycle::{self, Action, Exit, Recovery, Refusal, Request, State};
 use crate::machine::{Machine, Reserved, confined};
 use crate::migration::MemoryImage;
 use crate::protection::{
@@ -66,10 +66,30 @@ impl Driver {
             Step::Fence => self.recover(machine, Recovery::Fence),
             Step::Resume => self.go_on_recovered(machine),
             Step::Leave => self.leave_protection(machine),
-            Step::End => self.end_protection(machine),
+            Step::End => {
+                let over = self.member.as_ref().and_then(|member| member.over);
+                reply.send(self.end_protection(machine));
+                return over.map(Outcome::Exit);
+            }
         };
         reply.send(done);
         None
+    }
+
+    /// Whether `after_end`, what follows the end of the guest, is put off: it ended in order, and its group may go back to
+    /// before that. What it sent last is held, and leaves when its group says so; it stands still until then.
+    pub(super) fn puts_off(&mut self, machine: &Machine, after_end: lifecycle::Step) -> bool {
+        let member = self.member.as_mut().filter(|member| member.has_way_back());
+        match (after_end.action, member) {
+            (Action::End(exit @ (Exit::Shutdown | Exit::Reboot)), Some(member)) => {
+                member.over = Some(exit);
+                member.tell(Notice::of_exit(exit));
+                machine.stop();
+                self.enter(State::Fenced { ran: false });
+                true
+            }
+            _ => false,
+        }
     }
 
     fn begin_seeding(&mut self, machine: &Machine, to: &StandbyAddress, group: &[MacAddr], reply: Reply<()>) {
@@ -372,6 +392,10 @@ impl Driver {
         let changes = reserved.tracker().register(Baseline::Now)?;
         let machine = reserved.load(&back.state, back.passed_ns)?;
         let (soon, on_thread) = self.early_cuts();
+        if let Some(member) = &mut self.member {
+            // It is not at its end yet.
+            member.over = None;
+        }
         let guard = self.guard()?;
         guard.changes = changes;
         guard.output = Output::Held;

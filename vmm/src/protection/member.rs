@@ -13,6 +13,7 @@ use crate::Error;
 use crate::control::{JobStep, Mailbox};
 use crate::dirty::Consumer;
 use crate::driver::Options;
+use crate::lifecycle::Exit;
 use crate::machine::confined;
 use crate::seccomp::ThreadKind;
 use crate::state::MachineState;
@@ -31,6 +32,8 @@ pub struct Member {
     pub last: CutReport,
     /// How many there were.
     pub cuts: u64,
+    /// How its guest has ended, if it has while its group could still go back to before that.
+    pub over: Option<Exit>,
 }
 
 /// How a VM is protected.
@@ -87,12 +90,18 @@ impl Member {
             guard: None,
             last: CutReport::default(),
             cuts: 0,
+            over: None,
         })
     }
 
     /// Whether it is protected, or about to be.
     pub fn is_protected(&self) -> bool {
         self.seeding || self.guard.is_some()
+    }
+
+    /// Whether it can go back to a cut.
+    pub fn has_way_back(&self) -> bool {
+        self.guard.as_ref().is_some_and(|guard| guard.has_way_back)
     }
 
     /// It is protected from here on.

@@ -195,8 +195,8 @@ impl Thread {
             };
             if let Err(error) = outcome {
                 self.standby = None;
-                // Whoever does not want it any more need not be told.
-                if !matches!(error, Error::Migration(cutover_migration::Error::Cancelled)) {
+                // What goes wrong with the link is told by it, unless nobody wants it any more.
+                if !matches!(error, Error::Migration(_)) {
                     notify(&self.notices, Notice::StandbyLost(in_full(&error)));
                 }
             }

@@ -28,6 +28,11 @@ impl Member {
     }
 
     fn run_with(program: &[u8], change: impl FnOnce(&mut VmSpec)) -> Option<Self> {
+        Self::run_until(program, change, wait_for_a_round)
+    }
+
+    /// Runs `program` on what `change` makes of a VM, until `runs` returns.
+    fn run_until(program: &[u8], change: impl FnOnce(&mut VmSpec), runs: impl FnOnce(&Controller)) -> Option<Self> {
         if !has_kvm() {
             return None;
         }
@@ -46,7 +51,7 @@ impl Member {
             Ok(vmm)
         });
         let (protection, memory) = protection.recv().expect("the VM is built");
-        wait_for_a_round(&guest.vm);
+        runs(&guest.vm);
         Some(Self {
             guest,
             protection,
@@ -255,6 +260,26 @@ fn a_vm_that_nobody_speaks_for_any_more_is_fenced() {
     assert!(happened.contains(&EventKind::Protected {
         to: "nowhere".to_owned()
     }));
+}
+
+#[test]
+fn a_guest_that_powers_off_is_there_until_its_group_lets_go_of_it() {
+    let Some(mut member) = Member::run_until(OBEDIENT, |_| {}, |_| {}) else {
+        return;
+    };
+    member.cut(1);
+    member.guest.vm.press_power_button().expect("it runs");
+    let told = member.notices.recv_timeout(PATIENCE).expect("it is told");
+    assert!(matches!(told, Notice::GuestEnded(_)), "{told:?}");
+    // The group may go back to when it had not ended.
+    member.protection.roll_back(1).expect("it is permanent");
+    member.protection.resume().expect("it stands still");
+    member.guest.vm.press_power_button().expect("it runs");
+    let again = member.notices.recv_timeout(PATIENCE).expect("it is told");
+    assert!(matches!(again, Notice::GuestEnded(_)), "{again:?}");
+    member.protection.unprotect().expect("what it has sent leaves");
+    drop(member.protection);
+    assert_eq!(member.guest.exit().0, Exit::Shutdown);
 }
 
 #[test]
