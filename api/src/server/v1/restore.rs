@@ -45,7 +45,7 @@ impl TryFrom<RestoreV1> for RestoreRequest {
         let nets = body.nets.into_iter().map(|(id, net)| Ok((id, net.try_into()?)));
         Ok(Self {
             source: Source::Snapshot(body.snapshot.into()),
-            endpoints: Vec::new(),
+            endpoints: body.endpoints,
             trust: body.trust.into(),
             clock: body.clock.into(),
             name: None,
@@ -112,19 +112,20 @@ mod tests {
             (Trust::VerifyOnRead, ClockPolicy::Corrected)
         );
         assert!(!request.track && !request.paused && !request.replace_disks);
-        assert!(request.nets.is_empty() && request.disks.is_empty());
+        assert!(request.nets.is_empty() && request.disks.is_empty() && request.endpoints.is_empty());
         assert_eq!((request.hugepages, request.disks_dir), (None, None));
     }
 
     #[test]
     fn everything_that_can_be_different_is_read() {
         let request = read(
-            r#"{"snapshot":"s","trust":"trusted","clock":"stopped","nets":{"eth0":{"tap":"t1"},
+            r#"{"snapshot":"s","endpoints":["http://a:1","https://b"],"trust":"trusted","clock":"stopped","nets":{"eth0":{"tap":"t1"},
                 "eth1":{"mac":"02:00:00:00:00:07"}},"disks":{"root":"a.img"},"disks_dir":"d",
                 "replace_disks":true,"hugepages":false,"track":true,"paused":true}"#,
         )
         .expect("valid");
         assert_eq!((request.trust, request.clock), (Trust::Trusted, ClockPolicy::Stopped));
+        assert_eq!(request.endpoints, ["http://a:1", "https://b"]);
         assert_eq!(request.nets["eth0"].tap.as_deref(), Some("t1"));
         assert_eq!(request.nets["eth1"].mac.map(|mac| mac.0[5]), Some(7));
         assert_eq!(request.disks["root"], PathBuf::from("a.img"));

@@ -108,8 +108,12 @@ pub struct ProgressV1 {
 #[serde(deny_unknown_fields)]
 pub struct RestoreV1 {
     /// The snapshot: its directory in a store with all it is built on, a file it was exported to, or either of them in a
-    /// bucket (`s3://BUCKET/PATH`), reached as the environment of the monitor says.
+    /// bucket (`s3://BUCKET/PATH`), reached as `endpoints` and the environment of the monitor say.
     pub snapshot: String,
+    /// For `s3://…`: servers to ask, as `http://` or `https://`; of several with the same content, the next one when one
+    /// is lost. Those of the environment if there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<String>,
     /// How far its files are trusted.
     #[serde(default)]
     pub trust: TrustV1,
