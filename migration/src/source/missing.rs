@@ -69,7 +69,10 @@ impl Missing {
 }
 
 #[cfg(test)]
-#[expect(clippy::single_range_in_vec_init, reason = "what is taken is ranges, at times of one")]
+#[expect(
+    clippy::single_range_in_vec_init,
+    reason = "what is taken is ranges, at times of one"
+)]
 mod tests {
     use super::*;
 

@@ -120,7 +120,10 @@ fn check(version: u16, source: &[u8], destination: &[u8]) {
     // That of the recording runs elsewhere.
     ours.stop().unwrap();
     let (there, _) = destination_follows(source, &mut host);
-    assert!(there.contents().expect("all came") == ours.contents(), "version {version}");
+    assert!(
+        there.contents().expect("all came") == ours.contents(),
+        "version {version}"
+    );
     drop(there);
 
     let mut ours = vm();
@@ -141,7 +144,10 @@ fn check(version: u16, source: &[u8], destination: &[u8]) {
     let heard = [hello.unwrap(), rest.to_vec()].concat();
     let mut host = Host::new(&ours.world);
     let (there, _) = destination_follows(&heard, &mut host);
-    assert!(there.contents().expect("all came") == ours.contents(), "version {version}");
+    assert!(
+        there.contents().expect("all came") == ours.contents(),
+        "version {version}"
+    );
 }
 
 /// A migration as it is said now.
@@ -176,7 +182,12 @@ fn what_is_recorded_now_is_understood() {
         to_source,
     } = record();
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        let path = |side| format!("{}/src/tests/golden/version_{VERSION}_{side}", env!("CARGO_MANIFEST_DIR"));
+        let path = |side| {
+            format!(
+                "{}/src/tests/golden/version_{VERSION}_{side}",
+                env!("CARGO_MANIFEST_DIR")
+            )
+        };
         fs::write(path("source"), &to_destination).unwrap();
         fs::write(path("destination"), &to_source).unwrap();
     }
