@@ -13,10 +13,8 @@ mod protection;
 
 use std::ffi::CString;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use cutover_devices::CheckpointSoon;
 use cutover_devices::virtio::net::random_mac;
 use cutover_snapshot::spec::VmSpec;
 
@@ -29,7 +27,7 @@ use crate::lifecycle::{Action, Exit, Refusal, Request, State, Step};
 use crate::machine::Machine;
 use crate::migration::{Migration, MigrationStatus, ReceiveRequest};
 use crate::page_fault::Arriving;
-use crate::protection::{Member, Notice, Protection, WayBack};
+use crate::protection::{Member, WayBack};
 use crate::seccomp::{self, ThreadKind};
 use crate::snapshot::{self, RestoreRequest, Restored, SnapshotReport, SnapshotRequest, Snapshots};
 use crate::stats::VmStats;
@@ -175,37 +173,6 @@ impl Vmm {
         Self { machine, driver }
     }
 
-    /// The VM of `spec` that was a standby: `machine` has the state of cut `cut`, at which it `ran`, and stands still until
-    /// its group says that it may run. What it sends then is held. Its end is reported to `mailbox`.
-    pub(crate) fn promoted(
-        spec: VmSpec,
-        machine: Machine,
-        incarnation: u64,
-        cut: u64,
-        ran: bool,
-        options: &Options,
-        mailbox: Arc<Mailbox>,
-    ) -> Self {
-        let mut driver = Driver::new(spec, options, mailbox);
-        driver.incarnation = incarnation;
-        driver.as_it_is = true;
-        driver.enter(State::RolledBack { ran });
-        driver.log(EventKind::Promoted { cut });
-        machine
-            .devices
-            .hold_output(&Arc::default(), cut + 1, &(Arc::new(|| {}) as CheckpointSoon));
-        Self { machine, driver }
-    }
-
-    /// As [`Controller::protect`], before the VM runs.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn protect(&mut self, notices: Sender<Notice>) -> Result<Protection, Error> {
-        let macs = self.driver.protect(&self.machine, notices)?;
-        Ok(Protection::new(self.controller(), macs))
-    }
-
     /// What the VM is.
     pub fn spec(&self) -> &VmSpec {
         &self.driver.spec
@@ -322,22 +289,6 @@ impl Driver {
                     self.as_it_is = true;
                 }
             }
-        }
-    }
-
-    /// Tells whoever speaks for the VM in a group how it ended, if it did.
-    fn tell_end(&mut self, outcome: &Result<Outcome, Error>) {
-        match outcome {
-            Ok(Outcome::Exit(exit)) => self.end_member(Notice::of_exit(*exit)),
-            Ok(Outcome::BuildAnew | Outcome::GoBack(..)) => {}
-            Err(error) => self.end_member(Notice::GuestFailed(error.to_string())),
-        }
-    }
-
-    /// Nobody speaks for the VM any more, of which `notice` is the last that is heard.
-    fn end_member(&mut self, notice: Notice) {
-        if let Some(member) = self.member.take() {
-            member.tell(notice);
         }
     }
 

@@ -11,11 +11,11 @@ use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use cutover_devices::{CheckpointSoon, GuestMemory, OnThread};
-use cutover_snapshot::spec::MacAddr;
+use cutover_snapshot::spec::{MacAddr, VmSpec};
 
-use super::{Driver, Outcome};
+use super::{Driver, Options, Outcome, Vmm};
 use crate::Error;
-use crate::control::Reply;
+use crate::control::{Mailbox, Reply};
 use crate::device_manager::DiskLocks;
 use crate::dirty::{Baseline, PAGE_SIZE};
 use crate::events::EventKind;
@@ -24,13 +24,62 @@ use crate::lifecycle::{self, Action, Exit, Recovery, Refusal, Request, State};
 use crate::machine::{Machine, Reserved, confined};
 use crate::migration::MemoryImage;
 use crate::protection::{
-    Begin, CutReport, Guard, Member, MemberStatus, Notice, Output, Seeding, SeedingDone, StandbyAddress, Step, Taking,
-    WayBack, Work, copy_pages, take_changes,
+    Begin, CutReport, Guard, Member, MemberStatus, Notice, Output, Protection, Seeding, SeedingDone, StandbyAddress,
+    Step, Taking, WayBack, Work, copy_pages, take_changes,
 };
 use crate::seccomp::ThreadKind;
 use crate::snapshot::Snapshots;
 
+impl Vmm {
+    /// The VM of `spec` that was a standby: `machine` has the state of cut `cut`, at which it `ran`, and stands still until
+    /// its group says that it may run. What it sends then is held. Its end is reported to `mailbox`.
+    pub(crate) fn promoted(
+        spec: VmSpec,
+        machine: Machine,
+        incarnation: u64,
+        cut: u64,
+        ran: bool,
+        options: &Options,
+        mailbox: Arc<Mailbox>,
+    ) -> Self {
+        let mut driver = Driver::new(spec, options, mailbox);
+        driver.incarnation = incarnation;
+        driver.as_it_is = true;
+        driver.enter(State::RolledBack { ran });
+        driver.log(EventKind::Promoted { cut });
+        machine
+            .devices
+            .hold_output(&Arc::default(), cut + 1, &(Arc::new(|| {}) as CheckpointSoon));
+        Self { machine, driver }
+    }
+
+    /// As [`Controller::protect`](crate::Controller::protect), before the VM runs.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn protect(&mut self, notices: Sender<Notice>) -> Result<Protection, Error> {
+        let macs = self.driver.protect(&self.machine, notices)?;
+        Ok(Protection::new(self.controller(), macs))
+    }
+}
+
 impl Driver {
+    /// Tells whoever speaks for the VM in a group how it ended, if it did.
+    pub(super) fn tell_end(&mut self, outcome: &Result<Outcome, Error>) {
+        match outcome {
+            Ok(Outcome::Exit(exit)) => self.end_member(Notice::of_exit(*exit)),
+            Ok(Outcome::BuildAnew | Outcome::GoBack(..)) => {}
+            Err(error) => self.end_member(Notice::GuestFailed(error.to_string())),
+        }
+    }
+
+    /// Nobody speaks for the VM any more, of which `notice` is the last that is heard.
+    fn end_member(&mut self, notice: Notice) {
+        if let Some(member) = self.member.take() {
+            member.tell(notice);
+        }
+    }
+
     /// Has somebody speak for the VM, who hears what it tells by `notices`; returns the addresses of its interfaces.
     pub(super) fn protect(&mut self, machine: &Machine, notices: Sender<Notice>) -> Result<Vec<MacAddr>, Error> {
         if self.member.is_some() {

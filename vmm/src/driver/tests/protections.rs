@@ -8,7 +8,7 @@ use super::snapshots::{COUNTING, moment, wait_for_a_round};
 use super::*;
 use crate::dirty::Baseline;
 use crate::migration::{MemoryImage, MovingDisks};
-use crate::protection::{CutReport, Disks, Seeded, SharedCuts, copy_pages};
+use crate::protection::{CutReport, Disks, Notice, Protection, Seeded, SharedCuts, copy_pages};
 
 /// Where the counters of the guest are that counts.
 const COUNTERS: u64 = 0x20_0000;

@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::snapshots::{COUNTING, moment, wait_for_a_round};
 use super::*;
 use crate::migration::{MigrationStatus, ReceiveRequest};
-use crate::protection::{StandbyAddress, StandbyListener, StandbyNotice, StandbyRequest};
+use crate::protection::{Notice, Protection, StandbyAddress, StandbyListener, StandbyNotice, StandbyRequest};
 
 /// Where the counters of the guest are that counts.
 const COUNTERS: u64 = 0x20_0000;
