@@ -3,7 +3,7 @@
 // Documentation here is help text, in which brackets mean a default.
 #![allow(rustdoc::broken_intra_doc_links)]
 
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -22,11 +22,14 @@ use crate::runtime_dir::{NAME_MAX, RuntimeDir, VmName};
 use crate::server::groups::types::{
     FailoverV1, GroupMemberV1, GroupStateV1, GroupStatusV1, GroupTimingV1, GroupV1, IntervalV1,
 };
+use crate::text::escaped;
 
 /// How often a group is looked at while it is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long the coordinator may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// How long to wait for a group until it is told what is waited for.
+const TELL_AFTER: Duration = Duration::from_secs(5);
 /// How long a group may take to recover.
 const RECOVERY_MAX: Duration = Duration::from_secs(600);
 /// The interval of a group that chooses its own has this for its longest, unless another is given.
@@ -347,9 +350,11 @@ async fn status(coordinator: &Vm, name: &str) -> Result<GroupStatusV1, CommandEr
 }
 
 async fn wait_until_protected(coordinator: &Vm, name: &str) -> Result<GroupStatusV1, CommandError> {
+    let began = Instant::now();
+    let mut told = None;
     loop {
         let status = status(coordinator, name).await?;
-        match &status.state {
+        match status.state {
             GroupStateV1::Protected => return Ok(status),
             GroupStateV1::Dissolved => {
                 return Err(CommandError::NotProtected {
@@ -357,9 +362,16 @@ async fn wait_until_protected(coordinator: &Vm, name: &str) -> Result<GroupStatu
                     reason: status.reason.unwrap_or_else(|| "it was stopped".to_owned()),
                 });
             }
-            // What is refused is tried again: whoever asked may mend it meanwhile, or give up.
-            _ => sleep(LOOK_EVERY).await,
+            _ => {}
         }
+        // What is refused is tried again: whoever asked may mend it meanwhile, or give up.
+        if began.elapsed() > TELL_AFTER && status.reason != told {
+            let reason = status.reason.as_deref().unwrap_or("its standbys are brought up");
+            // Nobody reads it where there is no standard error.
+            let _ = writeln!(io::stderr(), "cutover: waiting for group '{name}': {}", escaped(reason));
+            told = status.reason;
+        }
+        sleep(LOOK_EVERY).await;
     }
 }
 
