@@ -168,11 +168,15 @@ impl Session {
 
     /// Ends the link as `error` says, and returns what there is to be told.
     pub fn part(&mut self, error: Error) -> Error {
+        if matches!(error, Error::Cancelled) {
+            self.let_go();
+            return error;
+        }
         self.link.part(error)
     }
 
-    /// Ends the link because the standby is not needed.
-    pub fn let_go(mut self) {
+    /// Says that the standby is not needed.
+    pub fn let_go(&mut self) {
         self.link.connection().watch_nothing();
         let reason = "the VM needs this standby no more".to_owned();
         if let Err(error) = self.link.send(&ToStandby::Abort { reason }) {

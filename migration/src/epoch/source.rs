@@ -56,8 +56,11 @@ enum Job {
     RollBack(u64, Reply<()>),
 }
 
-/// Why a standby is lost.
-struct Lost(String);
+/// Why there is no standby any more.
+enum End {
+    LetGo,
+    Lost(String),
+}
 
 impl Replica {
     /// Connects to a standby and has it build the VM of `reservation`.
@@ -77,11 +80,9 @@ impl Replica {
         let session = Session::connect(reservation, to, security, options, let_go.clone())?;
         let reserved_at = session.reserved_at();
         let (jobs, asked) = channel();
-        let given_up = let_go.clone();
         let body = move || {
             on_thread();
-            let Lost(reason) = serve(session, &asked, alive_every);
-            if !given_up.load(Ordering::Relaxed) {
+            if let End::Lost(reason) = serve(session, &asked, alive_every) {
                 lost(reason);
             }
         };
@@ -170,26 +171,34 @@ impl Drop for Replica {
     }
 }
 
-/// Does what is asked until the standby is lost or let go of.
-fn serve(mut session: Session, jobs: &Receiver<Job>, alive_every: Duration) -> Lost {
-    loop {
-        let done = match jobs.recv_timeout(alive_every) {
-            Ok(job) => carry_out(&mut session, job),
-            Err(RecvTimeoutError::Timeout) => session
-                .ask_alive()
-                .map_err(|error| Lost(session.part(error).to_string())),
-            Err(RecvTimeoutError::Disconnected) => {
-                session.let_go();
-                return Lost("it was let go of".to_owned());
-            }
-        };
-        if let Err(lost) = done {
-            return lost;
+impl End {
+    /// What `error` means. Somebody may let go of a standby because it is lost: then it is lost.
+    fn of(error: &Error) -> Self {
+        match error {
+            Error::Cancelled => Self::LetGo,
+            error => Self::Lost(error.to_string()),
         }
     }
 }
 
-fn carry_out(session: &mut Session, job: Job) -> Result<(), Lost> {
+/// Does what is asked until the standby is lost or let go of.
+fn serve(mut session: Session, jobs: &Receiver<Job>, alive_every: Duration) -> End {
+    loop {
+        let done = match jobs.recv_timeout(alive_every) {
+            Ok(job) => carry_out(&mut session, job),
+            Err(RecvTimeoutError::Timeout) => session.ask_alive().map_err(|error| End::of(&session.part(error))),
+            Err(RecvTimeoutError::Disconnected) => {
+                session.let_go();
+                return End::LetGo;
+            }
+        };
+        if let Err(end) = done {
+            return end;
+        }
+    }
+}
+
+fn carry_out(session: &mut Session, job: Job) -> Result<(), End> {
     match job {
         Job::Round(parts, reply) => {
             let done = session.round(parts);
@@ -211,13 +220,13 @@ fn carry_out(session: &mut Session, job: Job) -> Result<(), Lost> {
 }
 
 /// Tells whoever asked what came of it, and, if that is an error, the standby too.
-fn answer<T>(session: &mut Session, reply: &Reply<T>, done: Result<T, Error>) -> Result<(), Lost> {
+fn answer<T>(session: &mut Session, reply: &Reply<T>, done: Result<T, Error>) -> Result<(), End> {
     let (done, goes_on) = match done {
         Ok(value) => (Ok(value), Ok(())),
         Err(error) => {
             let error = session.part(error);
-            let lost = Lost(error.to_string());
-            (Err(error), Err(lost))
+            let end = End::of(&error);
+            (Err(error), Err(end))
         }
     };
     // Whoever asked may not wait any more.

@@ -294,3 +294,15 @@ fn whoever_does_not_want_a_standby_any_more_waits_for_it_no_longer() {
     });
     assert!(matches!(outcome, Some(Error::Cancelled)), "{outcome:?}");
 }
+
+#[test]
+fn a_standby_that_is_lost_is_told_of_also_to_whoever_lets_go_of_it_at_once() {
+    for _ in 0..50 {
+        let mut pair = Pair::new(Guest::new(&[4], 8), Host::default(), &options());
+        pair.seed().unwrap();
+        pair.standby = Err(Error::StandbyLost);
+        pair.ship(1).expect_err("there is no standby");
+        pair.replica = Err(Error::StandbyLost);
+        assert!(pair.lost.try_recv().is_ok());
+    }
+}
