@@ -16,9 +16,13 @@ use crate::section::Section;
 /// Bytes of pages that are put into one chunk, or one page if it has more: larger chunks compress better.
 const CHUNK_BYTES: u32 = 256 << 10;
 
-/// The same for memory that is not compressed: smaller chunks make the first access to a page after a restore faster,
+/// The least for memory that is not compressed: smaller chunks make the first access to a page after a restore faster,
 /// which waits for a whole chunk to be read and verified.
 const MEMORY_CHUNK_BYTES: u32 = 64 << 10;
+
+/// How many chunks of memory there should be at most, unless they get larger than others: a restore reads the index before
+/// anything else.
+const MEMORY_CHUNKS: u64 = 4096;
 
 /// What pages are compared with to find out whether they are zero.
 static ZEROS: [u8; PAGE_BYTES_MAX as usize] = [0; PAGE_BYTES_MAX as usize];
@@ -34,6 +38,21 @@ pub struct Shape {
     pub base: Base,
     /// How pages are laid out.
     pub layout: Layout,
+}
+
+impl Shape {
+    /// Bytes of pages that are put into one chunk.
+    fn chunk_bytes(&self) -> u32 {
+        let is_memory = self.page_bytes < MEMORY_CHUNK_BYTES;
+        match self.layout {
+            Layout::Flat | Layout::Packed if is_memory => {
+                let even = self.pages.saturating_mul(self.page_bytes.into()) / MEMORY_CHUNKS;
+                let most = even.min(CHUNK_BYTES.into()).next_power_of_two();
+                u32::try_from(most).map_or(CHUNK_BYTES, |bytes| bytes.max(MEMORY_CHUNK_BYTES))
+            }
+            _ => CHUNK_BYTES,
+        }
+    }
 }
 
 /// How the pages of an image are laid out in its file.
@@ -84,10 +103,7 @@ impl ImageWriter {
             }
             Layout::Flat | Layout::Packed => None,
         };
-        let chunk_bytes = match shape.layout {
-            Layout::Flat | Layout::Packed if shape.page_bytes < MEMORY_CHUNK_BYTES => MEMORY_CHUNK_BYTES,
-            _ => CHUNK_BYTES,
-        };
+        let chunk_bytes = shape.chunk_bytes();
         let file = files.create(&path).map_err(Error::io("create it", &path))?;
         Ok(Self {
             name: name.to_owned(),
