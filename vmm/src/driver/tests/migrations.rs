@@ -444,20 +444,20 @@ fn a_snapshot_that_is_made_while_a_guest_migrates_is_of_one_moment() {
 }
 
 /// Passes on what two monitors say to each other, and cuts the link when it has passed on so many bytes.
-struct Cutter {
+pub struct Cutter {
     thread: JoinHandle<()>,
 }
 
 /// Which way bytes are counted.
 #[derive(Clone, Copy, Debug)]
-enum Way {
+pub enum Way {
     ToDestination,
     ToSource,
 }
 
 impl Cutter {
     /// Between `front`, where it waits for one connection, and `back`.
-    fn between(front: PathBuf, back: PathBuf, way: Way, bytes: u64) -> Self {
+    pub fn between(front: PathBuf, back: PathBuf, way: Way, bytes: u64) -> Self {
         let listener = UnixListener::bind(front).expect("a socket");
         let thread = std::thread::spawn(move || {
             let (source, _) = listener.accept().expect("the source connects");

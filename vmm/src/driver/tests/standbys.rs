@@ -10,6 +10,7 @@ use cutover_migration::transport::{Endpoint, tls};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::migrations::{Cutter, Way};
 use super::snapshots::{COUNTING, moment, wait_for_a_round};
 use super::*;
 use crate::migration::{MigrationStatus, ReceiveRequest};
@@ -190,6 +191,32 @@ impl Member {
     fn count_on(&self) {
         wait_for_a_round(&self.guest.vm);
     }
+
+    /// Takes cuts that are permanent as soon as they are held, until the standby is lost. Returns the last one, and what the
+    /// guest had counted then.
+    fn replicate(&mut self, standby: &Waiting) -> (u64, Vec<u32>) {
+        // So that there is no more to be sent than there is.
+        self.guest.vm.pause().expect("it runs");
+        let mut last = (0, Vec::new());
+        if self.protection.seed(&standby.address, &[], 1).is_err() {
+            return last;
+        }
+        for epoch in 1.. {
+            self.protection.block(epoch).expect("it is protected");
+            self.protection.take(epoch).expect("it can be taken");
+            self.protection.validate(epoch).expect("it was taken");
+            let Ok(Notice::Holds(_)) = self.notices.recv_timeout(PATIENCE) else {
+                break;
+            };
+            self.protection.permanent(epoch).expect("it is held");
+            standby.say(Say::Permanent(epoch));
+            last = (epoch, self.counters());
+            self.guest.vm.resume().expect("it is paused");
+            self.count_on();
+            self.guest.vm.pause().expect("it runs");
+        }
+        last
+    }
 }
 
 #[test]
@@ -269,6 +296,24 @@ fn a_standby_goes_on_with_a_primary_that_went_back() {
     let at_cut = member.cut_paused(2, &standby);
     drop(member);
     assert_eq!(standby.promote(2).counters(), at_cut);
+}
+
+#[test]
+fn wherever_the_link_is_cut_the_standby_is_at_the_last_permanent_cut() {
+    // While it is seeded, in its first epochs, and between two of them.
+    for bytes in [5_000, 40_000, 52_000, 60_000] {
+        let Some(mut member) = Member::run(|_| {}) else { return };
+        let place = TempDir::new().expect("temporary directory");
+        let mut standby = standby(&place, "standby");
+        let front = place.path().join("front");
+        let _cutter = Cutter::between(front.clone(), place.path().join("standby"), Way::ToDestination, bytes);
+        standby.address.endpoint = Endpoint::Unix(front);
+        let (permanent, at_cut) = member.replicate(&standby);
+        drop(member);
+        if permanent > 0 {
+            assert_eq!(standby.promote(permanent).counters(), at_cut, "{bytes} bytes");
+        }
+    }
 }
 
 #[test]
