@@ -166,10 +166,11 @@ fn measure<S: Subject>(is_meant: impl Fn(&Case) -> bool, new: impl Fn() -> S) ->
 
 /// Moves a guest, and finds the longest time nothing was heard of it; none if it cannot be moved so.
 fn migrate(subject: &mut impl Subject, case: &Case) -> Result<Option<(Moved, Duration)>> {
+    // From the boot on: a clock that jumps makes it seem to take minutes.
+    let _awake = Awake::begin()?;
     let source = subject.boot(case)?;
     load(&source, case.load);
     let destination = subject.receiver(case)?;
-    let _awake = Awake::begin()?;
     source.check("ticker > /dev/console &");
     let heard = source.console().arrivals().len();
     wait_for_ticks(&source, heard)?;
