@@ -17,7 +17,11 @@ pub mod id;
 pub mod lease;
 pub mod member;
 pub mod message;
+#[cfg(test)]
+mod model;
 pub mod runtime;
+#[cfg(any(test, feature = "simulation"))]
+pub mod sim;
 pub mod spec;
 pub mod standby;
 pub mod vm;

@@ -160,7 +160,7 @@ impl Member {
 
     /// When the VM must stop if nothing is heard until then; nothing if it need not.
     pub fn stops_at(&self) -> Option<Nanos> {
-        (self.runs && self.is_leased()).then(|| self.lease.until())
+        (self.runs && self.is_leased() && self.ended.is_none()).then(|| self.lease.until())
     }
 
     /// Whether the VM was last told to run.
@@ -299,6 +299,8 @@ impl Member {
             Stage::AtCut if self.permanent == cut => self.say(FromSeat::AtCut(cut), out),
             Stage::GoingBack if self.permanent == cut => {}
             _ => {
+                // What it has not heard to be permanent is so.
+                self.note_permanent(cut, out);
                 self.stage = Stage::GoingBack;
                 self.cut = self.cut.max(cut);
                 self.permanent = cut;

@@ -83,7 +83,7 @@ pub trait MemberVm: Send {
     /// All standbys hold the epoch: what was held of it and of those before leaves, in order.
     fn permanent(&mut self, epoch: Epoch) -> Result<(), VmError>;
 
-    /// Goes back to what the VM was at a permanent `cut`, and stands still there. What was held since is dropped, and
+    /// Goes back to what the VM was at `cut`, the last that was said to be permanent, and stands still there. What was held since is dropped, and
     /// so is what waits to be received: it is of a future that there will not be.
     fn roll_back(&mut self, cut: Epoch) -> Result<(), VmError>;
 

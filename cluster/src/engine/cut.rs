@@ -92,6 +92,7 @@ impl Group {
             && flight.number == cut
             && flight.done() == stage
             && flight.left.remove(&seat)
+            && flight.left.is_empty()
         {
             self.advance(out);
         }
@@ -125,15 +126,12 @@ impl Group {
         self.acknowledge(seat, cut, Stage::Tentative, out);
     }
 
-    /// The next step, if all have done this one.
+    /// The next step: all have done this one.
     fn advance(&mut self, out: &mut Out) {
         let primaries = self.primary_seats();
         let Phase::Cutting(flight) = &mut self.phase else {
             return;
         };
-        if !flight.left.is_empty() {
-            return;
-        }
         flight.left = primaries;
         flight.step = match flight.step {
             Step::Requesting => Step::Taking,

@@ -51,7 +51,8 @@ pub struct Engine {
     stage: (group::Stretch, Nanos),
     /// When the last cut was begun.
     begun: Nanos,
-    wakes_at: Nanos,
+    /// When it is looked who is silent.
+    looks_at: Nanos,
     reports: status::Totals,
 }
 
@@ -75,7 +76,7 @@ impl Engine {
             group,
             pace,
             begun: now,
-            wakes_at: now,
+            looks_at: now,
             reports: status::Totals::default(),
         };
         engine.note(&actions, now);
@@ -84,6 +85,7 @@ impl Engine {
 
     /// What is to be done about `input`.
     pub fn on(&mut self, input: Input, now: Nanos) -> Vec<Action> {
+        self.forgive(now);
         let actions = match input {
             Input::Event(event) => {
                 self.hear(&event, now);
@@ -97,7 +99,8 @@ impl Engine {
 
     /// When the next [`Input::Tick`] is to come at the latest.
     pub fn wakes_at(&self) -> Nanos {
-        self.wakes_at
+        let next = [Some(self.looks_at), self.due_at(), self.late_at()];
+        next.into_iter().flatten().min().unwrap_or(self.looks_at)
     }
 
     /// What the journal is to say.
@@ -127,20 +130,9 @@ impl Engine {
     }
 
     fn tick(&mut self, now: Nanos) -> Vec<Action> {
-        self.forgive(now);
-        let timing = self.record().spec.timing;
         let mut actions = Vec::new();
-        let watched = self.group.watched();
-        let was_heard = |seat| self.heard.get(seat).copied().unwrap_or(now);
-        self.heard = watched.iter().map(|seat| (*seat, was_heard(seat))).collect();
-        for seat in watched {
-            if self
-                .heard
-                .get(&seat)
-                .is_some_and(|at| now - at >= nanos(timing.suspicion))
-            {
-                actions.extend(self.group.on(Event::Silent(seat)));
-            }
+        if self.looks_at <= now {
+            self.look(now, &mut actions);
         }
         if self.due_at().is_some_and(|due| due <= now) {
             actions.extend(self.group.on(Event::Due));
@@ -152,23 +144,39 @@ impl Engine {
         actions
     }
 
+    /// Looks who is silent.
+    fn look(&mut self, now: Nanos, actions: &mut Vec<Action>) {
+        let timing = self.record().spec.timing;
+        self.looks_at = now + nanos(timing.heartbeat) / 2;
+        let watched = self.group.watched();
+        let was_heard = |seat| self.heard.get(seat).copied().unwrap_or(now);
+        self.heard = watched.iter().map(|seat| (*seat, was_heard(seat))).collect();
+        for seat in watched {
+            let is_silent = |at: &Nanos| now.saturating_sub(*at) >= nanos(timing.suspicion);
+            if self.heard.get(&seat).is_some_and(is_silent) {
+                actions.extend(self.group.on(Event::Silent(seat)));
+            }
+        }
+    }
+
     /// Whoever was late himself cannot say that others were silent: what they said may wait to be heard.
     fn forgive(&mut self, now: Nanos) {
-        let own = now.saturating_sub(self.wakes_at);
+        let own = now.saturating_sub(self.looks_at);
         if own >= nanos(self.record().spec.timing.heartbeat) {
             for heard in self.heard.values_mut() {
                 *heard = (*heard + own).min(now);
             }
             self.stage.1 = (self.stage.1 + own).min(now);
+            self.looks_at = now;
         }
     }
 
-    /// Learns from what is about to be done, and when to be woken.
+    /// Learns from what is about to be done.
     fn note(&mut self, actions: &[Action], now: Nanos) {
         for action in actions {
             if let Action::Report(report) = action {
                 if let Report::Permanent { cost, .. } = report {
-                    self.pace.learn(cost, now - self.begun);
+                    self.pace.learn(cost, now.saturating_sub(self.begun));
                 }
                 self.reports.note(report);
             }
@@ -180,9 +188,6 @@ impl Engine {
             }
             self.stage = (stretch, now);
         }
-        let heartbeat = nanos(self.record().spec.timing.heartbeat);
-        let next = [Some(now + heartbeat / 2), self.due_at(), self.late_at()];
-        self.wakes_at = next.into_iter().flatten().min().unwrap_or(now + heartbeat);
     }
 
     fn due_at(&self) -> Option<Nanos> {

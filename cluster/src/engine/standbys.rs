@@ -28,8 +28,9 @@ impl Group {
         match self.record.place(seat.member) {
             Some(Place::In { primary, .. }) => primary.seat != seat,
             Some(Place::Lost { was, ending, .. }) => was.seat != seat || *ending == Ending::Replaced,
+            Some(Place::Expected) => seat.incarnation != Incarnation::FIRST,
             Some(Place::Ended) => false,
-            Some(Place::Expected) | None => true,
+            None => true,
         }
     }
 
