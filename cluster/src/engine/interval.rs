@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn cheap_cuts_come_as_often_as_may_be_and_dear_ones_seldom_at_once() {
         let mut pace = adaptive(400);
-        for _ in 0..50 {
+        for _ in 0..200 {
             pace.learn(&pause(100_000), MS);
         }
         assert_eq!(pace.interval(), 10 * MS);
