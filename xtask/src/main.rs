@@ -11,6 +11,7 @@ mod initramfs;
 mod lint;
 mod process;
 mod setup;
+mod sim;
 mod test;
 mod ui;
 mod workspace;
@@ -49,6 +50,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Check format, lints, documentation, dependency edges and, where cargo-deny is installed, dependencies
     Lint,
+    /// Simulate groups of VMs with faults by seed
+    Sim(sim::Arguments),
     /// Build guest images from distribution packages, as far as they are not built yet
     Guest {
         /// Which one
@@ -121,6 +124,7 @@ fn perform(task: Task) -> Result<i32> {
         Task::Soak { name } => test::soak(&Workspace::find()?, name.as_deref()),
         Task::Bench(arguments) => bench::bench(&Workspace::find()?, &arguments).map(|()| 0),
         Task::Lint => lint::lint(&Workspace::find()?).map(|()| 0),
+        Task::Sim(arguments) => sim::sim(&Workspace::find()?, &arguments).map(|()| 0),
         Task::Guest { image } => build_guests(image).map(|()| 0),
         Task::Host { options, command } => run_on_host(&options, &command),
         Task::RunGuestTests(arguments) => test::guests::run(&arguments),
