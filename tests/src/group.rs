@@ -9,30 +9,36 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::environment::{poll_until, scratch};
-use crate::{Console, Exit, Guest, Lan, Monitor, OtherHost, Site, Vm, cli};
+use crate::{Console, Disk, Exit, Guest, Lan, Monitor, OtherHost, Site, Vm, cli};
 
 /// What groups are called.
 const NAME: &str = "group";
 /// Where coordinators listen.
 const PORT: u16 = 7100;
-/// How long things may take where everything is emulated. A host that is suspected too early would be a failure that
-/// nobody has injected.
-const PATIENT: [&str; 14] = [
-    "--heartbeat",
-    "500ms",
-    "--lease",
-    "8s",
-    "--suspicion",
-    "10s",
-    "--cut",
-    "60s",
-    "--ship",
-    "120s",
-    "--roll-back",
-    "120s",
-    "--interval",
-    "400ms",
-];
+
+/// How a group is protected.
+#[derive(Clone, Copy, Debug)]
+pub struct Protection {
+    /// From one cut to the next.
+    pub interval: &'static str,
+    /// Whether all members are cut together; if not, each is a group of its own.
+    pub together: bool,
+    /// How soon a silent host counts as lost, as options of `cutover group create`.
+    pub suspicion: [&'static str; 6],
+}
+
+impl Protection {
+    /// For tests: one where everything is emulated. A host that is suspected too early would be a failure that nobody has
+    /// injected.
+    pub const PATIENT: Self = Self {
+        interval: "400ms",
+        together: true,
+        suspicion: ["--heartbeat", "500ms", "--lease", "8s", "--suspicion", "10s"],
+    };
+}
+
+/// How long anything else may take there.
+const LIMITS: [&str; 6] = ["--cut", "60s", "--ship", "120s", "--roll-back", "120s"];
 
 /// See the module.
 pub struct Group {
@@ -80,31 +86,39 @@ impl Network {
 impl Group {
     /// Boots a guest on each site of `places`, of so many `sites`; nothing is protected yet.
     #[track_caller]
-    pub fn boot(sites: u8, places: &[usize], change: impl Fn(usize, Guest) -> Guest) -> Self {
+    pub fn boot(sites: u8, places: &[usize], guest: impl Fn() -> Guest) -> Self {
         let (lan, taps) = (Lan::new(), names(places.len()));
         let sites = (0..sites).map(|number| Site::on(&lan, number, &taps)).collect();
-        Self::on(Network::Lan(lan), sites, places, change)
+        Self::on(Network::Lan(lan), sites, places, |_| guest()).with_addresses()
     }
 
     /// The same on two joined hosts, of which this one is the first.
     #[track_caller]
-    pub fn boot_between_hosts(places: &[usize], change: impl Fn(usize, Guest) -> Guest) -> Self {
+    pub fn boot_between_hosts(places: &[usize], guest: impl Fn() -> Guest) -> Self {
         let sites = Site::joined(&names(places.len()));
-        Self::on(Network::Joined, sites.into(), places, change)
+        Self::on(Network::Joined, sites.into(), places, |_| guest()).with_addresses()
+    }
+
+    /// Boots a whole Debian on the first of two sites; nothing is protected yet.
+    #[track_caller]
+    pub fn boot_debian(root: &Disk) -> Self {
+        let (lan, taps) = (Lan::new(), names(1));
+        let sites = (0..2).map(|number| Site::on(&lan, number, &taps)).collect();
+        let gateway = lan.host();
+        Self::on(Network::Lan(lan), sites, &[0], |address| {
+            Guest::debian_at(root, address, gateway)
+        })
     }
 
     #[track_caller]
-    fn on(network: Network, mut sites: Vec<Site>, places: &[usize], change: impl Fn(usize, Guest) -> Guest) -> Self {
+    fn on(network: Network, mut sites: Vec<Site>, places: &[usize], guest: impl Fn(Ipv4Addr) -> Guest) -> Self {
         sites.iter_mut().for_each(Site::start_agent);
         let vms = places.iter().enumerate().map(|(member, place)| {
             let name = name(member);
-            let guest = Guest::micro().arguments(["--name", &name, "--api", "--net", &format!("tap={name}")]);
-            let vm = change(member, guest.through(sites[*place].wrapper())).boot();
-            vm.check(&format!(
-                "ip address add {}/24 dev eth0 && ip link set eth0 up",
-                network.member(member)
-            ));
-            vm
+            guest(network.member(member))
+                .arguments(["--name", &name, "--api", "--net", &format!("tap={name}")])
+                .through(sites[*place].wrapper())
+                .boot()
         });
         Self {
             vms: vms.collect(),
@@ -116,13 +130,22 @@ impl Group {
         }
     }
 
+    /// Has `micro` guests take their addresses.
+    #[track_caller]
+    fn with_addresses(self) -> Self {
+        for (vm, address) in self.members() {
+            vm.check(&format!("ip address add {address}/24 dev eth0 && ip link set eth0 up"));
+        }
+        self
+    }
+
     /// Members with their addresses.
     pub fn members(&self) -> Vec<(&Vm, Ipv4Addr)> {
         let members = self.vms.iter().enumerate();
         members.map(|(member, vm)| (vm, self.network.member(member))).collect()
     }
 
-    /// Starts the coordinator, or starts it again.
+    /// Starts the coordinator, or starts it again; on return it can be asked.
     #[track_caller]
     pub fn start_coordinator(&mut self) {
         let mut command = Monitor::command();
@@ -133,6 +156,7 @@ impl Group {
             .arg("--socket")
             .arg(self.socket());
         self.coordinator = Some(Monitor::start(command));
+        poll_until("the coordinator answers", || UnixStream::connect(self.socket()).ok());
     }
 
     /// Kills the coordinator.
@@ -144,17 +168,35 @@ impl Group {
     /// Protects all members; on return the first cut is permanent.
     #[track_caller]
     pub fn protect(&mut self) {
+        self.protect_as(&Protection::PATIENT);
+    }
+
+    /// The same in a certain way.
+    #[track_caller]
+    pub fn protect_as(&mut self, protection: &Protection) {
         self.start_coordinator();
-        poll_until("the coordinator listens", || self.socket().exists().then_some(()));
-        let mut create = self.command("create");
-        for (member, place) in self.places.iter().enumerate() {
-            let agent = self.sites[*place].agent_endpoint();
-            create.args(["--member", &format!("{}={agent}", name(member))]);
+        let members: Vec<usize> = (0..self.places.len()).collect();
+        if protection.together {
+            self.create(NAME, &members, protection);
+        } else {
+            for member in members {
+                self.create(&name(member), &[member], protection);
+            }
+        }
+    }
+
+    #[track_caller]
+    fn create(&self, group: &str, members: &[usize], protection: &Protection) {
+        let mut create = self.command("create", group);
+        for member in members {
+            let agent = self.sites[self.places[*member]].agent_endpoint();
+            create.args(["--member", &format!("{}={agent}", name(*member))]);
         }
         for site in &self.sites {
             create.args(["--backup", &site.agent_endpoint()]);
         }
-        create.args(PATIENT);
+        create.args(["--interval", protection.interval]);
+        create.args(protection.suspicion).args(LIMITS);
         let created = cli::finish(create);
         assert_eq!(created.exit, Exit::Shutdown, "{created:?}\n{}", self.report());
     }
@@ -162,11 +204,44 @@ impl Group {
     /// What `cutover group status --json` says.
     #[track_caller]
     pub fn status(&self) -> Value {
-        let mut command = self.command("status");
+        let mut command = self.command("status", NAME);
         command.arg("--json");
         let finished = cli::finish(command);
         assert_eq!(finished.exit, Exit::Shutdown, "{finished:?}\n{}", self.report());
         serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error} in {}", finished.stdout))
+    }
+
+    /// How it is doing, in a line.
+    #[track_caller]
+    pub fn summary(&self) -> String {
+        let status = self.status();
+        let pauses: Vec<f64> = status["members"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|member| member["pause_ns"].as_f64().unwrap_or_default() / 1e6)
+            .collect();
+        let pauses = pauses.iter().map(|pause| format!("{pause:.1}")).collect::<Vec<_>>();
+        let recovery = match &status["last_recovery"] {
+            Value::Null => String::new(),
+            recovery => {
+                let ms = |part: &str| recovery[part].as_f64().unwrap_or_default() / 1e6;
+                format!(
+                    ", recovery: detected {:.0} ms, decided {:.0} ms, restored {:.0} ms, resumed {:.0} ms",
+                    ms("detect_ns"),
+                    ms("decide_ns"),
+                    ms("restore_ns"),
+                    ms("resume_ns")
+                )
+            }
+        };
+        format!(
+            "{}, generation {}, {} permanent cuts, pauses of the last {} ms{recovery}",
+            status["state"].as_str().unwrap_or_default(),
+            status["generation"],
+            status["cuts"],
+            pauses.join(", ")
+        )
     }
 
     /// Waits until what is seen of the status is so.
@@ -175,10 +250,10 @@ impl Group {
         poll_until(what, || Some(self.status()).filter(&is_so))
     }
 
-    /// Waits until the loss of any one host would be survived.
+    /// Waits until the loss of any one host would be survived, and returns the status then.
     #[track_caller]
-    pub fn wait_until_protected(&self) {
-        self.wait_until("all is protected again", |status| status["state"] == "protected");
+    pub fn wait_until_protected(&self) -> Value {
+        self.wait_until("all is protected again", |status| status["state"] == "protected")
     }
 
     /// Has `happen` what `members` do not survive, and waits until they have been promoted on `site`, and all go on.
@@ -189,7 +264,8 @@ impl Group {
         happen(self);
         self.wait_until("all go on", |status| {
             let replaced = |member: &usize| incarnation(status, *member) > incarnation(&before, *member);
-            members.iter().all(replaced) && status["state"] != "recovering"
+            let settled = !["judging", "recovering"].iter().any(|state| status["state"] == *state);
+            members.iter().all(replaced) && settled
         });
         for member in members {
             self.go_on_at(*member, site);
@@ -219,9 +295,9 @@ impl Group {
         self.directory.path().join("coordinator")
     }
 
-    fn command(&self, what: &str) -> Command {
+    fn command(&self, what: &str, group: &str) -> Command {
         let mut command = Monitor::command();
-        command.args(["group", what, NAME, "--socket"]).arg(self.socket());
+        command.args(["group", what, group, "--socket"]).arg(self.socket());
         command
     }
 }

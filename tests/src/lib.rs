@@ -55,7 +55,7 @@ pub use console::Console;
 pub use disk::Disk;
 pub use environment::{guest_file, legacy, monitor_binary, poll_until, scratch};
 pub use foreign::foreign_client;
-pub use group::Group;
+pub use group::{Group, Protection};
 pub use guest::Guest;
 pub use huge_pages::HugePages;
 pub use lan::Lan;

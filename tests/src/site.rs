@@ -95,7 +95,7 @@ impl Site {
     /// Where its VMs and its agent have their sockets, and standbys their disks.
     pub fn directory(&self) -> PathBuf {
         match &self.place {
-            Place::Namespace(_, directory) | Place::Here(directory) => directory.path().to_owned(),
+            Place::Namespace(_, directory) | Place::Here(directory) => directory.path().join("site"),
             Place::There => PathBuf::from("/run/site"),
         }
     }
@@ -134,15 +134,9 @@ impl Site {
     #[track_caller]
     pub fn start_agent(&mut self) {
         let directory = self.directory();
-        self.check(&format!("mkdir -p {}", directory.display()));
+        self.check(&format!("mkdir -m 700 -p {}", directory.display()));
         let mut command = self.command(Monitor::command().get_program());
-        command.args([
-            "backup",
-            "--insecure",
-            "--listen",
-            &self.agent_endpoint(),
-            "--serial-dir",
-        ]);
+        command.args(["backup", "--insecure", "--listen", &self.agent_endpoint(), "--consoles"]);
         command.arg(&directory).arg("--disks").arg(&directory);
         self.agent = Some(Monitor::start(command));
     }
@@ -157,13 +151,39 @@ impl Site {
         self.agent.as_ref().map(Monitor::log).unwrap_or_default()
     }
 
+    /// Cuts it off from all others; what runs there goes on.
+    #[track_caller]
+    pub fn cut_link(&self) {
+        self.check(&format!("ip link set {UPLINK} down"));
+    }
+
+    /// Has it reach all others again.
+    #[track_caller]
+    pub fn mend_link(&self) {
+        self.check(&format!("ip link set {UPLINK} up"));
+    }
+
+    /// Kills all standbys there.
+    #[track_caller]
+    pub fn kill_standbys(&self) {
+        let Place::Namespace(name, _) = &self.place else {
+            panic!("processes of a whole host are not told apart");
+        };
+        let standbys = format!(
+            "for pid in $(ip netns pids {name}); do
+                 if tr '\\0' ' ' </proc/$pid/cmdline | grep -q ' standby '; then kill -9 $pid && echo $pid; fi
+             done | grep ."
+        );
+        check(&standbys);
+    }
+
     /// Cuts its power: nobody is told, and nothing answers any more.
     #[track_caller]
     pub fn cut_power(&mut self) {
         match &self.place {
             Place::Namespace(name, _) => {
                 // Before anybody's end can be told.
-                self.check(&format!("ip link set {UPLINK} down"));
+                self.cut_link();
                 kill_all(name);
             }
             Place::Here(_) => panic!("tests run on this host"),
@@ -176,7 +196,7 @@ impl Site {
     #[track_caller]
     pub fn power_up(&mut self) {
         if let Place::Namespace(..) = self.place {
-            self.check(&format!("ip link set {UPLINK} up"));
+            self.mend_link();
         }
         let taps = std::mem::take(&mut self.taps);
         self.add_taps(&taps);

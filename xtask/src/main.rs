@@ -34,8 +34,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Boot a Debian guest, from nothing: interactive on a terminal, otherwise a scripted visit
-    Demo,
+    /// Show Cutover at work, from nothing
+    Demo {
+        /// What to show
+        #[arg(value_enum, default_value = "guest")]
+        what: Shown,
+    },
     /// Run all tests, or those whose names contain FILTER, with real guests
     Test {
         /// Part of the names of the tests to run
@@ -79,6 +83,14 @@ enum Task {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Shown {
+    /// A Debian guest that boots: interactive on a terminal, otherwise a scripted visit
+    Guest,
+    /// Four guests on two hosts, of which one loses its power in the middle of their work
+    Group,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum GuestImage {
     /// A stock kernel with a small initramfs of test programs
     Micro,
@@ -119,7 +131,8 @@ fn main() -> ExitCode {
 /// Does `task` and returns the exit code of the command it was to run, or 0.
 fn perform(task: Task) -> Result<i32> {
     match task {
-        Task::Demo => demo::demo(&Workspace::find()?),
+        Task::Demo { what: Shown::Guest } => demo::demo(&Workspace::find()?),
+        Task::Demo { what: Shown::Group } => test::demonstrate(&Workspace::find()?),
         Task::Test { filter } => test::test(&Workspace::find()?, filter.as_deref()),
         Task::Soak { name } => test::soak(&Workspace::find()?, name.as_deref()),
         Task::Bench(arguments) => bench::bench(&Workspace::find()?, &arguments).map(|()| 0),

@@ -12,6 +12,7 @@ mod boot;
 mod migration;
 mod net;
 mod peers;
+mod protect;
 mod qemu_monitor;
 mod resident;
 mod snapshot;
@@ -43,6 +44,8 @@ pub enum Bench {
     Restore,
     /// Live migration.
     Migration,
+    /// Protection of a group.
+    Protect,
 }
 
 /// How to measure.
@@ -107,6 +110,7 @@ pub fn run(bench: Bench, options: &Options, out: &mut impl Write) -> Result<()> 
                 out,
             )
         }
+        Bench::Protect => take_turns(&protect::contestants(), options.runs, out),
     }
 }
 

@@ -12,6 +12,7 @@ mod dirty;
 mod disk;
 mod faults;
 mod foreign_clients;
+mod group;
 mod lifecycle;
 mod limits;
 mod memory;

@@ -57,7 +57,7 @@ pub enum Bar {
 }
 
 /// All benches. The names of contestants and metrics are those that the bench binary writes.
-pub const BENCHES: [Bench; 7] = [
+pub const BENCHES: [Bench; 8] = [
     Bench {
         name: "boot",
         title: "exec to the guest's user space; ELF kernel, 1 vCPU, 128 MiB",
@@ -254,8 +254,30 @@ pub const BENCHES: [Bench; 7] = [
             less("local_sent_mib", "local upgrade: sent", "MiB"),
         ],
     },
+    Bench {
+        name: "protect",
+        title: "four guests that compute together, cut every 100 ms; 1 vCPU, 512 MiB each, standbys on the same processor",
+        many_interrupts: true,
+        metrics: &[
+            ratio_to_unprotected("ep_ms", "EP-compatible, class S", 1.1),
+            ratio_to_unprotected("is_ms", "IS-compatible, class S, 20 times", 1.3),
+            less("answer_ms", "an answer from a member, as seen from outside", "ms"),
+            at_most(
+                "pause_ms",
+                "longest of the last pauses of all members",
+                "ms",
+                PROTECTION_PAUSE_MS,
+            ),
+            explains("detect_ms", "a member is killed: until it is known to be lost", "ms"),
+            explains("decide_ms", "until that is journalled", "ms"),
+            explains("restore_ms", "until all stand at the last permanent cut", "ms"),
+            explains("resume_ms", "until all are told to run", "ms"),
+        ],
+    },
 ];
 
+/// Longest pause of a cut, with as many as 2000 pages written.
+const PROTECTION_PAUSE_MS: f64 = 5.0;
 /// Longest pause of a snapshot, whatever the size of the guest's memory.
 const SNAPSHOT_PAUSE_MS: f64 = 5.0;
 /// Longest pause of a snapshot of a large guest that has written nothing.
@@ -270,6 +292,20 @@ const fn at_most(id: &'static str, title: &'static str, unit: &'static str, most
         unit,
         goal: Goal::Less,
         bar: Some(Bar::Median { most }),
+    }
+}
+
+/// What a job takes, which may be so many times as much as without protection.
+const fn ratio_to_unprotected(id: &'static str, title: &'static str, most: f64) -> Metric {
+    Metric {
+        id,
+        title,
+        unit: "ms",
+        goal: Goal::Less,
+        bar: Some(Bar::Ratio {
+            to: "unprotected",
+            most,
+        }),
     }
 }
 

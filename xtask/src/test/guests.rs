@@ -76,6 +76,9 @@ pub struct Arguments {
     /// Run only the tests whose names contain this
     #[arg(long)]
     filter: Option<String>,
+    /// Show at once what tests print
+    #[arg(long)]
+    show: bool,
     /// The test binaries
     #[arg(required = true)]
     binaries: Vec<PathBuf>,
@@ -115,6 +118,9 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         if joined {
             // There is one other host, and tests switch it off.
             command.arg("--test-threads=1");
+        }
+        if arguments.show {
+            command.arg("--nocapture");
         }
         let tally = libtest::run(
             command

@@ -27,6 +27,9 @@ const ON_OTHER_HOST: &str = "on-other-host";
 /// Its test binary that holds what repeats for long.
 const SOAK: &str = "soak";
 
+/// Its test binary that is there to be watched.
+const DEMONSTRATION: &str = "demonstration";
+
 /// The hosts that share the tests between them, where they are nested.
 ///
 /// Two with one processor each use both processors of a small machine. Each has room for the staged images, the tests'
@@ -60,8 +63,8 @@ pub fn test(workspace: &Workspace, filter: Option<&str>) -> Result<i32> {
             .current_dir(&workspace.root),
     )?;
     unit.report();
-    let tests = GuestTests::build(workspace, |name| name != SOAK)?;
-    let code = run_guest_tests(workspace, &HOSTS, &tests, filter)?;
+    let tests = GuestTests::build(workspace, |name| ![SOAK, DEMONSTRATION].contains(&name))?;
+    let code = run_guest_tests(workspace, &HOSTS, &tests, filter, Shown::OfFailures)?;
     Ok(if unit.succeeded() { code } else { 1 })
 }
 
@@ -73,7 +76,23 @@ pub fn soak(workspace: &Workspace, filter: Option<&str>) -> Result<i32> {
         silence_max: None,
         ..HOSTS
     };
-    run_guest_tests(workspace, &hosts, &tests, filter)
+    run_guest_tests(workspace, &hosts, &tests, filter, Shown::OfFailures)
+}
+
+/// Shows a group of guests that loses a host. Returns 0 if it went on.
+pub fn demonstrate(workspace: &Workspace) -> Result<i32> {
+    setup::ensure_packages()?;
+    let tests = GuestTests::build(workspace, |name| name == DEMONSTRATION)?;
+    run_guest_tests(workspace, &HOSTS, &tests, None, Shown::All)
+}
+
+/// What is shown of what tests print.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// That of those that fail.
+    OfFailures,
+    /// All, at once.
+    All,
 }
 
 /// Builds the `cutover` program as it is released: under emulation, an unoptimized one would take most of the time.
@@ -116,6 +135,7 @@ fn run_guest_tests(
     hosts: &host::Options,
     tests: &GuestTests,
     filter: Option<&str>,
+    shown: Shown,
 ) -> Result<i32> {
     let mut chosen = Vec::new();
     let mut settings = Vec::new();
@@ -153,6 +173,9 @@ fn run_guest_tests(
     ]);
     if let Some(filter) = filter {
         command.extend(["--filter".into(), filter.into()]);
+    }
+    if shown == Shown::All {
+        command.push("--show".into());
     }
     command.extend(chosen);
     let mut worst = 0;

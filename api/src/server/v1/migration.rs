@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn every_field_is_read() {
         let request = read(
-            r#"{"to":"tls://h:1","downtime_ms":5,"bandwidth":7,"streams":16,"post_copy":"now","throttle":false,
+            r#"{"to":"tls://h:1","downtime_ms":5,"bandwidth":70000,"streams":16,"post_copy":"now","throttle":false,
                 "compression":"never","disks":"move","tls_dir":"/tls"}"#,
         )
         .expect("valid");
@@ -312,7 +312,10 @@ mod tests {
             compression,
             ..
         } = request.options;
-        assert_eq!((downtime, bandwidth, streams), (Duration::from_millis(5), Some(7), 16));
+        assert_eq!(
+            (downtime, bandwidth, streams),
+            (Duration::from_millis(5), Some(70_000), 16)
+        );
         assert_eq!(
             (post_copy, throttle, compression, request.disks),
             (PostCopy::Always, false, Compression::Never, MigratedDisks::Moved)
