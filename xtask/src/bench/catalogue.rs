@@ -258,6 +258,7 @@ pub const BENCHES: [Bench; 8] = [
         name: "protect",
         title: "four guests that compute together, cut every 100 ms; 1 vCPU, 512 MiB each, standbys on the same processor",
         many_interrupts: true,
+        parts: &[],
         metrics: &[
             ratio_to_unprotected("ep_ms", "EP-compatible, class S", 1.1),
             ratio_to_unprotected("is_ms", "IS-compatible, class S, 20 times", 1.3),
