@@ -44,6 +44,7 @@ const DISK: &[c_long] = &[
     libc::SYS_fallocate,
     libc::SYS_fdatasync,
     libc::SYS_fsync,
+    libc::SYS_pread64,
     libc::SYS_preadv,
     libc::SYS_pwritev,
     libc::SYS_pwritev2,
