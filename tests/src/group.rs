@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::environment::{poll_until, scratch};
-use crate::{Console, Disk, Exit, Guest, Lan, Monitor, OtherHost, Site, Vm, cli};
+use crate::{Console, Exit, Guest, Lan, Monitor, OtherHost, Site, Vm, cli};
 
 /// What groups are called.
 const NAME: &str = "group";
@@ -89,33 +89,22 @@ impl Group {
     pub fn boot(sites: u8, places: &[usize], guest: impl Fn() -> Guest) -> Self {
         let (lan, taps) = (Lan::new(), names(places.len()));
         let sites = (0..sites).map(|number| Site::on(&lan, number, &taps)).collect();
-        Self::on(Network::Lan(lan), sites, places, |_| guest()).with_addresses()
+        Self::on(Network::Lan(lan), sites, places, guest).with_addresses()
     }
 
     /// The same on two joined hosts, of which this one is the first.
     #[track_caller]
     pub fn boot_between_hosts(places: &[usize], guest: impl Fn() -> Guest) -> Self {
         let sites = Site::joined(&names(places.len()));
-        Self::on(Network::Joined, sites.into(), places, |_| guest()).with_addresses()
-    }
-
-    /// Boots a whole Debian on the first of two sites; nothing is protected yet.
-    #[track_caller]
-    pub fn boot_debian(root: &Disk) -> Self {
-        let (lan, taps) = (Lan::new(), names(1));
-        let sites = (0..2).map(|number| Site::on(&lan, number, &taps)).collect();
-        let gateway = lan.host();
-        Self::on(Network::Lan(lan), sites, &[0], |address| {
-            Guest::debian_at(root, address, gateway)
-        })
+        Self::on(Network::Joined, sites.into(), places, guest).with_addresses()
     }
 
     #[track_caller]
-    fn on(network: Network, mut sites: Vec<Site>, places: &[usize], guest: impl Fn(Ipv4Addr) -> Guest) -> Self {
+    fn on(network: Network, mut sites: Vec<Site>, places: &[usize], guest: impl Fn() -> Guest) -> Self {
         sites.iter_mut().for_each(Site::start_agent);
         let vms = places.iter().enumerate().map(|(member, place)| {
             let name = name(member);
-            guest(network.member(member))
+            guest()
                 .arguments(["--name", &name, "--api", "--net", &format!("tap={name}")])
                 .through(sites[*place].wrapper())
                 .boot()

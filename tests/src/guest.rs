@@ -62,8 +62,7 @@ impl Guest {
         Self::debian_at(root, lan.guest(), lan.host()).arguments(["--net", &format!("tap={tap}")])
     }
 
-    /// The same at `address`, without an interface yet; others are reached over `gateway`.
-    pub(crate) fn debian_at(root: &Disk, address: Ipv4Addr, gateway: Ipv4Addr) -> Self {
+    fn debian_at(root: &Disk, address: Ipv4Addr, gateway: Ipv4Addr) -> Self {
         let guest = Self {
             kernel: guest_file("debian/vmlinuz"),
             initrd: guest_file("debian/initrd"),

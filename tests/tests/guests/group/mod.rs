@@ -1,7 +1,6 @@
 //! Groups of VMs that compute together, and survive what happens to one of them or to a host.
 
 mod between_hosts;
-mod database;
 mod failures;
 
 use cutover_tests::{Group, Guest, ParallelJob};

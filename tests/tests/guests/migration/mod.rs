@@ -10,4 +10,4 @@ mod network;
 mod refusals;
 mod secure;
 mod storage;
-pub mod visitors;
+mod visitors;
