@@ -22,6 +22,11 @@ impl Checksum {
     pub fn of(bytes: &[u8]) -> Self {
         Self(XxHash3_128::oneshot(bytes))
     }
+
+    /// The binary form.
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
 }
 
 impl fmt::Display for Checksum {
@@ -47,7 +52,7 @@ impl Serialize for Checksum {
         if serializer.is_human_readable() {
             serializer.collect_str(self)
         } else {
-            self.0.to_be_bytes().serialize(serializer)
+            self.to_bytes().serialize(serializer)
         }
     }
 }

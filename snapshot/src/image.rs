@@ -9,7 +9,9 @@
 //!                        1 │ e f g h i j k l m n │                    └─ Reader: verified pages
 //! ```
 //!
-//! A chunk is the unit of reading: a few pages, checksummed together, possibly compressed. Zero pages are not stored.
+//! A chunk is the unit of reading: a few pages, checksummed together, possibly compressed. Pages of memory that is not
+//! compressed are read one by one: their chunk has a table of checksums, and the index the checksum of the table. Zero
+//! pages are not stored.
 
 use std::fs::File;
 use std::ops::Range;
@@ -21,7 +23,7 @@ use crate::error::Error;
 use crate::manifest::{Base, ImageEntry};
 use crate::source::{Source, open_file};
 use crate::store::Snapshot;
-use index::{Chunk, Index};
+use index::{Chunk, Encoding, Index};
 use map::{Extent, PageMap, Place};
 
 mod index;
@@ -157,6 +159,17 @@ impl Image {
         &self.layer(0).out_of_order
     }
 
+    /// Whether what is at `place` has a checksum for each page.
+    fn is_paged(&self, place: Place) -> bool {
+        match place {
+            Place::Zero => false,
+            Place::Stored { layer, chunk, .. } => {
+                let chunk = &self.layer(layer).chunks[chunk as usize];
+                matches!(chunk.encoding, Encoding::Paged { .. })
+            }
+        }
+    }
+
     fn layer(&self, number: u32) -> &Layer {
         &self.0.layers[number as usize]
     }
@@ -200,7 +213,7 @@ impl Layer {
         };
         // The file is as long as the image even if the last pages are zero: what maps it finds them.
         let flat = entry.base == Base::Zero
-            && entry.data_bytes == entry.pages * u64::from(page_bytes)
+            && entry.data_bytes >= entry.pages * u64::from(page_bytes)
             && extents.iter().all(in_place);
         let layer = Self {
             out_of_order: index.out_of_order(),
@@ -212,9 +225,12 @@ impl Layer {
         Ok((layer, extents))
     }
 
-    /// Bytes of a page.
-    pub(crate) fn page_bytes(&self) -> u32 {
-        self.page_bytes
+    /// Where the file has tables of checksums.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = Range<u64>> {
+        self.chunks.iter().filter_map(|chunk| match chunk.encoding {
+            Encoding::Paged { table } => Some(table..table + chunk.table_bytes()),
+            _ => None,
+        })
     }
 
     /// The file.

@@ -36,6 +36,12 @@ pub const DISK_SERIAL_MAX: usize = 20;
 pub const TAP_NAME_MAX: usize = 15;
 /// Least MTU of a network interface (virtio 1.2 §5.1.4.1).
 pub const MTU_MIN: u16 = 68;
+/// Least address of a guest on its socket device: those below are the host's or reserved (virtio 1.2 §5.10.4).
+pub const CID_MIN: u32 = 3;
+/// Greatest: the one above means any (`VMADDR_CID_ANY` of Linux).
+pub const CID_MAX: u32 = u32::MAX - 1;
+/// Most bytes of a socket device's path: what `sockaddr_un` of Linux takes, less `_4294967295` and a NUL.
+pub const UDS_PATH_MAX: usize = 108 - 11 - 1;
 /// Most bytes of a VM's name.
 pub const NAME_MAX: usize = 64;
 /// Most characters of a device's id.
@@ -65,6 +71,9 @@ pub struct VmSpec {
     /// The virtio entropy device, if there is one.
     #[serde(default, with = "rng")]
     pub rng: Option<RngSpec>,
+    /// The virtio socket device, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockSpec>,
     /// Where the guest's serial port `ttyS0` goes.
     #[serde(default)]
     pub serial: SerialSpec,
@@ -205,6 +214,17 @@ pub struct HostAddress {
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddr(pub [u8; 6]);
 
+/// The virtio socket device: connections between programs of the guest and of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockSpec {
+    /// The guest's address, [`CID_MIN`] to [`CID_MAX`].
+    pub cid: u32,
+    /// Unix socket of the host that is created for connections to the guest, of at most [`UDS_PATH_MAX`] bytes. For the
+    /// guest's own connections to a port, somebody listens at this path with `_PORT` appended.
+    pub uds: PathBuf,
+}
+
 /// Where the guest's serial port goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -255,7 +275,7 @@ pub enum SpecError {
     #[error("cmdline: the byte at position {0} is NUL, which would end the command line")]
     CmdlineNul(usize),
     /// More than [`DEVICES_MAX`] virtio devices.
-    #[error("{0} devices (disks, network interfaces, rng) are too many: a VM has interrupt lines for {DEVICES_MAX}")]
+    #[error("{0} devices (disks, network interfaces, rng, vsock) are too many: a VM has interrupt lines for {DEVICES_MAX}")]
     Devices(usize),
     /// Not an id.
     #[error("{device}: id: {id:?} cannot be used: an id has 1 to {ID_MAX} letters, digits and underscores")]
@@ -293,6 +313,12 @@ pub enum SpecError {
     /// A descriptor is a small non-negative number.
     #[error("net: fd: {0} is not a file descriptor")]
     TapFd(RawFd),
+    /// Less than [`CID_MIN`] or more than [`CID_MAX`].
+    #[error("vsock: cid: {0} is out of range: a guest has an address from {CID_MIN} to {CID_MAX}")]
+    Cid(u32),
+    /// Empty, or more than [`UDS_PATH_MAX`] bytes.
+    #[error("vsock: uds: {} cannot be used: the path has 1 to {UDS_PATH_MAX} bytes, so that _PORT can be appended", .0.display())]
+    UdsPath(PathBuf),
     /// Less than [`MTU_MIN`].
     #[error("net: mtu: {0} is out of range: it is {MTU_MIN} to 65535 bytes")]
     Mtu(u16),

@@ -81,32 +81,34 @@ impl Run<'_> {
         for chunk in layer.chunks() {
             let result = reader.read(&layer, chunk, &mut pages);
             self.found.chunks += 1;
-            self.note(result, u64::from(chunk.stored_bytes));
+            self.note(result, u64::from(chunk.stored_bytes) + chunk.table_bytes());
         }
         if layer.is_flat() {
             // Who maps a flat file sees also what no checksum covers.
+            let page_bytes = u64::from(entry.page_bytes);
+            let pages = extents.iter().map(|extent| extent.first * page_bytes..extent.end() * page_bytes);
+            let mut covered: Vec<_> = pages.chain(layer.tables()).collect();
+            covered.sort_unstable_by_key(|covered| covered.start);
             let mut free_from = 0;
-            for extent in extents {
-                check_zero(&layer, free_from, extent.first)?;
-                free_from = extent.end();
+            for covered in covered {
+                check_zero(&layer, free_from, covered.start)?;
+                free_from = free_from.max(covered.end);
             }
-            check_zero(&layer, free_from, entry.pages)?;
+            check_zero(&layer, free_from, entry.data_bytes)?;
         }
         Ok(())
     }
 }
 
-/// Checks that the pages from `first` to before `end` of a flat file are zero.
-fn check_zero(layer: &Layer, first: u64, end: u64) -> Result<(), Error> {
+/// Checks that the bytes from `offset` to before `end` of a flat file are zero.
+fn check_zero(layer: &Layer, mut offset: u64, end: u64) -> Result<(), Error> {
     const BLOCK: u64 = 256 << 10;
-    let page_bytes = u64::from(layer.page_bytes());
-    let (mut offset, end) = (first * page_bytes, end * page_bytes);
     let mut block = Vec::new();
     while offset < end {
         block.resize(usize::try_from(BLOCK.min(end - offset)).expect("a small block"), 0);
         layer.read_at(&mut block, offset)?;
         if let Some(position) = block.iter().position(|byte| *byte != 0) {
-            let what = "there is data where the index has no page";
+            let what = "there is data where the index has none";
             return Err(Error::damaged(layer.path(), offset + position as u64, what));
         }
         offset += block.len() as u64;

@@ -2,7 +2,7 @@
 
 use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::{
-    BootProtocol, BootSpec, DEFAULT_CMDLINE, DiskIo, DiskSpec, MacAddr, MemorySpec, NetSpec, RateLimiterSpec, RngSpec,
+    BootProtocol, BootSpec, DEFAULT_CMDLINE, DiskIo, DiskSpec, MacAddr, MemorySpec, NetSpec, RateLimiterSpec, RngSpec, VsockSpec,
     SerialSpec, TapSpec, TokenBucketSpec, VmSpec,
 };
 
@@ -32,6 +32,7 @@ fn the_minimal_example_takes_every_default() {
         disks: Vec::new(),
         nets: Vec::new(),
         rng: None,
+        vsock: None,
         serial: SerialSpec::Stdio,
     };
     assert_eq!(read(MINIMAL), expected);
@@ -105,6 +106,10 @@ fn the_full_example_sets_every_field() {
         ],
         rng: Some(RngSpec {
             rate_limiter: bandwidth(4096),
+        }),
+        vsock: Some(VsockSpec {
+            cid: 3,
+            uds: "/run/cutover/web-1.vsock".into(),
         }),
         serial: SerialSpec::Socket("/run/cutover/web-1.console".into()),
     };

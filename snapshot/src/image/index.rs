@@ -16,6 +16,9 @@ pub const CHUNK_BYTES_MAX: u32 = 1 << 20;
 /// Most bytes of an index. One of a 4 TiB guest that is full of data has about 550 MiB.
 pub const INDEX_BYTES_MAX: u64 = 1 << 30;
 
+/// Bytes of a page's checksum in a [table](Encoding::Paged).
+pub(crate) const CHECKSUM_BYTES: u64 = 16;
+
 /// What an image's file holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Index {
@@ -34,7 +37,7 @@ pub(crate) struct Chunk {
     pub offset: u64,
     /// How many bytes of the file.
     pub stored_bytes: u32,
-    /// Of these bytes.
+    /// Of these bytes, or of the table with those of its pages.
     pub checksum: Checksum,
     /// Number of pages.
     pub pages: u64,
@@ -51,6 +54,11 @@ pub(crate) enum Encoding {
     Raw,
     /// As one zstd frame.
     Zstd,
+    /// As they are, each with a checksum of its own: one page can be read without the others. Since version 2.
+    Paged {
+        /// Where in the file the checksums are, one after the other.
+        table: u64,
+    },
 }
 
 /// Pages that follow each other.
@@ -63,11 +71,12 @@ pub(crate) struct Run {
 }
 
 impl Section for Index {
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn read(payload: &Payload<'_>) -> Result<Self, SectionError> {
         match payload.version {
-            1 => payload.decode(),
+            // What version 1 has not is refused by `Chunk::check`.
+            1 | 2 => payload.decode(),
             _ => Err(payload.unknown_version::<Self>()),
         }
     }
@@ -76,7 +85,16 @@ impl Section for Index {
 impl Chunk {
     /// Whether this is plain data at the very place that page `first` has in an image without gaps.
     pub fn is_at(&self, first: u64, page_bytes: u32) -> bool {
-        self.encoding == Encoding::Raw && self.runs == 1 && self.offset == first * u64::from(page_bytes)
+        let plain = matches!(self.encoding, Encoding::Raw | Encoding::Paged { .. });
+        plain && self.runs == 1 && self.offset == first * u64::from(page_bytes)
+    }
+
+    /// Bytes of its table, if it has one.
+    pub fn table_bytes(&self) -> u64 {
+        match self.encoding {
+            Encoding::Paged { .. } => self.pages.saturating_mul(CHECKSUM_BYTES),
+            _ => 0,
+        }
     }
 
     /// Checks that the chunk can be what it says.
@@ -96,16 +114,17 @@ impl Chunk {
             .ok_or_else(|| format!("a chunk of {pages} pages"))?;
         let fits = match self.encoding {
             Encoding::Raw => stored == bytes,
+            Encoding::Paged { .. } if entry.index.version < 2 => false,
+            Encoding::Paged { .. } => stored == bytes,
             _ => stored > 0 && stored < bytes,
         };
         if !fits {
             return Err(format!("a chunk of {pages} pages in {stored} bytes"));
         }
-        match offset.checked_add(stored) {
-            Some(end) if end <= entry.data_bytes => Ok(()),
-            _ => Err(format!(
-                "a chunk of {stored} bytes at {offset}, past the end of all chunks"
-            )),
+        check_end(offset, stored, entry)?;
+        match self.encoding {
+            Encoding::Paged { table } => check_end(table, self.table_bytes(), entry),
+            _ => Ok(()),
         }
     }
 }
@@ -205,6 +224,16 @@ impl Index {
             }
         }
         found
+    }
+}
+
+/// Checks that `bytes` from `offset` on are before the index.
+fn check_end(offset: u64, bytes: u64, entry: &ImageEntry) -> Result<(), String> {
+    match offset.checked_add(bytes) {
+        Some(end) if end <= entry.data_bytes => Ok(()),
+        _ => Err(format!(
+            "a chunk of {bytes} bytes at {offset}, past the end of all chunks"
+        )),
     }
 }
 

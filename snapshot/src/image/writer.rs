@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use zstd::bulk::Compressor;
 
-use super::index::{Chunk, Encoding, INDEX_BYTES_MAX, Index, Run};
+use super::index::{CHECKSUM_BYTES, CHUNK_BYTES_MAX, Chunk, Encoding, INDEX_BYTES_MAX, Index, Run};
 use super::source::{PageSource, Progress};
 use super::{PAGE_BYTES_MAX, PAGE_BYTES_MIN, check_shape};
 use crate::checksum::Checksum;
@@ -13,16 +13,17 @@ use crate::files::{NewFile, NewFiles};
 use crate::manifest::{Base, ImageEntry, IndexEntry, image_file};
 use crate::section::Section;
 
-/// Bytes of pages that are put into one chunk, or one page if it has more: larger chunks compress better.
+/// Bytes of pages that are put into one chunk, or one page if it has more: larger chunks compress better. It is the least
+/// where pages have checksums of their own.
 const CHUNK_BYTES: u32 = 256 << 10;
 
-/// The least for memory that is not compressed: smaller chunks make the first access to a page after a restore faster,
-/// which waits for a whole chunk to be read and verified.
-const MEMORY_CHUNK_BYTES: u32 = 64 << 10;
+/// Pages with fewer bytes have checksums of their own, unless they are compressed: whoever waits for a page of memory
+/// after a restore need not wait for others to be read and verified.
+const PAGED_BELOW: u32 = 64 << 10;
 
-/// How many chunks of memory there should be at most, unless they get larger than others: a restore reads the index before
-/// anything else.
-const MEMORY_CHUNKS: u64 = 4096;
+/// How many chunks of such pages there should be at most, unless they get larger than [`CHUNK_BYTES_MAX`]: a restore reads
+/// the index before anything else.
+const PAGED_CHUNKS: u64 = 1024;
 
 /// What pages are compared with to find out whether they are zero.
 static ZEROS: [u8; PAGE_BYTES_MAX as usize] = [0; PAGE_BYTES_MAX as usize];
@@ -41,17 +42,26 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// Whether pages have checksums of their own.
+    fn is_paged(&self) -> bool {
+        self.page_bytes < PAGED_BELOW && matches!(self.layout, Layout::Flat | Layout::Packed)
+    }
+
     /// Bytes of pages that are put into one chunk.
     fn chunk_bytes(&self) -> u32 {
-        let is_memory = self.page_bytes < MEMORY_CHUNK_BYTES;
-        match self.layout {
-            Layout::Flat | Layout::Packed if is_memory => {
-                let even = self.pages.saturating_mul(self.page_bytes.into()) / MEMORY_CHUNKS;
-                let most = even.min(CHUNK_BYTES.into()).next_power_of_two();
-                u32::try_from(most).map_or(CHUNK_BYTES, |bytes| bytes.max(MEMORY_CHUNK_BYTES))
-            }
-            _ => CHUNK_BYTES,
+        if !self.is_paged() {
+            return CHUNK_BYTES;
         }
+        let even = self.pages.saturating_mul(self.page_bytes.into()) / PAGED_CHUNKS;
+        let most = even.min(CHUNK_BYTES_MAX.into()).next_power_of_two();
+        u32::try_from(most).map_or(CHUNK_BYTES_MAX, |bytes| bytes.max(CHUNK_BYTES))
+    }
+
+    /// Bytes of a complete image where each page is at its own place, and of its tables behind it, each checksum being
+    /// at its own place too.
+    fn flat_bytes(&self) -> u64 {
+        let bytes = if self.is_paged() { CHECKSUM_BYTES } else { 0 };
+        self.pages * (u64::from(self.page_bytes) + bytes)
     }
 }
 
@@ -61,7 +71,7 @@ pub enum Layout {
     /// Each at its number times the size of a page, so that the file can be mapped as a whole; only for images that
     /// are complete. Where zero pages would be, the file has holes.
     Flat,
-    /// One after the other, aligned to [`PAGE_BYTES_MIN`].
+    /// One after the other.
     Packed,
     /// Compressed with zstd, one chunk after the other; chunks that do not get smaller are stored as they are.
     Compressed {
@@ -175,7 +185,7 @@ impl ImageWriter {
             layout,
         } = self.shape;
         let data_bytes = match layout {
-            Layout::Flat => pages * u64::from(page_bytes),
+            Layout::Flat => self.shape.flat_bytes(),
             Layout::Packed | Layout::Compressed { .. } => self.data_bytes,
         };
         let encoded = postcard::to_stdvec(&self.index)
@@ -229,41 +239,78 @@ impl ImageWriter {
 
     /// Makes a chunk of the pending pages.
     fn flush(&mut self) -> Result<(), Error> {
-        let Some(first) = self.pending_runs.first() else {
+        let Some(first) = self.pending_runs.first().map(|run| run.first) else {
             return Ok(());
         };
         let page_bytes = u64::from(self.shape.page_bytes);
-        let compressed = match &mut self.compressor {
-            Some(compressor) => {
-                let compressed = compressor.compress(&self.pending);
-                Some(compressed.map_err(Error::io("compress pages for it", &self.path))?)
+        let pages = self.pending.len() as u64 / page_bytes;
+        let mut checksums = Vec::new();
+        let (encoding, stored, offset, checksum) = match (self.compress()?, self.shape.layout) {
+            (Some(compressed), _) => {
+                let checksum = Checksum::of(&compressed);
+                (Encoding::Zstd, compressed, self.data_bytes, checksum)
             }
-            None => None,
+            (None, layout) => {
+                let offset = match layout {
+                    Layout::Flat => first * page_bytes,
+                    _ if self.shape.is_paged() => self.data_bytes,
+                    _ => self.data_bytes.next_multiple_of(u64::from(PAGE_BYTES_MIN)),
+                };
+                let (encoding, checksum) = self.describe(first, offset, &mut checksums);
+                (encoding, std::mem::take(&mut self.pending), offset, checksum)
+            }
         };
-        let (encoding, bytes, offset) = match (&compressed, self.shape.layout) {
-            (Some(compressed), _) if compressed.len() < self.pending.len() => {
-                (Encoding::Zstd, compressed, self.data_bytes)
-            }
-            (_, Layout::Flat) => (Encoding::Raw, &self.pending, first.first * page_bytes),
-            _ => {
-                let offset = self.data_bytes.next_multiple_of(u64::from(PAGE_BYTES_MIN));
-                (Encoding::Raw, &self.pending, offset)
-            }
-        };
-        let written = self.file.write_all_at(bytes, offset);
-        written.map_err(Error::io("write it", &self.path))?;
-        self.index.chunks.push(Chunk {
+        self.write(&stored, offset)?;
+        if let Encoding::Paged { table } = encoding {
+            self.write(&checksums, table)?;
+        }
+        let chunk = Chunk {
             encoding,
             offset,
-            stored_bytes: u32::try_from(bytes.len()).expect("the size of a chunk"),
-            checksum: Checksum::of(bytes),
-            pages: self.pending.len() as u64 / page_bytes,
+            stored_bytes: u32::try_from(stored.len()).expect("the size of a chunk"),
+            checksum,
+            pages,
             runs: u32::try_from(self.pending_runs.len()).expect("at most the pages of a chunk"),
-        });
-        self.data_bytes = offset + bytes.len() as u64;
+        };
+        self.data_bytes = offset + stored.len() as u64 + chunk.table_bytes();
+        self.index.chunks.push(chunk);
         self.index.runs.append(&mut self.pending_runs);
+        if encoding != Encoding::Zstd {
+            // The room is for the next chunk.
+            self.pending = stored;
+        }
         self.pending.clear();
         Ok(())
+    }
+
+    /// The pending pages, if they are to be compressed and get smaller.
+    fn compress(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        let Some(compressor) = &mut self.compressor else {
+            return Ok(None);
+        };
+        let compressed = compressor.compress(&self.pending);
+        let compressed = compressed.map_err(Error::io("compress pages for it", &self.path))?;
+        Ok(Some(compressed).filter(|compressed| compressed.len() < self.pending.len()))
+    }
+
+    /// How the pending pages are stored at `offset`, the first of which is page `first`, and what verifies them: their
+    /// own `checksums`, to which these are added, or one of all.
+    fn describe(&self, first: u64, offset: u64, checksums: &mut Vec<u8>) -> (Encoding, Checksum) {
+        if !self.shape.is_paged() {
+            return (Encoding::Raw, Checksum::of(&self.pending));
+        }
+        let pages = self.pending.chunks_exact(self.shape.page_bytes as usize);
+        checksums.extend(pages.flat_map(|page| Checksum::of(page).to_bytes()));
+        let table = match self.shape.layout {
+            Layout::Flat => self.shape.pages * u64::from(self.shape.page_bytes) + first * CHECKSUM_BYTES,
+            _ => offset + self.pending.len() as u64,
+        };
+        (Encoding::Paged { table }, Checksum::of(checksums))
+    }
+
+    fn write(&mut self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        let written = self.file.write_all_at(bytes, offset);
+        written.map_err(Error::io("write it", &self.path))
     }
 
     /// Notes the zero pages; returns how many there are.

@@ -1,10 +1,11 @@
 //! Whether a [`VmSpec`] describes a VM: limits, names, duplicates. Looks at nothing but the spec.
 
 use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt;
 
 use super::{
-    BootSpec, CMDLINE_MAX, CPUS_MAX, DEVICES_MAX, DISK_SERIAL_MAX, DiskSpec, ID_MAX, MEMORY_MAX, MEMORY_MIN, MTU_MIN,
-    MemorySpec, NAME_MAX, NetSpec, SpecError, TAP_NAME_MAX, TapSpec, VmSpec,
+    BootSpec, CID_MAX, CID_MIN, CMDLINE_MAX, CPUS_MAX, DEVICES_MAX, DISK_SERIAL_MAX, DiskSpec, ID_MAX, MEMORY_MAX, MEMORY_MIN, MTU_MIN,
+    MemorySpec, NAME_MAX, NetSpec, SpecError, TAP_NAME_MAX, TapSpec, UDS_PATH_MAX, VmSpec, VsockSpec,
 };
 use crate::size::ByteSize;
 
@@ -27,18 +28,42 @@ impl VmSpec {
         }
         self.memory.check()?;
         self.boot.check()?;
-        let devices = self.disks.len() + self.nets.len() + usize::from(self.rng.is_some());
+        let devices = self.devices();
         if devices > DEVICES_MAX {
             return Err(SpecError::Devices(devices));
         }
         self.disks.iter().try_for_each(DiskSpec::check)?;
         self.nets.iter().try_for_each(NetSpec::check)?;
+        self.vsock.iter().try_for_each(VsockSpec::check)?;
         let disk_ids = self.disks.iter().enumerate().map(|(index, disk)| disk.id_at(index));
         let net_ids = self.nets.iter().enumerate().map(|(index, net)| net.id_at(index));
         check_ids("disk", disk_ids)?;
         check_ids("net", net_ids)?;
         no_disk_written_twice(&self.disks)?;
         no_tap_taken_twice(&self.nets)
+    }
+
+    /// How many virtio devices it has.
+    pub fn devices(&self) -> usize {
+        let single = [self.rng.is_some(), self.vsock.is_some()];
+        self.disks.len() + self.nets.len() + single.into_iter().filter(|&is_there| is_there).count()
+    }
+}
+
+impl VsockSpec {
+    /// Whether there can be such a device.
+    ///
+    /// # Errors
+    /// Its address or its path cannot be used.
+    pub fn check(&self) -> Result<(), SpecError> {
+        if !(CID_MIN..=CID_MAX).contains(&self.cid) {
+            return Err(SpecError::Cid(self.cid));
+        }
+        let path = self.uds.as_os_str().as_bytes();
+        if !(1..=UDS_PATH_MAX).contains(&path.len()) || path.contains(&0) {
+            return Err(SpecError::UdsPath(self.uds.clone()));
+        }
+        Ok(())
     }
 }
 
@@ -164,6 +189,7 @@ mod tests {
             disks: Vec::new(),
             nets: Vec::new(),
             rng: None,
+            vsock: None,
             serial: SerialSpec::Stdio,
         }
     }
@@ -184,6 +210,10 @@ mod tests {
             serial: Some(serial.to_owned()),
             ..disk("a", false)
         }
+    }
+
+    fn vsock(cid: u32, uds: &str) -> VsockSpec {
+        VsockSpec { cid, uds: uds.into() }
     }
 
     fn net(tap: TapSpec) -> NetSpec {
@@ -236,6 +266,9 @@ mod tests {
         check(|vm| vm.nets = vec![tap(&"t".repeat(15))]).expect("longest tap name");
         check(|vm| vm.nets = vec![net_with_mtu(68), net_with_mtu(65535)]).expect("both ends of the MTU");
         check(|vm| vm.nets = vec![net(TapSpec::Create); 16]).expect("most devices");
+        for cid in [CID_MIN, CID_MAX] {
+            check(|vm| vm.vsock = Some(vsock(cid, &"p".repeat(UDS_PATH_MAX)))).expect("both ends of the addresses");
+        }
     }
 
     #[test]
@@ -272,6 +305,18 @@ mod tests {
             refusal(|vm| vm.boot.cmdline = "quiet\0".to_owned()),
             "cmdline: the byte at position 5 is NUL, which would end the command line"
         );
+        for cid in [0, 2, u32::MAX] {
+            assert_eq!(
+                refusal(|vm| vm.vsock = Some(vsock(cid, "v.sock"))),
+                format!("vsock: cid: {cid} is out of range: a guest has an address from 3 to 4294967294")
+            );
+        }
+        for path in [String::new(), "p".repeat(UDS_PATH_MAX + 1)] {
+            assert_eq!(
+                refusal(|vm| vm.vsock = Some(vsock(3, &path))),
+                format!("vsock: uds: {path} cannot be used: the path has 1 to 96 bytes, so that _PORT can be appended")
+            );
+        }
         assert_eq!(
             refusal(|vm| vm.nets = vec![net_with_mtu(67)]),
             "net: mtu: 67 is out of range: it is 68 to 65535 bytes"
@@ -281,7 +326,7 @@ mod tests {
                 vm.rng = Some(RngSpec::default());
                 vm.nets = vec![net(TapSpec::Create); 16];
             }),
-            "17 devices (disks, network interfaces, rng) are too many: a VM has interrupt lines for 16"
+            "17 devices (disks, network interfaces, rng, vsock) are too many: a VM has interrupt lines for 16"
         );
     }
 

@@ -210,7 +210,7 @@ fn damage_is_told_with_the_member_and_the_offset_in_it() {
     bytes[512 + 4096 + 7] ^= 1;
     fs::write(&file, &bytes).expect("writable");
     let expected = format!(
-        "{}/memory.pages: damaged at byte 4096: a chunk of pages does not have its checksum",
+        "{}/memory.pages: damaged at byte 4096: a page does not have its checksum",
         file.display()
     );
     assert_eq!(complaints(&file), [expected]);

@@ -171,7 +171,7 @@ fn damage_is_told_with_the_offset_of_the_part() {
     fs::write(&file, &bytes).expect("writable");
     let found = sample.complaints("");
     let expected = format!(
-        "{}: damaged at byte 4096: a chunk of pages does not have its checksum",
+        "{}: damaged at byte 4096: a page does not have its checksum",
         file.display()
     );
     assert_eq!(found, [expected]);

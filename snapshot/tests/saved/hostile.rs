@@ -319,13 +319,14 @@ fn a_forged_index_is_refused_with_the_reason() {
         fs::read(&path).expect("readable"),
         fs::read(child.join("manifest.json")).expect("readable"),
     );
-    // The fields of the index, as postcard writes them: two chunks of 22 bytes and more, then two runs.
+    // The fields of the index, as postcard writes them: a chunk of 24 bytes and one of 22, then two runs.
     for (position, byte, reason) in [
         (0, 3, "does not hold what it should"),
         (1, 9, "does not hold what it should"),
-        (1, 0, "zero pages that take room"),
-        (2, 1, "past the end of all chunks"),
-        (3, 0x81, "a chunk of 1 pages in 4097 bytes"),
+        (2, 0x81, "a chunk of 16 bytes at 4097, past the end of all chunks"),
+        (4, 17, "a chunk of 4096 bytes at 17, past the end of all chunks"),
+        (5, 0x81, "a chunk of 1 pages in 4097 bytes"),
+        (27, 1, "zero pages that take room"),
     ] {
         replace_index(&child, |mut index| {
             index[position] = byte;
@@ -343,7 +344,10 @@ fn a_forged_index_is_refused_with_the_reason() {
         fs::write(&path, &original.0).expect("writable");
         fs::write(child.join("manifest.json"), &original.1).expect("writable");
     }
-    reseal(&child, |manifest| set(manifest, "/images/0/index/version", json!(2)));
+    reseal(&child, |manifest| set(manifest, "/images/0/index/version", json!(1)));
+    let error = Chain::open(&child).expect("a chain").image("memory").expect_err("older");
+    assert!(error.to_string().contains("a chunk of 1 pages in 4096 bytes"), "{error}");
+    reseal(&child, |manifest| set(manifest, "/images/0/index/version", json!(3)));
     let error = Chain::open(&child)
         .expect("a chain")
         .image("memory")
