@@ -25,10 +25,10 @@ use crate::machine::{Machine, Reserved, confined};
 use crate::migration::MemoryImage;
 use crate::protection::{
     Begin, CutReport, Guard, Member, MemberStatus, Notice, Output, Protection, Seeding, SeedingDone, StandbyAddress,
-    Step, Taking, WayBack, Work, copy_pages, take_changes,
+    Step, Taking, WayBack, Work, copy_pages, in_full, take_changes,
 };
 use crate::seccomp::ThreadKind;
-use crate::snapshot::Snapshots;
+use crate::snapshot::{CutSnapshot, Snapshots};
 
 impl Vmm {
     /// The VM of `spec` that was a standby: `machine` has the state of cut `cut`, at which it `ran`, and stands still until
@@ -112,6 +112,12 @@ impl Driver {
             Step::Validate(cut) => self.validate(machine, cut),
             Step::Invalidate(cut) => self.invalidate(machine, cut),
             Step::Permanent(cut) => self.make_permanent(machine, cut),
+            Step::PrepareSnapshot(snapshot) => self.prepare_snapshot(machine, &snapshot),
+            Step::SnapshotAt(cut) => self.snapshots.expect_cut(cut).map_err(Error::from),
+            Step::NoSnapshot(id) => {
+                self.snapshots.give_up_cut(id);
+                Ok(())
+            }
             Step::Fence => self.recover(machine, Recovery::Fence),
             Step::Resume => self.go_on_recovered(machine),
             Step::Leave => self.leave_protection(machine),
@@ -187,9 +193,33 @@ impl Driver {
         reply.send(outcome.map(|seeded| member.guard(seeded)));
     }
 
+    /// Begins to prepare `snapshot` of `machine`, of which its notices tell.
+    fn prepare_snapshot(&mut self, machine: &Machine, snapshot: &CutSnapshot) -> Result<(), Error> {
+        self.decide(Request::Snapshot)?;
+        let member = self.member.as_ref().filter(|member| member.guard.is_some());
+        let notices = member.ok_or(Refusal::NotProtected)?.notices();
+        let context = Context {
+            machine,
+            spec: &self.spec,
+            incarnation: self.incarnation,
+            options: &self.options,
+            mailbox: &self.mailbox,
+        };
+        let (id, told) = (snapshot.id, notices.clone());
+        // Whoever does not listen any more does not want it either, here and below.
+        let prepared = Box::new(move || drop(told.send(Notice::SnapshotPrepared(id))));
+        let job = self.snapshots.begin_for_cut(&context, snapshot, prepared)?;
+        job.reply_to(Reply::new(move |outcome| {
+            let outcome = outcome.map(Box::new).map_err(|error| in_full(&error));
+            let _ = notices.send(Notice::SnapshotOver(id, outcome));
+        }));
+        let path = snapshot.path();
+        self.log(EventKind::SnapshotStarted { path });
+        Ok(())
+    }
+
     fn guard(&mut self) -> Result<&mut Guard, Refusal> {
-        let guard = self.member.as_mut().and_then(|member| member.guard.as_mut());
-        guard.ok_or(Refusal::NotProtected)
+        guard_of(&mut self.member)
     }
 
     /// Holds all that the guest sends, from the first time on.
@@ -226,13 +256,14 @@ impl Driver {
         let runs = self.state.check_cut()?;
         let mailbox = self.mailbox.clone();
         let (soon, on_thread) = self.early_cuts();
-        let guard = self.guard()?;
+        let guard = guard_of(&mut self.member)?;
         let buffer = {
             let mut cuts = guard.cuts.lock();
             cuts.check_next(epoch)?;
             cuts.buffer()
         };
         let taking = Taking::begin(machine, &guard.changes, buffer)?;
+        self.snapshots.before_cut(epoch);
         let at = Instant::now();
         if runs {
             machine.stop();
@@ -250,13 +281,18 @@ impl Driver {
             frozen.disks = guard.disks.cut(machine, epoch, &begin)?;
             Ok((buffer, frozen))
         });
-        if frozen.is_ok() {
+        let mut snapshot = None;
+        if let Ok((_, frozen)) = &frozen {
             machine.devices.cut_output(epoch + 1);
+            snapshot = self.snapshots.keep_at(epoch, machine, &frozen.state);
         }
         if runs {
             machine.run();
         }
         let pause_ns = u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        if let Some(kept) = snapshot {
+            self.snapshots.go_on(kept, pause_ns);
+        }
         let (buffer, frozen) = frozen?;
         let mut cuts = guard.cuts.lock();
         let pages = buffer.seal(cuts.shadow().pages());
@@ -394,6 +430,8 @@ impl Driver {
         self.guard()?;
         // Whatever comes of it, it does not run on.
         self.recover(machine, Recovery::Fence)?;
+        // What it copies would be what the disks go back to.
+        self.snapshots.abandon();
         let guard = self.guard()?;
         let mut cuts = guard.cuts.lock();
         let back = cuts.roll_back(cut)?;
@@ -405,7 +443,7 @@ impl Driver {
         drop(cuts);
         machine.devices.roll_back_disks(cut)?;
         // Whatever still reads of a cut, the next machine has them.
-        machine.devices.release_disks()?;
+        machine.devices.let_go()?;
         machine.devices.release_output(cut);
         machine.devices.discard_output();
         self.enqueue(Work::RolledBack(cut));
@@ -461,6 +499,12 @@ impl Driver {
     /// How the protection of the VM does.
     pub(super) fn protection_status(&self, machine: &Machine) -> Option<MemberStatus> {
         let member = self.member.as_ref()?;
-        Some(member.status(machine.devices.held_output()))
+        let snapshot = self.snapshots.progress().unwrap_or_default();
+        Some(member.status(machine.devices.held_output(), snapshot))
     }
+}
+
+fn guard_of(member: &mut Option<Member>) -> Result<&mut Guard, Refusal> {
+    let guard = member.as_mut().and_then(|member| member.guard.as_mut());
+    guard.ok_or(Refusal::NotProtected)
 }

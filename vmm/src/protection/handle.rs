@@ -3,9 +3,11 @@
 use std::sync::mpsc::Sender;
 
 use cutover_snapshot::spec::MacAddr;
+use uuid::Uuid;
 
 use super::request::{CutReport, MemberStatus, Notice, StandbyAddress, Step};
 use crate::control::Command;
+use crate::snapshot::CutSnapshot;
 use crate::{Controller, Error};
 
 /// See the module. There is one of a VM at a time. Each method returns when it is done.
@@ -77,6 +79,32 @@ impl Protection {
     /// There is no such cut.
     pub fn permanent(&mut self, epoch: u64) -> Result<(), Error> {
         self.vm.protection_step(Step::Permanent(epoch))
+    }
+
+    /// Prepares a snapshot that is to be of a cut, while the guest runs and other cuts are taken.
+    /// [`Notice::SnapshotPrepared`] tells when it is; [`Notice::SnapshotOver`] when it is permanent, or that nothing comes of
+    /// it: it does not if the VM goes back to a cut meanwhile.
+    ///
+    /// # Errors
+    /// The VM is not protected, or another snapshot of it is being made.
+    pub fn prepare_snapshot(&mut self, snapshot: CutSnapshot) -> Result<(), Error> {
+        self.vm.protection_step(Step::PrepareSnapshot(snapshot))
+    }
+
+    /// The snapshot that is prepared is to be of cut `cut`, which is yet to be [taken](Self::take).
+    ///
+    /// # Errors
+    /// None is.
+    pub fn snapshot_at(&mut self, cut: u64) -> Result<(), Error> {
+        self.vm.protection_step(Step::SnapshotAt(cut))
+    }
+
+    /// Snapshot `id` is not wanted. It is well if there is none.
+    ///
+    /// # Errors
+    /// The VM has come to its end.
+    pub fn no_snapshot(&mut self, id: Uuid) -> Result<(), Error> {
+        self.vm.protection_step(Step::NoSnapshot(id))
     }
 
     /// Has the VM be again as it was at `cut`, and stand still there.

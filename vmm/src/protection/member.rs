@@ -16,6 +16,7 @@ use crate::driver::Options;
 use crate::lifecycle::Exit;
 use crate::machine::confined;
 use crate::seccomp::ThreadKind;
+use crate::snapshot::SnapshotProgress;
 use crate::state::MachineState;
 
 /// See the module. Dropping it ends its thread.
@@ -139,8 +140,13 @@ impl Member {
         let _ = self.notices.send(notice);
     }
 
-    /// How it does, with this held of what it sends.
-    pub fn status(&self, held: Held) -> MemberStatus {
+    /// Where notices go.
+    pub fn notices(&self) -> Sender<Notice> {
+        self.notices.clone()
+    }
+
+    /// How it does, with this held of what it sends, and a snapshot this far.
+    pub fn status(&self, held: Held, snapshot: SnapshotProgress) -> MemberStatus {
         let guard = self.guard.as_ref();
         let (permanent, lag) = guard.map_or((None, 0), |guard| {
             let cuts = guard.cuts.lock();
@@ -155,6 +161,8 @@ impl Member {
             lag: lag as u64,
             cuts: self.cuts,
             shipped_bytes: self.shipping.as_ref().map_or(0, |shipping| shipping.sent_bytes()),
+            stored_bytes: snapshot.done,
+            to_store_bytes: snapshot.total,
         }
     }
 }

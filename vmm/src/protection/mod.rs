@@ -31,6 +31,6 @@ pub use self::request::{CutReport, MemberStatus, Notice, StandbyAddress, Step};
 pub(crate) use self::seeding::{Seeding, copy as copy_pages, take as take_changes};
 #[cfg(test)]
 pub(crate) use self::shipping::{Seeded, SharedCuts};
-pub(crate) use self::shipping::{SeedingDone, Work};
+pub(crate) use self::shipping::{SeedingDone, Work, in_full};
 pub use self::standby::{Standby, StandbyListener, StandbyNotice, StandbyRequest};
 pub(crate) use self::taking::Taking;

@@ -6,8 +6,10 @@ use cutover_migration::epoch::Options;
 use cutover_migration::transport::Endpoint;
 use cutover_snapshot::spec::MacAddr;
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::lifecycle::Exit;
+use crate::snapshot::{CutSnapshot, SnapshotReport};
 
 /// Where a standby listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +31,10 @@ pub enum Notice {
     StandbyLost(String),
     /// What waits to be sent, or to be undone, is near its limit: the next cut is wanted early.
     OutputWaits,
+    /// This snapshot can be of a cut now.
+    SnapshotPrepared(Uuid),
+    /// This one is permanent, or there is nothing of it, and why.
+    SnapshotOver(Uuid, Result<Box<SnapshotReport>, String>),
     /// The guest has come to its end in order: how.
     GuestEnded(String),
     /// The guest, or its monitor, failed.
@@ -78,6 +84,10 @@ pub struct MemberStatus {
     pub cuts: u64,
     /// Bytes sent to standbys so far.
     pub shipped_bytes: u64,
+    /// Bytes of the snapshot that is being made that are copied.
+    pub stored_bytes: u64,
+    /// Bytes that it copies in all; 0 if there is none, or it is not known yet.
+    pub to_store_bytes: u64,
 }
 
 /// What the state driver does for a protected VM, one after the other.
@@ -98,6 +108,12 @@ pub enum Step {
     Invalidate(u64),
     /// All may rely on the cut with this number.
     Permanent(u64),
+    /// Prepare a snapshot that is to be of a cut.
+    PrepareSnapshot(CutSnapshot),
+    /// It is to be of the cut with this number.
+    SnapshotAt(u64),
+    /// This one is not wanted.
+    NoSnapshot(Uuid),
     /// Stand still: it is not certain that this VM may run.
     Fence,
     /// Be again as at the cut with this number, and stand still.

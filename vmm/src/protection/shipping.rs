@@ -239,7 +239,7 @@ fn notify(notices: &Sender<Notice>, notice: Notice) {
 }
 
 /// What went wrong, and why.
-fn in_full(error: &Error) -> String {
+pub fn in_full(error: &Error) -> String {
     let causes = iter::successors(std::error::Error::source(error), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

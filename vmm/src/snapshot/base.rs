@@ -49,8 +49,12 @@ impl Base {
         if kind == Kind::Full || matches!(target, Target::Files { .. }) {
             return Ok(None);
         }
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        last.map(Some).ok_or(Error::NoBase)
+        self.last().map(Some).ok_or(Error::NoBase)
+    }
+
+    /// The last snapshot, if that can be built on.
+    pub fn last(&self) -> Option<Parent> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

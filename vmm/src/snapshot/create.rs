@@ -18,6 +18,7 @@ use cutover_snapshot::writer::Draft;
 use jiff::Timestamp;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::at_cut::Chain;
 use super::base::Base;
 use super::disks::HeldDisks;
 use super::filling::Filling;
@@ -47,6 +48,8 @@ pub struct Inputs {
     pub memory: GuestMemory,
     /// What it is built on, or what the next one is.
     pub base: Arc<Base>,
+    /// The chain it continues or begins, if that decides what `request` leaves open.
+    pub chain: Option<Chain>,
     /// What still fills memory and disks, if the VM was restored.
     pub filling: Filling,
     /// What the page-fault thread calls first.
@@ -95,11 +98,14 @@ impl Inputs {
     ///
     /// # Errors
     /// The snapshot cannot be written where it should, or KVM does not tell what changed.
-    pub fn prepare(self, status: &Status) -> Result<Prepared, Error> {
+    pub fn prepare(mut self, status: &Status) -> Result<Prepared, Error> {
         // Memory that is not there yet cannot be told from what is zero; disks cannot be copied, or referred to, before they
         // are complete and have their names.
         self.filling.wait(&|| status.check().is_ok());
         status.check()?;
+        if let Some(chain) = &self.chain {
+            self.request.kind = chain.kind_of_next(&self.base)?;
+        }
         let output = Output::begin(&self.request, self.draft()?)?;
         if self.request.disks == Disks::Copied {
             self.base.disks.settle(|id| output.takes_whole_disk(id));
@@ -178,7 +184,7 @@ impl Prepared {
         if runs {
             machine.stop();
         }
-        let frozen = self.keep(machine);
+        let frozen = machine.save().and_then(|state| self.keep(machine, state));
         if runs {
             machine.run();
         }
@@ -189,8 +195,33 @@ impl Prepared {
         })
     }
 
-    /// Keeps what the stopped `machine` is.
-    fn keep(self, machine: &Machine) -> Result<Frozen, Error> {
+    /// Whether memory is copied behind the running guest.
+    ///
+    /// # Errors
+    /// The guest would stand still until all is copied.
+    pub fn check_behind(&self) -> Result<(), Error> {
+        match &self.protection {
+            Ok(_) => Ok(()),
+            Err(why) => Err(Error::OnlyWhilePaused(why.to_string())),
+        }
+    }
+
+    /// Protects what the guest wrote since it was prepared, while it still runs: the pause has less to do then.
+    ///
+    /// # Errors
+    /// KVM does not tell what changed, or pages cannot be protected.
+    pub fn catch_up(&mut self) -> Result<(), Error> {
+        match &self.protection {
+            Ok(protection) => self.inputs.protect_again(protection, &mut self.pages, &mut self.taken),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Keeps what the stopped `machine` is, of which vCPUs and devices have this `state`.
+    ///
+    /// # Errors
+    /// As of [`freeze`](Self::freeze).
+    pub fn keep(self, machine: &Machine, state: MachineState) -> Result<Frozen, Error> {
         let Self {
             inputs,
             mut output,
@@ -203,7 +234,6 @@ impl Prepared {
         pages.union(&last);
         taken.push(last);
         let memory_bytes = memory::bytes_of(&pages);
-        let state = machine.save()?;
         output.stopped(at, state.cpu_needs());
         let disks = match inputs.request.disks {
             Disks::Copied => {

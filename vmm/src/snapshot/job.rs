@@ -5,7 +5,8 @@
 //!                                                     ▼              │              │
 //!  state driver                                    freeze ── Frozen ─┘              └─► answers, keeps the base
 //! ```
-//! There is one at a time. Told to give up, the thread does so at the next page. See [`Job`] for the rest.
+//! There is one at a time. Told to give up, the thread does so at the next page. See [`Job`] for the rest. One that is of a
+//! [cut](super::at_cut) waits between `Prepared` and `freeze` until that is taken.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 use cutover_snapshot::spec::VmSpec;
+use uuid::Uuid;
 
+use super::at_cut::{AtCut, CutSnapshot};
 use super::base::{Base, Bases};
 use super::create::{Frozen, Inputs, Prepared};
 use super::filling::Filling;
@@ -28,6 +31,7 @@ use crate::lifecycle::Refusal;
 use crate::machine::{Machine, confined};
 use crate::page_fault::Arriving;
 use crate::seccomp::ThreadKind;
+use crate::state::MachineState;
 
 /// What is the same for all snapshots.
 const JOB: JobKind = JobKind {
@@ -58,6 +62,8 @@ pub struct UnderWay {
     // In the order they are to be dropped: a thread that waits for an answer has to learn that there is none.
     /// How the thread gets what was frozen.
     go_on: Option<Sender<Result<Frozen, Error>>>,
+    /// Whether it is of a cut, rather than of the next moment that will do.
+    at_cut: Option<AtCut>,
     job: Job<SnapshotReport>,
     /// Whether it has disks.
     copies_disks: bool,
@@ -149,8 +155,70 @@ impl Snapshots {
         request: SnapshotRequest,
     ) -> Result<&mut Job<SnapshotReport>, Error> {
         let inputs = self.inputs(context, request)?;
-        let under_way = UnderWay::begin(inputs, context)?;
+        let under_way = UnderWay::begin(inputs, None, context)?;
         Ok(&mut self.under_way.insert(under_way).job)
+    }
+
+    /// Begins to make one of a cut that is yet to be taken; `prepared` is called when that may be.
+    ///
+    /// # Errors
+    /// As of [`begin`](Self::begin).
+    pub fn begin_for_cut(
+        &mut self,
+        context: &Context<'_>,
+        snapshot: &CutSnapshot,
+        prepared: Box<dyn FnOnce() + Send>,
+    ) -> Result<&mut Job<SnapshotReport>, Error> {
+        let mut inputs = self.inputs(context, snapshot.request())?;
+        inputs.chain = Some(snapshot.chain());
+        let at_cut = AtCut::new(snapshot.id, prepared);
+        let under_way = UnderWay::begin(inputs, Some(at_cut), context)?;
+        Ok(&mut self.under_way.insert(under_way).job)
+    }
+
+    /// The snapshot that waits for a cut is to be of cut `cut`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn expect_cut(&mut self, cut: u64) -> Result<(), Refusal> {
+        self.at_cut()
+            .ok_or(Refusal::NoSnapshotUnderWay)
+            .map(|at_cut| at_cut.expect(cut))
+    }
+
+    /// Cut `cut` is about to be taken, of a guest that still runs.
+    pub fn before_cut(&mut self, cut: u64) {
+        let caught_up = self.at_cut().map_or(Ok(()), |at_cut| at_cut.catch_up(cut));
+        if let (Err(error), Some(under_way)) = (caught_up, &mut self.under_way) {
+            under_way.go_on(Err(error));
+        }
+    }
+
+    /// Cut `cut` of the stopped `machine`, which has this `state`, is being taken: keeps what the snapshot has that is to be of
+    /// it, if there is one. It is to [go on](Self::go_on) when the guest does.
+    pub fn keep_at(&mut self, cut: u64, machine: &Machine, state: &MachineState) -> Option<Result<Frozen, Error>> {
+        let prepared = self.at_cut()?.take(cut)?;
+        Some(prepared.keep(machine, state.clone()))
+    }
+
+    /// What was `kept` is copied from here on, of a guest that stood still for `pause_ns`.
+    pub fn go_on(&mut self, kept: Result<Frozen, Error>, pause_ns: u64) {
+        if let Some(under_way) = &mut self.under_way {
+            under_way.go_on(kept.map(|frozen| Frozen { pause_ns, ..frozen }));
+        }
+    }
+
+    /// Gives the snapshot `id` of a cut up, taken or not, if it is being made.
+    pub fn give_up_cut(&mut self, id: Uuid) {
+        if let Some(under_way) = &mut self.under_way
+            && under_way.at_cut.as_ref().is_some_and(|at_cut| at_cut.id == id)
+        {
+            under_way.cancel();
+        }
+    }
+
+    fn at_cut(&mut self) -> Option<&mut AtCut> {
+        self.under_way.as_mut()?.at_cut.as_mut()
     }
 
     /// What a snapshot begins with.
@@ -176,6 +244,7 @@ impl Snapshots {
             spec: context.spec.clone(),
             memory: context.machine.memory().clone(),
             base,
+            chain: None,
             filling: self.filling.clone(),
             on_fault_thread: confined(context.options, ThreadKind::PageFault),
             on_copy_thread: confined(context.options, ThreadKind::Snapshot),
@@ -188,10 +257,14 @@ impl Snapshots {
         match step {
             Step::Prepared(prepared) => {
                 let under_way = self.under_way.as_mut()?;
-                let frozen = under_way.status.check().and_then(|()| prepared.freeze(machine, runs));
-                if let Some(go_on) = under_way.go_on.take() {
-                    // A thread that is gone has reported why.
-                    let _ = go_on.send(frozen);
+                let wanted = under_way.status.check();
+                match (&mut under_way.at_cut, wanted) {
+                    (Some(at_cut), Ok(())) => match prepared.check_behind() {
+                        Ok(()) => at_cut.is_prepared(prepared),
+                        Err(error) => under_way.go_on(Err(error)),
+                    },
+                    (None, Ok(())) => under_way.go_on(prepared.freeze(machine, runs)),
+                    (_, Err(cancelled)) => under_way.go_on(Err(cancelled)),
                 }
                 None
             }
@@ -211,9 +284,9 @@ impl Snapshots {
     ///
     /// # Errors
     /// There is none.
-    pub fn cancel(&self) -> Result<(), Refusal> {
-        let under_way = self.under_way.as_ref().ok_or(Refusal::NoSnapshotUnderWay)?;
-        under_way.job.cancel();
+    pub fn cancel(&mut self) -> Result<(), Refusal> {
+        let under_way = self.under_way.as_mut().ok_or(Refusal::NoSnapshotUnderWay)?;
+        under_way.cancel();
         Ok(())
     }
 
@@ -223,9 +296,9 @@ impl Snapshots {
     }
 
     /// Gives the snapshot up that is being made if what it is of is yet to come: there will be no such moment here.
-    pub fn expect_no_moment(&self) {
-        if let Some(under_way) = self.under_way.as_ref().filter(|under_way| under_way.go_on.is_some()) {
-            under_way.job.cancel();
+    pub fn expect_no_moment(&mut self) {
+        if let Some(under_way) = self.under_way.as_mut().filter(|under_way| under_way.go_on.is_some()) {
+            under_way.cancel();
         }
     }
 
@@ -262,7 +335,7 @@ impl Snapshots {
 }
 
 impl UnderWay {
-    fn begin(inputs: Inputs, context: &Context<'_>) -> Result<Self, Error> {
+    fn begin(inputs: Inputs, at_cut: Option<AtCut>, context: &Context<'_>) -> Result<Self, Error> {
         let path = inputs.request.target.path();
         let copies_disks = inputs.request.copies_disks_of(&inputs.spec);
         let on_thread = inputs.on_copy_thread.clone();
@@ -281,11 +354,28 @@ impl UnderWay {
         })?;
         Ok(Self {
             go_on: Some(go_on),
+            at_cut,
             job,
             copies_disks,
             path,
             status,
         })
+    }
+
+    /// Has the thread go on with what was frozen, or not at all.
+    fn go_on(&mut self, frozen: Result<Frozen, Error>) {
+        if let Some(go_on) = self.go_on.take() {
+            // A thread that is gone has reported why.
+            let _ = go_on.send(frozen);
+        }
+    }
+
+    /// Has the thread give up, also if it waits for a cut.
+    fn cancel(&mut self) {
+        self.job.cancel();
+        if self.at_cut.as_mut().is_some_and(AtCut::give_up) {
+            self.go_on(Err(Error::SnapshotCancelled));
+        }
     }
 
     /// Answers what came of it, and returns what there is to tell.

@@ -11,6 +11,7 @@
 //! The pause does not depend on the size of the memory: pages to be saved are write-protected while the guest runs, so
 //! that at the pause only those are left that it wrote meanwhile.
 
+mod at_cut;
 mod base;
 mod copy;
 mod create;
@@ -24,6 +25,7 @@ mod restore;
 
 use std::path::Path;
 
+pub use self::at_cut::CutSnapshot;
 pub(crate) use self::filling::Filling;
 pub(crate) use self::job::{Snapshots, Step};
 pub(crate) use self::memory::regions;

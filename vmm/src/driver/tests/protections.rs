@@ -2,13 +2,15 @@
 
 use cutover_devices::GuestMemory;
 use cutover_migration::pages::PageBits;
+use uuid::Uuid;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::snapshots::{COUNTING, moment, wait_for_a_round};
+use super::snapshots::{COUNTING, Shelf, moment, wait_for_a_round};
 use super::*;
 use crate::dirty::Baseline;
 use crate::migration::{MemoryImage, MovingDisks};
 use crate::protection::{CutReport, Disks, Notice, Protection, Seeded, SharedCuts, copy_pages};
+use crate::snapshot::{CutSnapshot, Kind};
 
 /// Where the counters of the guest are that counts.
 const COUNTERS: u64 = 0x20_0000;
@@ -288,4 +290,137 @@ fn the_end_of_a_guest_is_told_and_whether_it_failed() {
     member.guest.vm.destroy().expect("it runs");
     let told = member.notices.recv_timeout(PATIENCE).expect("it is told");
     assert!(matches!(told, Notice::GuestEnded(_)), "{told:?}");
+}
+
+/// A snapshot of a cut, on `shelf`, in the chain "chains/vm".
+fn of_a_cut(shelf: &Shelf, name: &str) -> CutSnapshot {
+    CutSnapshot {
+        id: Uuid::new_v4(),
+        root: shelf.path(""),
+        chain: "chains/vm".into(),
+        name: name.to_owned(),
+        full: false,
+        compress: None,
+    }
+}
+
+impl Member {
+    fn prepare(&mut self, snapshot: &CutSnapshot) {
+        let prepared = self.protection.prepare_snapshot(snapshot.clone());
+        prepared.expect("no other is being made");
+        let told = self.notices.recv_timeout(PATIENCE).expect("it is told");
+        assert_eq!(told, Notice::SnapshotPrepared(snapshot.id));
+    }
+
+    /// What comes of `snapshot`.
+    fn outcome(&self, snapshot: &CutSnapshot) -> Result<SnapshotReport, String> {
+        match self.notices.recv_timeout(PATIENCE).expect("it is told") {
+            Notice::SnapshotOver(id, outcome) if id == snapshot.id => outcome.map(|report| *report),
+            other => panic!("something else: {other:?}"),
+        }
+    }
+
+    /// Makes `snapshot` of cut `cut`, which everybody relies on.
+    fn store(&mut self, snapshot: &CutSnapshot, cut: u64) -> SnapshotReport {
+        self.prepare(snapshot);
+        self.protection.snapshot_at(cut).expect("it is prepared");
+        self.cut(cut);
+        self.outcome(snapshot).expect("a snapshot")
+    }
+}
+
+#[test]
+fn a_snapshot_of_a_cut_has_what_the_vm_goes_back_to() {
+    let Some(mut member) = Member::run(COUNTING) else {
+        return;
+    };
+    let shelf = Shelf::new();
+    member.cut(1);
+    let snapshot = of_a_cut(&shelf, "first");
+    member.prepare(&snapshot);
+    // Of these it is not.
+    member.count_on();
+    member.cut(2);
+    member.protection.snapshot_at(4).expect("it is prepared");
+    member.cut(3);
+    member.count_on();
+    let pause_ns = member.cut(4).pause_ns;
+    member.count_on();
+    let report = member.outcome(&snapshot).expect("a snapshot");
+    assert_eq!((report.kind, report.pause_ns), (Kind::Full, pause_ns));
+    assert_eq!(report.path, shelf.path("chains/vm/first"));
+    let kept = shelf.counters("chains/vm/first");
+    moment(&kept);
+    member.protection.roll_back(4).expect("it is permanent");
+    assert_eq!(member.counters(), kept);
+}
+
+#[test]
+fn snapshots_of_cuts_are_built_on_each_other_where_that_can_be() {
+    let Some(mut member) = Member::run(COUNTING) else {
+        return;
+    };
+    let shelf = Shelf::new();
+    let kinds = [("a", false), ("b", false), ("c", true), ("d", false)].map(|(name, full)| {
+        let snapshot = CutSnapshot {
+            full,
+            ..of_a_cut(&shelf, name)
+        };
+        member.count_on();
+        let report = member.store(&snapshot, u64::from(name.as_bytes()[0]));
+        moment(&shelf.counters(&format!("chains/vm/{name}")));
+        (report.kind, report.parent)
+    });
+    let parent = |name: &str| Some(name.to_owned());
+    assert_eq!(
+        kinds,
+        [
+            (Kind::Full, None),
+            (Kind::Incremental, parent("a")),
+            (Kind::Full, None),
+            (Kind::Incremental, parent("c")),
+        ]
+    );
+    // What is not there is not built on.
+    std::fs::remove_dir_all(shelf.path("chains/vm/d")).expect("it is there");
+    let report = member.store(&of_a_cut(&shelf, "e"), 200);
+    assert_eq!((report.kind, report.parent), (Kind::Full, None));
+}
+
+#[test]
+fn a_snapshot_that_waits_for_a_cut_is_given_up_when_it_is_not_wanted_or_the_vm_goes_back() {
+    let Some(mut member) = Member::run(COUNTING) else {
+        return;
+    };
+    let shelf = Shelf::new();
+    member.cut(1);
+    let unwanted = of_a_cut(&shelf, "unwanted");
+    member.prepare(&unwanted);
+    let another = member.protection.prepare_snapshot(of_a_cut(&shelf, "another"));
+    assert!(another.is_err(), "one at a time");
+    member.protection.no_snapshot(unwanted.id).expect("it runs");
+    assert!(member.outcome(&unwanted).is_err());
+    let undone = of_a_cut(&shelf, "undone");
+    member.prepare(&undone);
+    member.protection.snapshot_at(2).expect("it is prepared");
+    member.protection.roll_back(1).expect("it is permanent");
+    assert!(member.outcome(&undone).is_err());
+    member.protection.resume().expect("it stands still");
+    member.count_on();
+    assert!(member.protection.snapshot_at(3).is_err(), "none is prepared");
+    let mut left = std::fs::read_dir(shelf.path("chains/vm")).expect("it was made");
+    assert!(left.next().is_none(), "nothing is left of them");
+    assert_eq!(member.store(&of_a_cut(&shelf, "whole"), 3).kind, Kind::Full);
+    // Somewhere that is not there, nothing is made.
+    let nowhere = CutSnapshot {
+        root: shelf.path("nowhere"),
+        ..of_a_cut(&shelf, "nowhere")
+    };
+    let begun = member.protection.prepare_snapshot(nowhere.clone());
+    begun.expect("that shows later");
+    let reason = member.outcome(&nowhere).expect_err("there is no such directory");
+    assert!(
+        reason.contains("nowhere: cannot open it as a directory of checkpoints"),
+        "{reason}"
+    );
 }
