@@ -207,6 +207,9 @@ pub enum Error {
     /// An incremental snapshot has nothing to be built on.
     #[error("this VM has no snapshot yet that an incremental one can be built on: make a full one first")]
     NoBase,
+    /// A cut must not take as long as copying memory does.
+    #[error("its memory can only be copied while the guest stands still: {0}")]
+    OnlyWhilePaused(String),
     /// Two files hold state and memory.
     #[error("a snapshot in two files has no place for disks: have them referenced")]
     NoPlaceForDisks,
