@@ -1,6 +1,5 @@
 //! What can go wrong with a group, each with what to do about it.
 
-use crate::id::{Generation, GroupId};
 use crate::vm::VmError;
 
 /// Why something could not be done for a group.
@@ -27,23 +26,19 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// Another coordinator decides about the group.
-    #[error("group {group}: another coordinator has it, which is in generation {theirs} where this one is in {ours}")]
+    /// Another coordinator has the journal now.
+    #[error("journal {journal}: {by} has taken over")]
     Superseded {
-        /// The group.
-        group: GroupId,
-        /// The journal's generation.
-        theirs: Generation,
-        /// This coordinator's.
-        ours: Generation,
+        /// Where the journal is.
+        journal: String,
+        /// Who it is.
+        by: String,
     },
-    /// Another coordinator holds the journal.
-    #[error("the journal is {owner}'s, for {left_ms} ms more at least")]
-    Held {
-        /// Who has it.
-        owner: String,
-        /// For how long at least.
-        left_ms: u64,
+    /// This coordinator does not decide, and knows nothing of groups.
+    #[error("this coordinator does not decide: {reason}")]
+    NotDeciding {
+        /// Why not.
+        reason: String,
     },
     /// A decision could not be made durable, or read.
     #[error("journal {journal}: cannot {action}: {reason}")]
@@ -74,4 +69,19 @@ pub enum Error {
         /// Why it failed.
         source: VmError,
     },
+}
+
+/// What went wrong, with the reasons behind it, unless the sentence has them already.
+pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let reason = error.to_string();
+        if !text.contains(&reason) {
+            text.push_str(": ");
+            text.push_str(&reason);
+        }
+        cause = error.source();
+    }
+    text
 }

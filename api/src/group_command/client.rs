@@ -205,7 +205,7 @@ Examples:
   Two VMs, each on one of two hosts and kept on the other:
     host1$ cutover backup --listen tls://host1:7200 &
     host2$ cutover backup --listen tls://host2:7200 &
-    host1$ cutover coordinator --listen tls://host1:7100 --journal /var/lib/cutover/journal &
+    host1$ cutover coordinator --listen tls://host1:7100 --journal /var/lib/cutover/journal.db &
     host1$ cutover group create shop --member web=tls://host1:7200 --member db=tls://host2:7200 \\
                --backup tls://host1:7200 --backup tls://host2:7200
     host1$ cutover group status shop --watch

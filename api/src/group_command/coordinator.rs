@@ -6,22 +6,24 @@
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::process;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use cutover_cluster::engine::Report;
 use cutover_cluster::runtime::coordinator::{Coordinator, Options};
-use cutover_cluster::runtime::file_journal::FileJournal;
+use cutover_cluster::runtime::journal::{self, Link, Location};
 use cutover_devices::listener::Listener;
 use tokio::runtime;
 use tokio::sync::oneshot;
 
 use super::{GroupError, LinkArgs};
+use crate::client::timeout;
 use crate::exit::{ExitStatus, report};
 use crate::log::{self, LogArgs};
 use crate::runtime_dir::{CLIENTS_WAITING_MAX, RuntimeDir};
 use crate::server::groups;
+use crate::tls_dir;
 
 /// Arguments of `cutover coordinator`.
 #[derive(Debug, Args)]
@@ -30,9 +32,14 @@ pub struct CoordinatorArgs {
     #[command(flatten)]
     link: LinkArgs,
 
-    /// Directory in which decisions are made durable; it is made if there is none
-    #[arg(long, value_name = "DIR")]
-    journal: PathBuf,
+    /// Where decisions are made durable: a database file of this host, which is made if there is none; or an etcd, as
+    /// etcd+tls://host[:port],…[/PREFIX], or etcd:// with --insecure
+    #[arg(long, value_name = "JOURNAL")]
+    journal: Location,
+
+    /// How long a coordinator that waits lets pass after the last word of the one that decides; of an etcd, whole seconds
+    #[arg(long, value_name = "TIME", value_parser = timeout, default_value = "2s")]
+    lease: Duration,
 
     /// Where to listen for `cutover group` and other clients [default: coordinator in the runtime directory]
     #[arg(long, value_name = "PATH")]
@@ -48,14 +55,21 @@ pub const HELP: &str = "\
 Groups have one coordinator, which may run on any host, also one that has members. It decides when
 checkpoints are taken and who takes whose place, and makes that durable in its journal before anyone
 hears of it. If it dies, members go on for as long as a lease (`cutover group create --lease`), and
-then stand still until it is there again: start it with the same journal, and have a service manager
-do so. Two must not have the same journal at a time; the second is refused.
+then stand still until there is one again: this one, started anew with the same journal and --listen,
+or another that was started before, with the same journal and a --listen of its own. That one waits,
+members know of it, and it decides as soon as the first is gone: at once if that has died on the
+same host, otherwise after --lease. A journal that is a file is for coordinators of one host; for
+those of several, use an etcd, with auto-compaction (`etcd --auto-compaction-retention=1h`).
 
 Examples:
-  cutover coordinator --listen tls://host1.example.com:7100 --journal /var/lib/cutover/journal
+  cutover coordinator --listen tls://host1.example.com:7100 --journal /var/lib/cutover/journal.db
+
+  On three hosts that have an etcd, each with a certificate of `cutover tls init`:
+    cutover coordinator --listen tls://host1.example.com:7100 \\
+        --journal etcd+tls://host1.example.com,host2.example.com,host3.example.com
 
   On a network that nobody else is on:
-    cutover coordinator --listen tcp://192.0.2.1:7100 --insecure --journal /var/lib/cutover/journal
+    cutover coordinator --listen tcp://192.0.2.1:7100 --insecure --journal /var/lib/cutover/journal.db
 
 Exit codes:
   1  it cannot listen, or its journal cannot be used
@@ -82,19 +96,14 @@ fn serve(args: &CoordinatorArgs) -> Result<(), GroupError> {
         Some(path) => Listener::bind(path, CLIENTS_WAITING_MAX)?,
         None => RuntimeDir::locate().listen_as_coordinator()?,
     };
-    let journal = FileJournal::open(&args.journal)?;
     let listener = args.link.listener(&security)?;
     let endpoint = listener.endpoint().clone();
+    let journal = journal::open(&location(args)?, &endpoint.to_string(), args.lease)?;
     let options = Options {
         security,
         observer: Box::new(tell),
-        failed: Box::new(|error| {
-            report(&error);
-            // What is not durable must not be said: nothing is left to do here.
-            process::exit(ExitStatus::Failure as i32);
-        }),
     };
-    let coordinator = Coordinator::start(listener, Box::new(journal), options)?;
+    let coordinator = Coordinator::start(listener, journal, options)?;
     tracing::info!(%endpoint, clients = %clients.path().display(), "the coordinator runs");
     let socket = clients.as_fd().try_clone_to_owned().map_err(GroupError::Serve)?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
@@ -103,6 +112,19 @@ fn serve(args: &CoordinatorArgs) -> Result<(), GroupError> {
         .map_err(GroupError::Serve)?
         .block_on(groups::serve(UnixListener::from(socket), Arc::new(coordinator), stop))
         .map_err(GroupError::Serve)
+}
+
+/// The journal, with this host's certificate if that takes one.
+fn location(args: &CoordinatorArgs) -> Result<Location, GroupError> {
+    let mut location = args.journal.clone();
+    if let Location::Etcd(cluster) = &mut location {
+        match &mut cluster.link {
+            Link::Plain if !args.link.insecure => return Err(GroupError::InsecureJournal(location)),
+            Link::Plain => {}
+            Link::Tls(directory) => *directory = args.link.tls_dir.clone().unwrap_or_else(tls_dir::of_user),
+        }
+    }
+    Ok(location)
 }
 
 /// Logs what happens to `group`, loudly what an operator has to know.

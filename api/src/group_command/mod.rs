@@ -15,6 +15,7 @@ mod standby;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use cutover_cluster::runtime::journal::Location;
 use cutover_devices::listener::ListenError;
 use cutover_migration::transport::tls::Identity;
 use cutover_migration::transport::{Endpoint, Listener, Security};
@@ -53,6 +54,10 @@ enum GroupError {
          --insecure if that is meant"
     )]
     Insecure(Endpoint),
+    #[error(
+        "{0}: whoever can reach that can decide about VMs: write etcd+tls://, or give --insecure if that is meant"
+    )]
+    InsecureJournal(Location),
     #[error("{0}: others cannot reach this host by that: write the name or address by which they do")]
     Unreachable(Endpoint),
     #[error(transparent)]
@@ -70,7 +75,7 @@ enum GroupError {
 impl GroupError {
     fn status(&self) -> ExitStatus {
         match self {
-            Self::Insecure(_) | Self::Unreachable(_) => ExitStatus::Usage,
+            Self::Insecure(_) | Self::InsecureJournal(_) | Self::Unreachable(_) => ExitStatus::Usage,
             _ => ExitStatus::Failure,
         }
     }

@@ -100,6 +100,7 @@ impl Failure {
             Self::NoSuchMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooManyWatchers(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Cluster(cutover_cluster::Error::NoGroup(_)) => StatusCode::NOT_FOUND,
+            Self::Cluster(cutover_cluster::Error::NotDeciding { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Vm(error) if is_gone(error) => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_REQUEST,
         }

@@ -83,6 +83,11 @@ impl Engine {
         (engine, actions)
     }
 
+    /// Nobody is silent before `at`: after a coordinator has taken over, it has to be found first.
+    pub fn wait_for_calls(&mut self, at: Nanos) {
+        self.heard = self.group.watched().into_iter().map(|seat| (seat, at)).collect();
+    }
+
     /// What is to be done about `input`.
     pub fn on(&mut self, input: Input, now: Nanos) -> Vec<Action> {
         self.forgive(now);
@@ -164,7 +169,7 @@ impl Engine {
         let own = now.saturating_sub(self.looks_at);
         if own >= nanos(self.record().spec.timing.heartbeat) {
             for heard in self.heard.values_mut() {
-                *heard = (*heard + own).min(now);
+                *heard = (*heard + own).min(now).max(*heard);
             }
             self.stage.1 = (self.stage.1 + own).min(now);
             self.looks_at = now;

@@ -29,14 +29,15 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Keeps a link to `to` open, and gives to `tell` what happens to it; `hello` says who calls.
+    /// Keeps a link to `to` open, and gives to `tell` what happens to it; `hello` says who calls, or that nobody need call
+    /// now.
     ///
     /// # Errors
     /// There is no thread to be had.
     pub fn start<H: Content, Out: Content, In: Content>(
         to: Endpoint,
         security: Security,
-        hello: impl Fn() -> H + Send + 'static,
+        hello: impl Fn() -> Option<H> + Send + 'static,
         tell: impl Fn(Contact<Out, In>) + Clone + Send + 'static,
     ) -> Result<Self, LinkError> {
         let (wanted, is_unwanted) = channel();
@@ -44,15 +45,15 @@ impl Keeper {
             // What is worth telling is that it is not open any more, not each time that it does not open.
             let mut is_told = false;
             loop {
-                let over = match hold(&to, &security, hello(), &tell) {
-                    Ok(over) => {
-                        is_told = false;
-                        over
+                if let Some(hello) = hello() {
+                    let (over, was_open) = match hold(&to, &security, hello, &tell) {
+                        Ok(over) => (over, true),
+                        Err(error) => (error, false),
+                    };
+                    if was_open || !is_told {
+                        tell(Contact::Down(over));
                     }
-                    Err(error) => error,
-                };
-                if !std::mem::replace(&mut is_told, true) {
-                    tell(Contact::Down(over));
+                    is_told = true;
                 }
                 if !is_wanted_after(&is_unwanted, RETRY_EVERY) {
                     return;

@@ -5,10 +5,12 @@
 //!  agents ◄═ called, kept open ─┼─► mailbox ─► Engine ┼─ Say, Tell ══ links ══►
 //!  whoever asks ── Ask ─────────┘     ▲ time          └─ Answer, Report
 //! ```
-//! Each link has threads of its own, so whoever is slow delays nobody else; a queue that fills ends its link. A journal
-//! that fails ends the coordinator: what it cannot make durable it must not say, and another takes over from the journal.
+//! Each link has threads of its own, so whoever is slow delays nobody else; a queue that fills ends its link. What it
+//! cannot make durable it must not say: with a journal that fails, or that another has, a coordinator forgets all and
+//! waits for its [`turn`] to take over what the journal says then.
 
 mod asks;
+mod turn;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -18,51 +20,29 @@ use std::time::{Duration, Instant};
 use cutover_migration::transport::{Endpoint, Listener, Security};
 
 pub use self::asks::{Ask, GROUPS_MAX, GroupView, Reply};
+use self::turn::{Right, Role};
 use super::agent::{AgentSays, CoordinatorHello};
 use super::contact::{Contact, Keeper};
+use super::coordinators::CoordinatorSays;
+use super::journal::Journal;
 use super::link::{Called, ControlLink, Incoming, Reception, spawn};
 use super::recovery::Recoveries;
 use crate::Error;
-use crate::engine::{Action, Decided, Engine, Event, Input, Record, Report, RequestId};
-use crate::id::{Epoch, GroupId, Host, Seat};
+use crate::engine::{Action, Decided, Engine, Event, Input, Report, RequestId};
+use crate::id::{GroupId, Host, Seat};
 use crate::lease::{Nanos, nanos};
-use crate::message::{Envelope, FromSeat, Hello, SeatHello, ToAgent, ToSeat};
+use crate::message::{Envelope, FromSeat, Hello, SeatHello, ToAgent};
 
 /// How long to wait for something to come when no group waits for the time.
 const IDLE: Duration = Duration::from_secs(1);
+/// How long members and standbys may take to find a coordinator that has taken over: only then does their silence count.
+const SEARCH_MAX: Duration = Duration::from_secs(2);
 
 /// A coordinator that runs. Dropped, it decides nothing more; its groups wait for the next.
 pub struct Coordinator {
     mail: Sender<Mail>,
     thread: Option<JoinHandle<()>>,
     _reception: Reception,
-}
-
-/// Where decisions are made durable.
-pub trait Journal: Send {
-    /// What it says of all groups.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    fn records(&mut self) -> Result<Vec<Record>, Error>;
-
-    /// Has it say this of a group, durably.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    fn put(&mut self, record: &Record) -> Result<(), Error>;
-
-    /// Has it say durably that a cut is permanent; what else it says of the group is as it was.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    fn put_cut(&mut self, record: &Record, cut: Epoch) -> Result<(), Error>;
-
-    /// Has it say nothing of a group any more, of which nobody is left who would ask.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    fn forget(&mut self, group: GroupId) -> Result<(), Error>;
 }
 
 /// Told what happens to a group, by its name.
@@ -74,11 +54,9 @@ pub struct Options {
     pub security: Security,
     /// Told what happens to groups, by name.
     pub observer: Observer,
-    /// Called with the reason if it cannot go on.
-    pub failed: Box<dyn FnOnce(Error) + Send>,
 }
 
-type SeatLink = ControlLink<Envelope<ToSeat>>;
+type SeatLink = ControlLink<CoordinatorSays>;
 type AgentLink = ControlLink<Envelope<ToAgent>>;
 
 enum Mail {
@@ -98,38 +76,31 @@ enum Mail {
 type LinkId = u64;
 
 impl Coordinator {
-    /// Takes over what `journal` has, and serves those that call at `listener`.
+    /// Decides about what `journal` has when it is its turn, and serves those that call at `listener`.
     ///
     /// # Errors
-    /// The journal cannot be read, or there are no threads to be had.
+    /// The journal cannot be used, or there are no threads to be had.
     pub fn start(listener: Listener, journal: Box<dyn Journal>, options: Options) -> Result<Self, Error> {
         let (mail, mailbox) = channel();
-        let endpoint = listener.endpoint().clone();
-        let Options {
-            security,
-            observer,
-            failed,
-        } = options;
+        let role = Role::default();
         let mut desk = Desk {
             began: Instant::now(),
-            endpoint,
-            security,
+            endpoint: listener.endpoint().clone(),
+            security: options.security,
             journal,
-            observer,
+            right: Right::default(),
+            role: role.clone(),
+            observer: options.observer,
             mail: mail.clone(),
             groups: BTreeMap::new(),
             agents: BTreeMap::new(),
             requests: BTreeMap::new(),
             next_request: 0,
         };
-        desk.take_over()?;
-        let thread = spawn("coordinator", move || {
-            if let Err(error) = desk.run(&mailbox) {
-                tracing::error!(%error, "the coordinator cannot go on");
-                failed(error);
-            }
-        })?;
-        let reception = receive(listener, mail.clone())?;
+        // Whoever starts it learns of a journal that is none.
+        let is_granted = desk.claim()?;
+        let thread = spawn("coordinator", move || desk.work(is_granted, &mailbox))?;
+        let reception = receive(listener, role, mail.clone())?;
         Ok(Self {
             mail,
             thread: Some(thread),
@@ -145,7 +116,7 @@ impl Coordinator {
 
 impl Drop for Coordinator {
     fn drop(&mut self) {
-        // One that has failed is over already.
+        // One that has panicked is over already.
         let _ = self.mail.send(Mail::End);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -156,10 +127,10 @@ impl Drop for Coordinator {
 }
 
 /// Accepts members and standbys.
-fn receive(listener: Listener, mail: Sender<Mail>) -> Result<Reception, Error> {
+fn receive(listener: Listener, role: Role, mail: Sender<Mail>) -> Result<Reception, Error> {
     let next_link = std::sync::atomic::AtomicU64::new(0);
-    let check = |hello: &Hello| match hello {
-        Hello::Seat(_) => Ok(()),
+    let check = move |hello: &Hello| match hello {
+        Hello::Seat(_) => role.waits_because().map_or(Ok(()), Err),
         Hello::Agent(_) => Err("agents are called, and do not call".to_owned()),
     };
     let called = move |called: Called<Hello>| {
@@ -168,7 +139,7 @@ fn receive(listener: Listener, mail: Sender<Mail>) -> Result<Reception, Error> {
         };
         let id = next_link.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (group, seat) = (hello.group, hello.body.seat);
-        let answered = called.answer::<Envelope<ToSeat>, Envelope<FromSeat>>();
+        let answered = called.answer::<CoordinatorSays, Envelope<FromSeat>>();
         let mail = mail.clone();
         let heard = answered.and_then(|(link, ears)| {
             // A coordinator that is over hears nothing more, here and below.
@@ -236,6 +207,8 @@ struct Desk {
     endpoint: Endpoint,
     security: Security,
     journal: Box<dyn Journal>,
+    right: Right,
+    role: Role,
     observer: Observer,
     mail: Sender<Mail>,
     groups: BTreeMap<GroupId, Running>,
@@ -247,10 +220,12 @@ struct Desk {
 impl Desk {
     fn take_over(&mut self) -> Result<(), Error> {
         for record in self.journal.records()? {
-            let group = record.group;
-            let (engine, actions) = Engine::start(record, self.now());
+            let (group, now) = (record.group, self.now());
+            let (mut engine, actions) = Engine::start(record, now);
+            engine.wait_for_calls(now.saturating_add(nanos(SEARCH_MAX)));
             self.add(group, engine, actions)?;
         }
+        self.begin();
         Ok(())
     }
 
@@ -287,7 +262,7 @@ impl Desk {
         };
         let (mail, from) = (self.mail.clone(), host.clone());
         let tell = move |contact| drop(mail.send(Mail::Agent(from.clone(), contact)));
-        let keeper = Keeper::start(to, self.security.clone(), move || hello.clone(), tell)?;
+        let keeper = Keeper::start(to, self.security.clone(), move || Some(hello.clone()), tell)?;
         let agent = Agent {
             link: None,
             _keeper: keeper,
@@ -303,10 +278,11 @@ impl Desk {
     /// Decides until it is told to end.
     fn run(&mut self, mailbox: &Receiver<Mail>) -> Result<(), Error> {
         loop {
+            self.keep_right()?;
             let now = self.now();
             let due = self.groups.values().map(|running| running.engine.wakes_at()).min();
             let wait = due.map_or(IDLE, |at| Duration::from_nanos(at.saturating_sub(now)));
-            match mailbox.recv_timeout(wait.min(IDLE)) {
+            match mailbox.recv_timeout(wait.min(self.until_renewal())) {
                 Ok(Mail::End) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Ok(mail) => self.take(mail)?,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -328,11 +304,12 @@ impl Desk {
     fn take(&mut self, mail: Mail) -> Result<(), Error> {
         match mail {
             Mail::Called(hello, link, id) => {
-                let (group, seat) = (hello.group, hello.body.seat);
+                let (group, seat, says) = (hello.group, hello.body.seat, self.coordinators());
                 let Some(running) = self.groups.get_mut(&group) else {
                     tracing::warn!(%group, %seat, "it calls for a group that the journal does not know");
                     return Ok(());
                 };
+                link.send(says);
                 running.links.insert(seat, (id, link));
                 self.hear(group, Event::Hello(hello))
             }
@@ -413,7 +390,7 @@ impl Desk {
                 Action::JournalCut(cut) => self.journal.put_cut(running.engine.record(), cut)?,
                 Action::Say(seat, message) => {
                     if let Some((_, link)) = running.links.get(&seat) {
-                        link.send(message);
+                        link.send(CoordinatorSays::Says(message));
                     }
                 }
                 Action::Tell(host, message) => {

@@ -2,9 +2,10 @@
 
 use super::seat::{Caller, Desk, Mail};
 use crate::Error;
+use crate::error::in_full;
 use crate::member::{Call, Do, Input, Member};
 use crate::message::{Ending, Envelope, FromSeat};
-use crate::vm::{CutReport, MemberVm, VmError};
+use crate::vm::{CutReport, MemberVm};
 
 /// The runtime of a member.
 pub(super) struct MemberRuntime {
@@ -60,7 +61,7 @@ impl MemberRuntime {
 
     fn beat(&mut self) -> Option<Input> {
         let is_late = self.machine.stops_at().is_some_and(|at| at <= self.desk.now());
-        let is_due = self.desk.is_beat_due(self.machine.timing().heartbeat);
+        let is_due = self.desk.is_beat_due(&self.machine.timing());
         (is_due || is_late).then(|| Input::Tick(self.desk.view.status()))
     }
 
@@ -105,20 +106,5 @@ fn make(vm: &mut impl MemberVm, call: &Call) -> Result<CutReport, String> {
         Call::Fence => vm.fence().map(|()| nothing),
         Call::Unprotect => vm.unprotect().map(|()| nothing),
     };
-    result.map_err(in_full)
-}
-
-/// What went wrong, with the reasons behind it, unless the sentence has them already.
-pub(super) fn in_full(error: VmError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let reason = error.to_string();
-        if !text.contains(&reason) {
-            text.push_str(": ");
-            text.push_str(&reason);
-        }
-        cause = error.source();
-    }
-    text
+    result.map_err(|error| in_full(&*error))
 }

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!  coordinator  one thread that does what the engines of its groups say; recovery: how long that takes
+//!  journal   where that is made durable: in a database, in etcd
+//!  coordinators  which of several decides, as members and standbys find it
 //!  link      control links: messages both ways, each in time or not at all
 //!  contact   a link that is opened again whenever it breaks
 //!  seat      what members and standbys have in common; member, standby: the two of them
@@ -11,7 +13,8 @@
 pub mod agent;
 pub mod contact;
 pub mod coordinator;
-pub mod file_journal;
+mod coordinators;
+pub mod journal;
 pub mod link;
 mod member;
 pub mod recovery;

@@ -17,14 +17,15 @@ use std::time::{Duration, Instant};
 use cutover_migration::transport::{Endpoint, Security};
 use cutover_snapshot::spec::MacAddr;
 
-use super::contact::{Contact, Keeper};
-use super::link::{ControlLink, lock, spawn};
+use super::coordinators::{COORDINATORS_MAX, Contacted, Coordinators, Heard};
+use super::link::{lock, spawn};
 use super::member::MemberRuntime;
 use super::standby::StandbyRuntime;
 use crate::id::{Generation, Host, Identity};
 use crate::lease::{Nanos, nanos};
 use crate::member::Member;
-use crate::message::{Ending, Envelope, FromSeat, Hello, SeatHello, Standing, ToSeat};
+use crate::message::{Ending, Envelope, FromSeat, Standing, ToSeat};
+use crate::spec::Timing;
 use crate::standby::Standby;
 use crate::vm::{CutReport, MemberStatus, MemberVm, Notice, StandbyNotice, StandbyVm};
 use crate::{Error, member, standby};
@@ -40,7 +41,7 @@ pub struct SeatOptions {
     pub who: Identity,
     /// What the coordinator calls this host.
     pub host: Host,
-    /// Where the coordinator listens.
+    /// Where the coordinator listens; it tells where others do.
     pub coordinator: Endpoint,
     /// What protects the link to it.
     pub security: Security,
@@ -49,8 +50,8 @@ pub struct SeatOptions {
 /// What comes to a seat.
 #[derive(Debug)]
 pub(super) enum Mail {
-    /// By the link.
-    Contact(Contact<Envelope<FromSeat>, Envelope<ToSeat>>),
+    /// By a link to a coordinator.
+    Contact(Contacted),
     /// What came of a call of a member's VM.
     Did(member::Call, Result<CutReport, String>),
     /// The same of a standby.
@@ -142,9 +143,9 @@ impl Seat {
 pub struct SeatView {
     /// Who it is.
     pub who: Identity,
-    /// Where it finds the coordinator.
-    pub coordinator: Endpoint,
-    /// Whether there is a link to it.
+    /// Where there are coordinators: first the one that it was last linked to, then others that may decide one day.
+    pub coordinators: Vec<Endpoint>,
+    /// Whether there is a link to the first.
     pub connected: bool,
     /// The generation it is in.
     pub generation: Generation,
@@ -164,7 +165,7 @@ impl SharedView {
     pub(super) fn new(options: &SeatOptions, standing: Standing) -> Self {
         Self(Arc::new(Mutex::new(SeatView {
             who: options.who,
-            coordinator: options.coordinator.clone(),
+            coordinators: vec![options.coordinator.clone()],
             connected: false,
             generation: Generation::default(),
             standing,
@@ -176,6 +177,18 @@ impl SharedView {
     /// How it is doing.
     pub fn get(&self) -> SeatView {
         lock(&self.0).clone()
+    }
+
+    /// There is a coordinator at `endpoint`, which is the best guess from now on.
+    pub fn learn(&self, endpoint: Endpoint) {
+        let coordinators = &mut lock(&self.0).coordinators;
+        coordinators.retain(|known| *known != endpoint);
+        coordinators.insert(0, endpoint);
+        coordinators.truncate(COORDINATORS_MAX);
+    }
+
+    pub(super) fn note_connected(&self, connected: bool) {
+        lock(&self.0).connected = connected;
     }
 
     pub(super) fn note(&self, generation: Generation, standing: Standing) {
@@ -200,49 +213,24 @@ impl SharedView {
 /// The coordinator's end of a seat, and the time.
 pub(super) struct Desk {
     began: Instant,
-    link: Option<ControlLink<Envelope<FromSeat>>>,
+    coordinators: Coordinators,
     /// When the next heartbeat is due.
     beat_at: Instant,
     pub view: SharedView,
     seat: Seat,
-    _keeper: Keeper,
 }
 
 impl Desk {
     /// Calls the coordinator; what it says comes to the mailbox of `seat`.
     fn open(options: &SeatOptions, view: SharedView, seat: Seat) -> Result<Self, Error> {
-        let mail = seat.mail.clone();
-        let (shown, host) = (view.clone(), options.host.clone());
-        let hello = move || {
-            let SeatView {
-                who,
-                generation,
-                standing,
-                macs,
-                ..
-            } = shown.get();
-            Hello::Seat(Envelope {
-                group: who.group,
-                generation,
-                body: SeatHello {
-                    seat: who.seat,
-                    host: host.clone(),
-                    macs,
-                    standing,
-                },
-            })
-        };
-        // A seat that is gone hears nothing more.
-        let tell = move |contact| drop(mail.send(Mail::Contact(contact)));
-        let keeper = Keeper::start(options.coordinator.clone(), options.security.clone(), hello, tell)?;
+        let coordinators = Coordinators::call(options, view.clone(), seat.mail.clone())?;
         let now = Instant::now();
         Ok(Self {
             began: now,
-            link: None,
+            coordinators,
             beat_at: now,
             view,
             seat,
-            _keeper: keeper,
         })
     }
 
@@ -257,36 +245,29 @@ impl Desk {
     }
 
     pub fn say(&self, message: Envelope<FromSeat>) {
-        if let Some(link) = &self.link {
-            link.send(message);
-        }
+        self.coordinators.say(message);
     }
 
-    /// What the link brings: a message, if it is one.
-    pub fn hear(&mut self, contact: Contact<Envelope<FromSeat>, Envelope<ToSeat>>) -> Option<Envelope<ToSeat>> {
-        match contact {
-            Contact::Up(link) => {
-                tracing::info!("the coordinator is there");
-                self.link = Some(link);
+    /// What a link brings: a message, if it is one.
+    pub fn hear(&mut self, contacted: Contacted) -> Option<Envelope<ToSeat>> {
+        match self.coordinators.hear(contacted) {
+            Heard::Message(message) => Some(message),
+            Heard::Link => {
                 // It is not known to live before it says so.
                 self.beat_at = Instant::now();
+                None
             }
-            Contact::Says(message) => return Some(message),
-            Contact::Down(error) => {
-                tracing::warn!(%error, "there is no link to the coordinator");
-                self.link = None;
-            }
+            Heard::Nothing => None,
         }
-        lock(&self.view.0).connected = self.link.is_some();
-        None
     }
 
-    /// Whether a heartbeat is due; the next is after `period`.
-    pub fn is_beat_due(&mut self, period: Duration) -> bool {
+    /// Whether a heartbeat is due; the next is after that of `timing`.
+    pub fn is_beat_due(&mut self, timing: &Timing) -> bool {
         let now = Instant::now();
         let is_due = now >= self.beat_at;
         if is_due {
-            self.beat_at = now + period;
+            self.beat_at = now + timing.heartbeat;
+            self.coordinators.look(timing);
         }
         is_due
     }

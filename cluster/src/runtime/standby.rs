@@ -2,9 +2,10 @@
 
 use std::sync::mpsc::{Receiver, channel};
 
-use super::member::{MemberRuntime, in_full};
+use super::member::MemberRuntime;
 use super::seat::{Caller, Desk, Mail};
 use crate::Error;
+use crate::error::in_full;
 use crate::member::Member;
 use crate::message::Ending;
 use crate::standby::{Call, Do, Input, Standby};
@@ -42,7 +43,7 @@ impl<M: crate::vm::MemberVm + 'static> StandbyRuntime<M> {
                     let _ = promotes.send(member);
                 }
             });
-            let result = result.map_err(in_full);
+            let result = result.map_err(|error| in_full(&*error));
             if let Err(reason) = &result {
                 tracing::warn!(?call, reason, "a standby did not do its part");
             }
@@ -61,7 +62,7 @@ impl<M: crate::vm::MemberVm + 'static> StandbyRuntime<M> {
         loop {
             let mail = self.desk.next(None);
             let input = mail.and_then(|mail| self.input(mail));
-            let is_due = self.desk.is_beat_due(self.machine.timing().heartbeat);
+            let is_due = self.desk.is_beat_due(&self.machine.timing());
             let inputs = input.into_iter().chain(is_due.then_some(Input::Tick));
             for input in inputs.collect::<Vec<_>>() {
                 let todo = self.machine.on(input, self.desk.now());

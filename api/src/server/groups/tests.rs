@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use cutover_cluster::runtime::coordinator::{Coordinator, Options};
-use cutover_cluster::runtime::file_journal::FileJournal;
+use cutover_cluster::runtime::journal::{LEASE, SqliteJournal};
 use cutover_migration::transport::{Endpoint, Listener, Security};
 use hyper::{Method, StatusCode};
 use tempfile::TempDir;
@@ -64,6 +64,7 @@ impl Served {
             members: vec![GroupMemberV1 {
                 name: "vm".to_owned(),
                 host: host("a"),
+                restore: None,
             }],
             backups: vec![host("b")],
             interval: IntervalV1::Fixed { ms: 50 },
@@ -75,11 +76,11 @@ impl Served {
 fn coordinator(folder: &TempDir) -> Coordinator {
     let endpoint = Endpoint::Unix(folder.path().join("link"));
     let listener = Listener::bind(&endpoint, &Security::default()).expect("a free path");
-    let journal = FileJournal::open(&folder.path().join("journal")).expect("a folder");
+    let path = folder.path().join("journal.db");
+    let journal = SqliteJournal::open(&path, &endpoint.to_string(), LEASE).expect("a journal");
     let options = Options {
         security: Security::default(),
         observer: Box::new(|_, _| ()),
-        failed: Box::new(|error| panic!("{error}")),
     };
     Coordinator::start(listener, Box::new(journal), options).expect("threads")
 }

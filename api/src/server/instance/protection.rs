@@ -48,7 +48,11 @@ pub struct Membership(Arc<Mutex<Option<SharedView>>>);
 impl Membership {
     /// How the VM does as a member, if it is one.
     pub fn view(&self) -> Option<SeatView> {
-        lock(&self.0).as_ref().map(SharedView::get)
+        self.shared().as_ref().map(SharedView::get)
+    }
+
+    fn shared(&self) -> Option<SharedView> {
+        lock(&self.0).clone()
     }
 
     /// The VM is a member, as this shows.
@@ -74,15 +78,18 @@ impl Instance {
         self.membership.view()
     }
 
-    /// Has the VM join a group. It is well if it is that member already.
+    /// Has the VM join a group. One that is that member already looks for the coordinator there from then on, too.
     ///
     /// # Errors
     /// It has not been started, is a member of another group, or cannot be protected.
     pub async fn join_group(&self, request: JoinRequest) -> Outcome {
         self.check(Needs::Started)?;
-        match self.membership.view() {
-            Some(view) if view.who == request.who => return Ok(StatusCode::NO_CONTENT),
-            Some(view) => return Err(Rejection::MemberAlready(view.who.group.to_string()).into()),
+        match self.membership.shared() {
+            Some(view) if view.get().who == request.who => {
+                view.learn(request.coordinator);
+                return Ok(StatusCode::NO_CONTENT);
+            }
+            Some(view) => return Err(Rejection::MemberAlready(view.get().who.group.to_string()).into()),
             None => {}
         }
         let vm = self.controller.get().cloned().ok_or(Failure::Ended)?;

@@ -15,6 +15,7 @@ use axum::response::Response;
 use cutover_cluster::id::{GroupId, Host, Identity, Incarnation, MemberId, Seat};
 use cutover_cluster::message::Stage;
 use cutover_cluster::runtime::seat::SeatView;
+use cutover_migration::transport::Endpoint;
 
 use super::migration::endpoint;
 use super::types::{Fault, MembershipV1, ProtectionStageV1, ProtectionStatusV1, ProtectionV1};
@@ -70,7 +71,7 @@ impl From<SeatView> for MembershipV1 {
     fn from(view: SeatView) -> Self {
         let SeatView {
             who,
-            coordinator,
+            coordinators,
             connected,
             generation,
             standing,
@@ -81,7 +82,7 @@ impl From<SeatView> for MembershipV1 {
             group: who.group.to_string(),
             member: who.seat.member.0,
             incarnation: who.seat.incarnation.0,
-            coordinator: coordinator.to_string(),
+            coordinator: coordinators.first().map(Endpoint::to_string).unwrap_or_default(),
             connected,
             generation: generation.0,
             stage: standing.stage.into(),

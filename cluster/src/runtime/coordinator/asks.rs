@@ -51,6 +51,20 @@ pub struct GroupView {
     pub last_recovery: Option<Recovery>,
 }
 
+impl Ask {
+    /// Answers that nothing is decided here.
+    pub(super) fn refuse(self, reason: &str) {
+        let error = Error::NotDeciding {
+            reason: reason.to_owned(),
+        };
+        match self {
+            Self::Groups(reply) => reply(Err(error)),
+            Self::Group(_, reply) => reply(Err(error)),
+            Self::Create(_, reply) | Self::Dissolve(_, reply) | Self::Failover { reply, .. } => reply(Err(error)),
+        }
+    }
+}
+
 impl Desk {
     pub(super) fn serve(&mut self, ask: Ask) -> Result<(), Error> {
         match ask {

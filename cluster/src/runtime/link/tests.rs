@@ -116,7 +116,7 @@ fn a_link_that_is_kept_opens_again_when_the_other_end_comes_back() {
     let tell = move |contact: Contact<String, String>| {
         let _ = told.send(contact);
     };
-    let keeper = Keeper::start(at.clone(), Security::default(), || 5u32, tell).unwrap();
+    let keeper = Keeper::start(at.clone(), Security::default(), || Some(5u32), tell).unwrap();
     let next = || contacts.recv_timeout(PATIENCE).expect("the keeper is there");
     assert!(matches!(next(), Contact::Down(_)), "nobody listens yet");
     for _ in 0..2 {

@@ -101,6 +101,45 @@ fn a_member_that_is_lost_while_there_is_no_coordinator_is_found_to_be_by_the_nex
 }
 
 #[test]
+fn a_coordinator_that_waits_takes_over_from_one_that_is_lost_and_so_on() {
+    let mut world = World::patient(3);
+    world.create_group(&["a", "b", "c"]);
+    let mut generation = world.wait_for("a cut", is_protected).status.generation;
+    for name in ["second", "third", "fourth"] {
+        world.start_waiting_coordinator(name);
+        world.lose_coordinator();
+        let view = world.wait_for("cuts", |view| is_protected(view) && view.status.cuts > 2);
+        assert!(view.status.generation > generation, "{view:?}");
+        assert_eq!(view.status.recoveries, 0, "nobody was lost");
+        generation = view.status.generation;
+    }
+}
+
+#[test]
+fn a_coordinator_whose_journal_fails_decides_nothing_until_it_works_again() {
+    let world = World::patient(3);
+    world.create_group(&["a", "b"]);
+    world.wait_for("a cut", is_protected);
+    world.break_journal(true);
+    let said = world.wait_for_refusal();
+    assert!(said.contains("journal in memory: cannot write: it is broken"), "{said}");
+    let record = world.record();
+    for name in ["a", "b"] {
+        let permanent = world.vm(name).permanent;
+        assert!(
+            Some(permanent) <= record.permanent(),
+            "{permanent} is in no journal: {record:?}"
+        );
+    }
+    world.break_journal(false);
+    let view = world.wait_for("a cut", |view| {
+        is_protected(view) && view.status.permanent > record.permanent()
+    });
+    assert!(view.status.generation > record.generation, "{view:?}");
+    assert_eq!(view.status.recoveries, 0, "nobody was lost");
+}
+
+#[test]
 fn members_of_a_group_that_is_dissolved_run_on_on_their_own() {
     let world = World::patient(2);
     world.create_group(&["a", "b"]);

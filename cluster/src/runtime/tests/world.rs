@@ -13,14 +13,15 @@ use cutover_migration::transport::{Endpoint, Listener, Security};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tempfile::TempDir;
 
-use super::made_up::{MadeUp, MadeUpStandby, Registry, Shared, StandbyState, VmState, lock};
+use super::made_up::{MadeUp, MadeUpStandby, Registry, StandbyState, VmState, lock};
 use super::proxy::Proxy;
 use crate::Error;
-use crate::engine::{Decided, Record};
-use crate::id::{Epoch, GroupId, Host, Identity, Incarnation, Seat};
+use crate::engine::Record;
+use crate::id::{Host, Identity, Incarnation, Seat};
 use crate::runtime::agent::{Agent, HostWork, Place};
-use crate::runtime::coordinator::{Ask, Coordinator, GroupView, Journal, Options};
-use crate::runtime::seat::{self, SeatOptions};
+use crate::runtime::coordinator::{Ask, Coordinator, GroupView, Options};
+use crate::runtime::journal::memory::{MemoryJournal, Said};
+use crate::runtime::seat::{self, SeatOptions, SharedView};
 use crate::spec::{GroupSpec, Interval, MemberSpec, Timing};
 
 /// Longer than anything takes, however slow the machine.
@@ -28,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How often is looked whether something has happened.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const GROUP: &str = "group";
+/// After how long without a word a coordinator is followed by another.
+const LEASE: Duration = Duration::from_millis(500);
 
 /// Stands for the process that a seat is in, so that there is one that can be killed.
 struct Process {
@@ -61,6 +64,8 @@ struct Everywhere {
     folder: PathBuf,
     registry: Arc<Registry>,
     processes: Mutex<BTreeMap<Seat, (String, Process)>>,
+    /// What members and standbys know.
+    views: Mutex<BTreeMap<Seat, SharedView>>,
 }
 
 /// A host.
@@ -100,6 +105,14 @@ impl MadeUpHost {
     }
 }
 
+impl MadeUpHost {
+    fn keep_view(&self, place: &Place, view: Result<SharedView, Error>) -> Result<(), String> {
+        let view = view.map_err(|error| error.to_string())?;
+        lock(&self.shared.views).insert(place.seat, view);
+        Ok(())
+    }
+}
+
 impl HostWork for MadeUpHost {
     fn start_standby(&self, place: &Place) -> Result<(OwnedFd, Endpoint), String> {
         let (options, way) = self.options(place);
@@ -119,8 +132,8 @@ impl HostWork for MadeUpHost {
             state,
             notices: seat.notices(),
         };
-        seat.stand_by(standby, &options, |_| ())
-            .map_err(|error| error.to_string())?;
+        let view = seat.stand_by(standby, &options, |_| ());
+        self.keep_view(place, view)?;
         Ok((self.keep(place, way), endpoint))
     }
 
@@ -138,34 +151,9 @@ impl HostWork for MadeUpHost {
             standby: None,
             notices: seat.notices(),
         };
-        seat.join(vm, &options, |_| ()).map_err(|error| error.to_string())?;
+        let view = seat.join(vm, &options, |_| ());
+        self.keep_view(place, view)?;
         Ok(self.keep(place, way))
-    }
-}
-
-/// A journal that lasts as long as the world.
-#[derive(Clone, Default)]
-struct MadeUpJournal(Shared<BTreeMap<GroupId, Record>>);
-
-impl Journal for MadeUpJournal {
-    fn records(&mut self) -> Result<Vec<Record>, Error> {
-        Ok(lock(&self.0).values().cloned().collect())
-    }
-
-    fn put(&mut self, record: &Record) -> Result<(), Error> {
-        lock(&self.0).insert(record.group, record.clone());
-        Ok(())
-    }
-
-    fn put_cut(&mut self, record: &Record, cut: Epoch) -> Result<(), Error> {
-        let mut record = record.clone();
-        record.decided = Decided::Protected { cut };
-        self.put(&record)
-    }
-
-    fn forget(&mut self, group: GroupId) -> Result<(), Error> {
-        lock(&self.0).remove(&group);
-        Ok(())
     }
 }
 
@@ -175,7 +163,9 @@ pub struct World {
     hosts: Vec<Host>,
     _agents: Vec<Agent>,
     coordinator: Option<Coordinator>,
-    journal: MadeUpJournal,
+    /// One that waits to take over.
+    waiting: Option<Coordinator>,
+    said: Arc<Mutex<Said>>,
     timing: Timing,
     _folder: TempDir,
 }
@@ -203,6 +193,7 @@ impl World {
             folder: folder.path().to_owned(),
             registry,
             processes: Mutex::default(),
+            views: Mutex::default(),
         });
         let mut agents = Vec::new();
         let mut names = Vec::new();
@@ -226,7 +217,8 @@ impl World {
             hosts: names,
             _agents: agents,
             coordinator: None,
-            journal: MadeUpJournal::default(),
+            waiting: None,
+            said: Arc::default(),
             timing: Timing::default().scaled(8),
             _folder: folder,
         };
@@ -235,15 +227,49 @@ impl World {
     }
 
     pub fn start_coordinator(&mut self) {
-        let endpoint = Endpoint::Unix(self.shared.folder.join("coordinator"));
+        self.coordinator = Some(self.coordinator_at("coordinator"));
+    }
+
+    fn coordinator_at(&self, name: &str) -> Coordinator {
+        let endpoint = Endpoint::Unix(self.shared.folder.join(name));
         let listener = Listener::bind(&endpoint, &Security::default()).expect("the one before is gone");
         let options = Options {
             security: Security::default(),
             observer: Box::new(|_, report| println!("{report:?}")),
-            failed: Box::new(|error| panic!("{error}")),
         };
-        let coordinator = Coordinator::start(listener, Box::new(self.journal.clone()), options);
-        self.coordinator = Some(coordinator.expect("threads"));
+        let journal = MemoryJournal::open(&self.said, &endpoint.to_string(), LEASE);
+        Coordinator::start(listener, Box::new(journal), options).expect("threads")
+    }
+
+    /// Starts another one; returns when all members and standbys know of it.
+    pub fn start_waiting_coordinator(&mut self, name: &str) {
+        self.waiting = Some(self.coordinator_at(name));
+        let until = Instant::now() + PATIENCE;
+        let known = |view: &SharedView| {
+            let coordinators = view.get().coordinators;
+            coordinators.iter().any(|endpoint| endpoint.to_string().ends_with(name))
+        };
+        while !lock(&self.shared.views).values().all(known) {
+            assert!(Instant::now() < until, "it is not known");
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// The one that decides is gone without a word, and the one that waits is to take over.
+    pub fn lose_coordinator(&mut self) {
+        lock(&self.said).is_held_by_the_dead = true;
+        self.coordinator = self.waiting.take();
+    }
+
+    /// From now on nothing can be written; or it can again.
+    pub fn break_journal(&self, is_broken: bool) {
+        lock(&self.said).is_broken = is_broken;
+    }
+
+    /// What the journal says of the group.
+    pub fn record(&self) -> Record {
+        let said = lock(&self.said);
+        said.records.values().next().expect("there is one").clone()
     }
 
     pub fn stop_coordinator(&mut self) {
@@ -300,13 +326,23 @@ impl World {
     pub fn wait_for(&self, what: &str, is_so: impl Fn(&GroupView) -> bool) -> GroupView {
         let until = Instant::now() + PATIENCE;
         loop {
-            let view = self
-                .ask(|reply| Ask::Group(GROUP.to_owned(), reply))
-                .expect("there is one");
-            if is_so(&view) {
-                return view;
+            match self.ask(|reply| Ask::Group(GROUP.to_owned(), reply)) {
+                Ok(view) if is_so(&view) => return view,
+                Err(Error::NotDeciding { .. }) | Ok(_) if Instant::now() < until => {}
+                view => panic!("no {what}: {view:#?}"),
             }
-            assert!(Instant::now() < until, "no {what}: {view:#?}");
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Why nothing is decided when it is not.
+    pub fn wait_for_refusal(&self) -> String {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.ask(|reply| Ask::Group(GROUP.to_owned(), reply)) {
+                Err(Error::NotDeciding { reason }) => return reason,
+                view => assert!(Instant::now() < until, "it decides: {view:?}"),
+            }
             thread::sleep(LOOK_EVERY);
         }
     }
