@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use cutover_snapshot::size::ByteSize;
-use cutover_snapshot::spec::{BootProtocol, DiskSpec, NetSpec, SerialSpec};
+use cutover_snapshot::spec::{BootProtocol, DiskSpec, NetSpec, SerialSpec, VsockSpec};
 
 use crate::client::{VM_HELP, VmArgs};
 use crate::group_command::{
@@ -137,6 +137,14 @@ pub struct RunArgs {
     /// Give the guest an entropy device
     #[arg(long, help_heading = "Devices")]
     pub rng: bool,
+
+    /// Give the guest a socket device: cid=N,uds=PATH
+    ///
+    /// PATH is a Unix socket that is created: programs of this host connect to it, write "CONNECT PORT", and are connected
+    /// to that port of the guest. Connections of the guest to a port of CID 2 go to PATH_PORT, where somebody listens. N, 3
+    /// or more, is the guest's own address.
+    #[arg(long, value_name = "VSOCK", value_parser = options::vsock, help_heading = "Devices")]
+    pub vsock: Option<VsockSpec>,
 
     /// Read the VM from a JSON file; options given beside it change or add to what it says
     ///
@@ -336,7 +344,7 @@ mod tests {
     fn every_option_of_run_is_read() {
         let args = parse(
             "cutover run --kernel k --initrd i --cmdline quiet --cpus 4 --memory 5GiB --memory-shared --hugepages \
-             --disk path=a --disk path=b,readonly --net tap=t0 --net --rng --serial file=log --config c.json \
+             --disk path=a --disk path=b,readonly --net tap=t0 --net --rng --vsock cid=3,uds=v.sock --serial file=log --config c.json \
              --name web --no-seccomp --log-level info,virtio=debug --log-format json --log-file l \
              --api --api-sock s",
         )
@@ -380,6 +388,7 @@ mod tests {
     }
 
     #[test]
+        assert_eq!(args.vsock, options::vsock("cid=3,uds=v.sock").ok());
     fn a_wrong_value_is_refused_with_the_option_and_the_reason() {
         for (line, option, reason) in [
             (

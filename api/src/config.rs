@@ -90,6 +90,7 @@ fn default_vm(kernel: &Path) -> VmSpec {
         disks: Vec::new(),
         nets: Vec::new(),
         rng: None,
+        vsock: None,
         serial: SerialSpec::Stdio,
     }
 }
@@ -120,6 +121,9 @@ fn apply(args: &RunArgs, spec: &mut VmSpec) {
     spec.memory.hugepages |= args.hugepages;
     if args.rng {
         spec.rng.get_or_insert_default();
+    }
+    if args.vsock.is_some() {
+        spec.vsock.clone_from(&args.vsock);
     }
     spec.disks.extend_from_slice(&args.disks);
     spec.nets.extend_from_slice(&args.nets);

@@ -1,6 +1,6 @@
 //! A Unix socket to listen on: for its owner only, in place of a dead one's, gone with its listener.
 //!
-//! Consoles listen on one, and so does the API.
+//! Consoles listen on one, and so do the vsock device and the API.
 
 use std::fs;
 use std::io;
@@ -104,17 +104,27 @@ impl Drop for Listener {
     }
 }
 
+/// Connects to whoever listens at `path`, as a non-blocking stream, without waiting.
+///
+/// # Errors
+/// Nobody listens, or as many wait to be accepted as may; no permission, no such file.
+pub fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+    let socket = new_socket()?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
 /// Whether the socket file at `path` has someone behind it, found without waiting.
 ///
 /// # Errors
 /// Neither can be told: no permission, no such file.
 pub fn is_served(path: &Path) -> io::Result<bool> {
-    let address = SocketAddrUnix::new(path)?;
-    match connect(&new_socket()?, &address) {
+    match connect_to(path) {
+        Ok(_) => Ok(true),
         // A listener with a full backlog is there all the same.
-        Ok(()) | Err(Errno::AGAIN) => Ok(true),
-        Err(Errno::CONNREFUSED) => Ok(false),
-        Err(error) => Err(error.into()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -109,6 +109,27 @@ counters! {
 }
 
 counters! {
+    /// The socket device.
+    VsockStats, VsockCounters () {
+        /// Packets given to the guest, of all kinds.
+        rx_packets,
+        /// Bytes of data in these.
+        rx_bytes,
+        /// Packets taken from the guest, of all kinds.
+        tx_packets,
+        /// Bytes of data in these.
+        tx_bytes,
+        /// Connections to which both ends agreed.
+        opened,
+        /// Of these, those that are over.
+        closed,
+        /// Connections that one end asked for and the other did not agree to, and clients of the host that asked for nothing
+        /// that there is.
+        refused,
+    }
+}
+
+counters! {
     /// The serial port.
     SerialStats, SerialCounters () {
         /// Bytes the guest wrote.

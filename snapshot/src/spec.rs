@@ -275,7 +275,9 @@ pub enum SpecError {
     #[error("cmdline: the byte at position {0} is NUL, which would end the command line")]
     CmdlineNul(usize),
     /// More than [`DEVICES_MAX`] virtio devices.
-    #[error("{0} devices (disks, network interfaces, rng, vsock) are too many: a VM has interrupt lines for {DEVICES_MAX}")]
+    #[error(
+        "{0} devices (disks, network interfaces, rng, vsock) are too many: a VM has interrupt lines for {DEVICES_MAX}"
+    )]
     Devices(usize),
     /// Not an id.
     #[error("{device}: id: {id:?} cannot be used: an id has 1 to {ID_MAX} letters, digits and underscores")]

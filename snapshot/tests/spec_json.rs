@@ -2,8 +2,8 @@
 
 use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::{
-    BootProtocol, BootSpec, DEFAULT_CMDLINE, DiskIo, DiskSpec, MacAddr, MemorySpec, NetSpec, RateLimiterSpec, RngSpec, VsockSpec,
-    SerialSpec, TapSpec, TokenBucketSpec, VmSpec,
+    BootProtocol, BootSpec, DEFAULT_CMDLINE, DiskIo, DiskSpec, MacAddr, MemorySpec, NetSpec, RateLimiterSpec, RngSpec,
+    SerialSpec, TapSpec, TokenBucketSpec, VmSpec, VsockSpec,
 };
 
 const MINIMAL: &str = include_str!("../../resources/examples/minimal.json");

@@ -18,11 +18,14 @@ use cutover_devices::i8042::I8042;
 use cutover_devices::power::PowerControl;
 use cutover_devices::pvpanic::Pvpanic;
 use cutover_devices::serial::SerialPort;
-use cutover_devices::stats::{DiskCounters, DiskStats, NetCounters, NetStats, RngCounters, RngStats, SerialStats};
+use cutover_devices::stats::{
+    DiskCounters, DiskStats, NetCounters, NetStats, RngCounters, RngStats, SerialStats, VsockCounters, VsockStats,
+};
 use cutover_devices::virtio::block::Block;
 use cutover_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET};
 use cutover_devices::virtio::net::Net;
 use cutover_devices::virtio::rng::Rng;
+use cutover_devices::virtio::vsock::Vsock;
 use cutover_devices::virtio::{DeviceError, VirtioDevice};
 use cutover_snapshot::spec::{RateLimiterSpec, SerialSpec, VmSpec};
 use serde::Serialize;
@@ -48,6 +51,7 @@ pub struct DeviceManager {
     disks: Vec<Placed<Block, DiskCounters>>,
     nets: Vec<Placed<Net, NetCounters>>,
     rng: Option<Arc<RngCounters>>,
+    vsock: Option<(Arc<Mutex<Vsock>>, Arc<VsockCounters>)>,
     serial: Arc<Mutex<SerialPort>>,
     event_loop: EventLoopHandle,
     nodes: Vec<VirtioNode>,
@@ -81,12 +85,12 @@ pub struct NetUpdate {
     pub tx_rate_limiter: Option<RateLimiterSpec>,
 }
 
-/// When disks are locked against other users.
+/// When disks are locked against other users, and the path of a socket device is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskLocks {
     /// As they are opened.
     Taken,
-    /// By [`DeviceManager::take_disks`], before the machine runs: another monitor still uses them.
+    /// By [`DeviceManager::take_over`], before the machine runs: another monitor still uses them.
     Later,
 }
 
@@ -99,6 +103,8 @@ pub struct DeviceStats {
     pub nets: Vec<NetStats>,
     /// The entropy device, if there is one.
     pub rng: Option<RngStats>,
+    /// The socket device, if there is one.
+    pub vsock: Option<VsockStats>,
     /// The serial port.
     pub serial: SerialStats,
 }
@@ -158,12 +164,23 @@ impl DeviceManager {
             rng = Some(device.counters().clone());
             builder.add("virtio-rng".to_owned(), device)?;
         }
+        let mut vsock = None;
+        if let Some(spec) = &spec.vsock {
+            let mut device = Vsock::new(spec);
+            if disk_locks == DiskLocks::Taken {
+                device.listen()?;
+            }
+            let counters = device.counters().clone();
+            let (device, _) = builder.add("virtio-vsock".to_owned(), device)?;
+            vsock = Some((device, counters));
+        }
         let VirtioBuilder { virtio, nodes, .. } = builder;
         Ok(Self {
             virtio,
             disks,
             nets,
             rng,
+            vsock,
             serial,
             event_loop: event_loop.clone(),
             nodes,
@@ -279,6 +296,7 @@ impl DeviceManager {
                 .collect(),
             nets: self.nets.iter().map(|net| net.counters.read(net.id.clone())).collect(),
             rng: self.rng.as_ref().map(|rng| rng.read()),
+            vsock: self.vsock.as_ref().map(|(_, counters)| counters.read()),
             serial: lock(&self.serial).counters().read(),
         }
     }
@@ -287,7 +305,7 @@ impl DeviceManager {
     pub fn save(&self) -> DevicesState {
         let disks = self.disks.iter().map(|disk| disk.id.clone());
         let nets = self.nets.iter().map(|net| net.id.clone());
-        let names = state::device_sections(disks, nets, self.rng.is_some());
+        let names = state::device_sections(disks, nets, self.rng.is_some(), self.vsock.is_some());
         DevicesState {
             serial: lock(&self.serial).save(),
             virtio: names

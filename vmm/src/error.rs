@@ -232,6 +232,9 @@ pub enum Error {
         known: Vec<String>,
     },
     /// Saved state cannot be written or read.
+    /// The same of a socket device.
+    #[error("the VM has no vsock device that could have the socket '{}'", .0.display())]
+    NoVsock(PathBuf),
     #[error(transparent)]
     Snapshot(#[from] cutover_snapshot::Error),
     /// What a snapshot says of the machine cannot be.

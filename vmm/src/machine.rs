@@ -168,7 +168,11 @@ impl Reserved {
             });
         }
         let tracker = Tracker::new(&vm)?;
-        let on_loop_thread = confined(options, ThreadKind::Devices);
+        let kind = match spec.vsock {
+            Some(_) => ThreadKind::DevicesWithVsock,
+            None => ThreadKind::Devices,
+        };
+        let on_loop_thread = confined(options, kind);
         let event_loop = EventLoop::spawn("devices", move || on_loop_thread())?;
         let mut buses = Buses::default();
         let devices = DeviceManager::create(

@@ -2,6 +2,7 @@
 //! means nothing in another.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use cutover_snapshot::spec::{TapSpec, VmSpec};
 
@@ -26,6 +27,19 @@ pub fn apply_nets(spec: &mut VmSpec, nets: &BTreeMap<String, NetOverride>) -> Re
             net.tap = TapSpec::Name(tap.clone());
         }
         net.mac = mac.or(net.mac);
+    }
+    Ok(())
+}
+
+/// Has the socket device of `spec` be at `uds`, if that is given.
+///
+/// # Errors
+/// There is no such device.
+pub fn apply_vsock(spec: &mut VmSpec, uds: Option<&Path>) -> Result<(), Error> {
+    match (&mut spec.vsock, uds) {
+        (Some(vsock), Some(uds)) => vsock.uds = uds.to_owned(),
+        (None, Some(uds)) => return Err(Error::NoVsock(uds.to_owned())),
+        (_, None) => {}
     }
     Ok(())
 }

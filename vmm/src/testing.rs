@@ -127,6 +127,7 @@ pub fn kernel(program: &[u8]) -> NamedTempFile {
     image.extend([2, 0, 62, 0, 1, 0, 0, 0]);
     image.extend([ENTRY, 64, 0].map(u64::to_le_bytes).concat());
     image.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        vsock: None,
     image.extend([1, 5].map(u32::to_le_bytes).concat());
     let size = program.len() as u64;
     image.extend(

@@ -98,6 +98,9 @@ pub fn info(name: &str, info: &InfoV1) -> String {
         line("net", &format!("{} tap {tap} mac {mac}", net.id));
     }
     line("rng", if info.rng { "yes" } else { "no" });
+    if let Some(vsock) = &info.vsock {
+        line("vsock", &format!("cid {} uds {}", vsock.cid, vsock.uds));
+    }
     line("console", &console(&info.serial));
     text
 }

@@ -21,6 +21,7 @@ pub fn info(id: &str) -> InfoV1 {
         disks: Vec::new(),
         nets: Vec::new(),
         rng: true,
+        vsock: None,
         serial: SerialInfoV1::Null,
         last_event: 7,
     }

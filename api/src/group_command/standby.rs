@@ -272,6 +272,7 @@ fn request(args: &StandbyArgs) -> Result<StandbyRequest, StandbyError> {
             nets: Default::default(),
             disks: Default::default(),
             disks_dir,
+            vsock: None,
             serial: console.map_or(SerialSpec::Null, SerialSpec::Socket),
         },
         link: Default::default(),

@@ -174,6 +174,17 @@ fn groups(stats: &VmStats) -> BTreeMap<String, Numbers> {
         ]);
         groups.insert("entropy".to_owned(), numbers);
     }
+    if let Some(vsock) = &devices.vsock {
+        let numbers = Numbers::from([
+            ("rx_bytes_count", vsock.rx_bytes),
+            ("rx_packets_count", vsock.rx_packets),
+            ("tx_bytes_count", vsock.tx_bytes),
+            ("tx_packets_count", vsock.tx_packets),
+            ("conns_added", vsock.opened),
+            ("conns_removed", vsock.closed),
+        ]);
+        groups.insert("vsock".to_owned(), numbers);
+    }
     groups
 }
 
@@ -294,6 +305,10 @@ mod tests {
                 "block": twice(&disk), "block_root": disk, "block_data": disk,
                 "net": net, "net_eth0": net,
                 "entropy": { "entropy_event_count": 10, "entropy_bytes": 10, "entropy_rate_limiter_throttled": 10 },
+                "vsock": {
+                    "rx_bytes_count": 10, "rx_packets_count": 10, "tx_bytes_count": 10, "tx_packets_count": 10,
+                    "conns_added": 10, "conns_removed": 10,
+                },
                 "uart": { "read_count": 10, "write_count": 10 },
                 "vcpu": {
                     "exit_io_in": 20, "exit_io_out": 20, "exit_mmio_read": 20, "exit_mmio_write": 20, "failures": 20,

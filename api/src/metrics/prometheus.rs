@@ -281,6 +281,19 @@ impl Snapshot {
                 rng.throttled,
             )?;
         }
+        if let Some(vsock) = &self.vm.devices.vsock {
+            for (name, help, unit, count) in [
+                ("vsock_received_packets", "Packets given to the guest", None, vsock.rx_packets),
+                ("vsock_received", "Bytes of data given to the guest", Some(Unit::Bytes), vsock.rx_bytes),
+                ("vsock_sent_packets", "Packets taken from the guest", None, vsock.tx_packets),
+                ("vsock_sent", "Bytes of data taken from the guest", Some(Unit::Bytes), vsock.tx_bytes),
+                ("vsock_opened", "Connections to which both ends agreed", None, vsock.opened),
+                ("vsock_closed", "Such connections that are over", None, vsock.closed),
+                ("vsock_refused", "Connections to which one end did not agree", None, vsock.refused),
+            ] {
+                families.counter(name, help, unit, count)?;
+            }
+        }
         let serial = &self.vm.devices.serial;
         families.counter(
             "serial_output",
@@ -474,9 +487,9 @@ mod tests {
     fn kinds_of_devices_that_are_not_there_have_no_numbers() {
         let mut vm = stats(1);
         vm.devices.disks.clear();
-        vm.devices.rng = None;
+        (vm.devices.rng, vm.devices.vsock) = (None, None);
         let text = text("web", vm, MigrationStatusV1::default(), LogCounts::default()).expect("a String takes it");
-        assert!(!text.contains("disk") && !text.contains("rng"), "{text}");
+        assert!(!["disk", "rng", "vsock"].iter().any(|kind| text.contains(kind)), "{text}");
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Numbers to show.
 
-use cutover_devices::stats::{DiskStats, NetStats, RngStats, SerialStats};
+use cutover_devices::stats::{DiskStats, NetStats, RngStats, SerialStats, VsockStats};
 use cutover_vmm::stats::{MemoryStats, VcpuExits, VcpuStats};
 use cutover_vmm::{DeviceStats, State, VmStats};
 
-/// What is counted of a VM with two vCPUs, two disks, an interface and an entropy device, every number `count`.
+/// What is counted of a VM with two vCPUs, two disks, an interface, an entropy and a vsock device, every number `count`.
 pub fn stats(count: u64) -> VmStats {
     let vcpu = |cpu| VcpuStats {
         cpu,
@@ -54,6 +54,15 @@ pub fn stats(count: u64) -> VmStats {
                 requests: count,
                 bytes: count,
                 throttled: count,
+            }),
+            vsock: Some(VsockStats {
+                rx_packets: count,
+                rx_bytes: count,
+                tx_packets: count,
+                tx_bytes: count,
+                opened: count,
+                closed: count,
+                refused: count,
             }),
             serial: SerialStats {
                 output_bytes: count,

@@ -56,6 +56,10 @@ pub struct ReceiveArgs {
     #[arg(long = "disk", value_name = "ID=FILE", value_parser = options::file_of, help_heading = "Devices")]
     disks: Vec<(String, PathBuf)>,
 
+    /// Another Unix socket for the vsock device: uds=PATH
+    #[arg(long = "vsock", value_name = "VSOCK", value_parser = options::vsock_uds, help_heading = "Devices")]
+    vsock: Option<PathBuf>,
+
     /// Directory in which to create files, as ID.img, for disks that move with the VM
     #[arg(long = "disks", value_name = "DIR", help_heading = "Devices")]
     disks_dir: Option<PathBuf>,
@@ -142,6 +146,7 @@ fn request(args: &ReceiveArgs) -> Result<ReceiveRequest, UsageError> {
             .collect(),
         disks: options::unique("--disk", &args.disks)?,
         disks_dir: args.disks_dir.clone(),
+        vsock: args.vsock.clone(),
         serial: args.monitor.serial.clone().unwrap_or_default(),
     })
 }
@@ -299,6 +304,7 @@ mod tests {
             disks: BTreeMap::new(),
             disks_dir: None,
             serial: SerialSpec::Stdio,
+            vsock: None,
         };
         assert_eq!(request, expected);
     }

@@ -6,9 +6,11 @@ mod net;
 mod pair;
 mod rate;
 mod serial;
+mod vsock;
 
 pub use disk::disk;
 pub use key_value::OptionError;
 pub use net::net;
 pub use pair::{Twice, file_of, pair, tap_of, unique};
 pub use serial::serial;
+pub use vsock::{vsock, vsock_uds};

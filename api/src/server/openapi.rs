@@ -14,7 +14,7 @@ use utoipa::OpenApi;
 
 use super::firecracker::{
     actions, boot_source, drives, entropy, instance_info, logger, machine_config, metrics, network_interfaces, serial,
-    snapshot, vm,
+    snapshot, vm, vsock,
 };
 use super::instance::Instance;
 use super::v1::{self, dirty_rate, events, info, migration, power, protection, restore, snapshots, stats};
@@ -37,7 +37,7 @@ const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../res
         instance_info::get, instance_info::version, actions::put, boot_source::put, drives::put, drives::patch,
         entropy::put, logger::put, machine_config::get, machine_config::put, machine_config::patch, metrics::put,
         network_interfaces::put, network_interfaces::patch, serial::put, snapshot::create, snapshot::load, vm::patch,
-        vm::config, events::get, info::get, v1::metrics::get, power::put, stats::get, dirty_rate::get,
+        vm::config, vsock::put, events::get, info::get, v1::metrics::get, power::put, stats::get, dirty_rate::get,
         snapshots::post, snapshots::progress, snapshots::cancel, restore::put, restore::get, migration::post,
         migration::get, migration::cancel, migration::receive, migration::reclaim, protection::put, protection::get,
         document

@@ -44,6 +44,10 @@ pub struct RestoreArgs {
     #[arg(long = "disk", value_name = "ID=FILE", value_parser = options::file_of, help_heading = "Devices")]
     disks: Vec<(String, PathBuf)>,
 
+    /// Another Unix socket for the vsock device: uds=PATH
+    #[arg(long = "vsock", value_name = "VSOCK", value_parser = options::vsock_uds, help_heading = "Devices")]
+    vsock: Option<PathBuf>,
+
     /// Directory in which to create files, as ID.img, for the disks that are part of the snapshot
     #[arg(long = "disks", value_name = "DIR", help_heading = "Devices")]
     disks_dir: Option<PathBuf>,
@@ -171,6 +175,7 @@ fn request(args: &RestoreArgs) -> Result<RestoreRequest, UsageError> {
         nets,
         disks: unique("--disk", &args.disks)?,
         disks_dir: args.disks_dir.clone(),
+        vsock: args.vsock.clone(),
         replace_disks: args.replace_disks,
         serial: args.monitor.serial.clone().unwrap_or_default(),
         hugepages: None,
@@ -217,6 +222,7 @@ mod tests {
             nets: BTreeMap::new(),
             disks: BTreeMap::new(),
             disks_dir: None,
+            vsock: None,
             replace_disks: false,
             serial: SerialSpec::Stdio,
             hugepages: None,
@@ -229,7 +235,7 @@ mod tests {
     #[test]
     fn every_option_is_read_and_tap_and_address_of_an_interface_belong_together() {
         let args = parse(
-            "s --net a=t1 --mac a=02:00:00:00:00:09 --net b=t2 --disk root=/r=1.img --disks d --replace-disks --trusted --clock stopped \
+            "s --net a=t1 --mac a=02:00:00:00:00:09 --net b=t2 --disk root=/r=1.img --disks d --vsock uds=v --replace-disks --trusted --clock stopped \
              --track --paused --name web --api --serial null --endpoint http://a:1,https://b --endpoint http://c",
         )
         .expect("valid");
@@ -243,6 +249,7 @@ mod tests {
         assert_eq!(request.endpoints, ["http://a:1", "https://b", "http://c"]);
         assert_eq!(request.disks["root"], PathBuf::from("/r=1.img"));
         assert_eq!((request.trust, request.clock), (Trust::Trusted, ClockPolicy::Stopped));
+        assert_eq!(request.vsock, Some("v".into()));
         assert!(request.track && request.paused && request.replace_disks && request.disks_dir == Some("d".into()));
         assert_eq!(
             (request.name.as_deref(), request.serial),

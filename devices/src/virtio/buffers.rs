@@ -200,6 +200,41 @@ impl GuestBuffers {
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
+    /// Reads once from `file` into the `count` bytes from `offset` on, or as many as there are; returns how many bytes.
+    /// What is before them counts as written too.
+    pub fn read_part_from(&self, file: BorrowedFd<'_>, offset: usize, count: usize) -> io::Result<usize> {
+        let iovecs = self.part(offset, count);
+        // SAFETY: as in `read_from`.
+        let count = unsafe { libc::readv(file.as_raw_fd(), iovecs.as_ptr(), count_of(&iovecs)) };
+        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        self.mark_written(offset + count);
+        Ok(count)
+    }
+
+    /// Writes the first `count` bytes, or as many as there are, to `file` once; returns how many bytes.
+    pub fn write_part_to(&self, file: BorrowedFd<'_>, count: usize) -> io::Result<usize> {
+        let iovecs = self.part(0, count);
+        // SAFETY: as in `write_to`.
+        let count = unsafe { libc::writev(file.as_raw_fd(), iovecs.as_ptr(), count_of(&iovecs)) };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// The I/O vector of `count` bytes from `offset` on, or as much as there is.
+    fn part(&self, offset: usize, count: usize) -> Vec<libc::iovec> {
+        let (mut skip, mut left) = (offset, count);
+        let parts = self.iovecs().iter().filter_map(|segment| {
+            let start = skip.min(segment.iov_len);
+            let len = left.min(segment.iov_len - start);
+            skip -= start;
+            left -= len;
+            (len > 0).then(|| libc::iovec {
+                iov_base: segment.iov_base.wrapping_byte_add(start),
+                iov_len: len,
+            })
+        });
+        parts.collect()
+    }
+
     /// The guest ranges that make up `count` bytes from `offset` on, or as much as there is.
     fn ranges(&self, offset: usize, count: usize) -> impl Iterator<Item = (GuestAddress, usize)> {
         let (mut skip, mut left) = (offset, count);
@@ -223,6 +258,8 @@ fn count_of(iovecs: &[libc::iovec]) -> libc::c_int {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     const PAGE: u64 = 4096;
@@ -324,6 +361,23 @@ mod tests {
         assert_eq!(buffers.copy_to(&mut data).unwrap(), 5);
         assert_eq!(data, *b"\0abcd\0\0\0");
         assert_eq!(buffers.copy_from(5, b"x").unwrap(), 0);
+    }
+
+    #[test]
+    fn a_part_is_read_and_written_and_no_more() {
+        let memory = memory();
+        let buffers = buffers(&memory, &[(0, 4), (100, 4), (200, 4)]);
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        io::Write::write_all(&mut &far, b"abcdefgh").unwrap();
+        assert_eq!(buffers.read_part_from(near.as_fd(), 3, 6).unwrap(), 6);
+        let mut data = [0; 12];
+        buffers.copy_to(&mut data).unwrap();
+        assert_eq!(&data, b"\0\0\0abcdef\0\0\0");
+        assert_eq!(buffers.write_part_to(near.as_fd(), 5).unwrap(), 5);
+        let mut written = [0; 5];
+        io::Read::read_exact(&mut &far, &mut written).unwrap();
+        assert_eq!(&written, b"\0\0\0ab");
+        assert_eq!(buffers.read_part_from(near.as_fd(), 12, 1).unwrap(), 0);
     }
 
     #[test]

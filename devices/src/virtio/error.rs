@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::event_loop::EventLoopError;
+use crate::listener::ListenError;
 
 /// Why a virtio device cannot be made or started.
 #[derive(Debug, thiserror::Error)]
@@ -168,6 +169,9 @@ pub enum DeviceError {
         /// Ids of this kind.
         known: Vec<String>,
     },
+    /// Nobody can listen at a socket device's path.
+    #[error("vsock: {0}")]
+    Listen(#[from] ListenError),
     /// The driver set a queue up wrongly.
     #[error("queue {index} cannot be used: {reason}")]
     QueueSetup {

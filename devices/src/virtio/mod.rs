@@ -35,6 +35,7 @@ mod rate_limiter;
 pub mod rng;
 #[cfg(test)]
 mod testing;
+pub mod vsock;
 
 /// Feature bits every device offers through the transport: modern interface, indirect descriptors, event index.
 pub const TRANSPORT_FEATURES: u64 =
@@ -70,6 +71,9 @@ pub struct StartedQueues {
     pub queues: Vec<ServedQueue>,
     /// Feature bits the driver accepted.
     pub features: u64,
+    /// Whether they go on from where they were when they were [given back](VirtioDevice::stop), by this device or by one
+    /// before it, instead of being those of a driver that has just set the device up.
+    pub go_on: bool,
     /// The way to tell the driver.
     pub notifier: Notifier,
 }

@@ -495,6 +495,7 @@ fn spec(bytes: u64) -> VmSpec {
         disks: Vec::new(),
         nets: Vec::new(),
         rng: None,
+        vsock: None,
         serial: SerialSpec::Null,
     }
 }

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 
 use super::{
-    BootSpec, CID_MAX, CID_MIN, CMDLINE_MAX, CPUS_MAX, DEVICES_MAX, DISK_SERIAL_MAX, DiskSpec, ID_MAX, MEMORY_MAX, MEMORY_MIN, MTU_MIN,
-    MemorySpec, NAME_MAX, NetSpec, SpecError, TAP_NAME_MAX, TapSpec, UDS_PATH_MAX, VmSpec, VsockSpec,
+    BootSpec, CID_MAX, CID_MIN, CMDLINE_MAX, CPUS_MAX, DEVICES_MAX, DISK_SERIAL_MAX, DiskSpec, ID_MAX, MEMORY_MAX,
+    MEMORY_MIN, MTU_MIN, MemorySpec, NAME_MAX, NetSpec, SpecError, TAP_NAME_MAX, TapSpec, UDS_PATH_MAX, VmSpec,
+    VsockSpec,
 };
 use crate::size::ByteSize;
 

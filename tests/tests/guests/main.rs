@@ -24,3 +24,4 @@ mod reset;
 mod rng;
 mod seccomp;
 mod snapshot;
+mod vsock;

@@ -1,5 +1,5 @@
-//! What devices hold that only one monitor may have, or can share, when a VM goes from one to another: locks of disks,
-//! taps, and the guest's place in its LAN.
+//! What devices hold that only one monitor may have, or can share, when a VM goes from one to another: locks of disks, the
+//! path of its socket device, taps, and the guest's place in its LAN.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
@@ -33,37 +33,57 @@ impl DeviceManager {
         DiskFlusher(self.disks.iter().map(|disk| disk.device.clone()).collect())
     }
 
-    /// Locks the disks against other users, after [`DiskLocks::Later`](super::DiskLocks::Later) or
-    /// [`release_disks`](Self::release_disks), or none of them.
+    /// Locks the disks against other users, and has clients of the socket device, after
+    /// [`DiskLocks::Later`](super::DiskLocks::Later) or [`let_go`](Self::let_go); all of that or nothing. The devices are
+    /// paused.
     ///
     /// # Errors
-    /// Somebody uses one of them, or its size has changed since it was opened.
-    pub fn take_disks(&self) -> Result<(), Error> {
+    /// Somebody uses a disk, or its size has changed since it was opened; somebody listens at the socket device's path.
+    pub fn take_over(&self) -> Result<(), Error> {
+        self.take_disks()?;
+        if let Some((vsock, _)) = &self.vsock
+            && let Err(error) = lock(vsock).listen()
+        {
+            self.release_disks(self.disks.len());
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    fn take_disks(&self) -> Result<(), Error> {
         for (taken, disk) in self.disks.iter().enumerate() {
             if let Err(error) = lock(&disk.device).disk().lock() {
-                for disk in &self.disks[..taken] {
-                    if let Err(error) = lock(&disk.device).disk().release() {
-                        tracing::warn!(disk = disk.id, %error, "the disk stays locked");
-                    }
-                }
+                self.release_disks(taken);
                 return Err(error.into());
             }
         }
         Ok(())
     }
 
-    /// Lets others have the disks, or none of them. The devices are paused, and stay so until the disks are
-    /// [taken](Self::take_disks) again. Other hosts only see what was [flushed](Self::disk_flusher) before.
+    /// Lets others have the first `count` disks, which nobody has used.
+    fn release_disks(&self, count: usize) {
+        for disk in &self.disks[..count] {
+            if let Err(error) = lock(&disk.device).disk().release() {
+                tracing::warn!(disk = disk.id, %error, "the disk stays locked");
+            }
+        }
+    }
+
+    /// Lets others have the disks and the socket device's path, or none of them. The devices are paused, and stay so until
+    /// these are [taken](Self::take_over) again. Other hosts only see what was [flushed](Self::disk_flusher) before.
     ///
     /// # Errors
     /// The system refused.
-    pub fn release_disks(&self) -> Result<(), Error> {
+    pub fn let_go(&self) -> Result<(), Error> {
         for disk in &self.disks {
             if let Err(error) = lock(&disk.device).disk().release() {
                 // Nobody was told that they can be had, and what is locked already can be locked again.
                 self.take_disks()?;
                 return Err(error.into());
             }
+        }
+        if let Some((vsock, _)) = &self.vsock {
+            lock(vsock).stop_listening();
         }
         Ok(())
     }

@@ -90,7 +90,7 @@ impl Driver {
         if self.migration.as_ref().is_none_or(Migration::leaves_this_host) {
             machine.devices.disk_flusher().flush()?;
         }
-        machine.devices.release_disks()?;
+        machine.devices.let_go()?;
         self.hand_over(machine, Handover::Commit)?;
         self.snapshots.expect_no_moment();
         Ok(())
@@ -101,7 +101,7 @@ impl Driver {
         match self.state {
             State::HandingOver { .. } => self.hand_over(machine, Handover::GiveUp)?,
             State::HandedOver { .. } => {
-                machine.devices.take_disks()?;
+                machine.devices.take_over()?;
                 self.hand_over(machine, Handover::Declined)?
             }
             _ => None,
@@ -112,7 +112,7 @@ impl Driver {
     /// Has `machine` back, of which nobody knows what became of it elsewhere, with its disks.
     pub(super) fn reclaim(&mut self, machine: &Machine) -> Result<(), Error> {
         let step = self.decide(Request::Reclaim)?;
-        machine.devices.take_disks()?;
+        machine.devices.take_over()?;
         self.carry_out(machine, step);
         Ok(())
     }

@@ -1,13 +1,14 @@
 //! Machines that are saved while their guests run, and go on elsewhere. All is confined as in production, so that a call
 //! missing from a filter's list ends the test.
 
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cutover_migration::pages::PageBits;
 use cutover_migration::vm::ArrivingMemory;
 use cutover_snapshot::manifest::{Draft, MemoryRegion};
-use cutover_snapshot::spec::{DiskIo, DiskSpec, RateLimiterSpec, RngSpec, SerialSpec};
+use cutover_snapshot::spec::{DiskIo, DiskSpec, RateLimiterSpec, RngSpec, SerialSpec, VsockSpec};
 use cutover_snapshot::state_file::{self, StateFile};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -176,6 +177,10 @@ fn with_devices(kernel: &std::path::Path, dir: &TempDir) -> VmSpec {
         rate_limiter: RateLimiterSpec::default(),
     });
     spec.rng = Some(RngSpec::default());
+    spec.vsock = Some(VsockSpec {
+        cid: 3,
+        uds: dir.path().join("v.sock"),
+    });
     spec.serial = SerialSpec::File(dir.path().join("console"));
     spec
 }
@@ -189,7 +194,7 @@ fn each_device_has_a_section_under_its_name() {
     let spec = with_devices(kernel.path(), &dir);
     let (machine, state, _) = saved(&spec);
     let names: Vec<_> = state.devices.virtio.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["disk/data", "rng"]);
+    assert_eq!(names, ["disk/data", "rng", "vsock"]);
     let memory = copy_of(machine.memory(), &spec);
     // A disk has one user at a time.
     drop(machine);
@@ -314,11 +319,14 @@ fn disks_are_of_one_machine_at_a_time_and_go_over_together() {
     let reserved = Reserved::create(&spec, memory, DiskLocks::Later, &options, &driver).unwrap();
     let destination = reserved.load(&state, 0).unwrap();
     let in_use = |machine: &Machine| {
-        let refused = machine.devices.take_disks().unwrap_err().to_string();
+        let refused = machine.devices.take_over().unwrap_err().to_string();
         assert!(refused.contains("is in use by"), "{refused}");
     };
     in_use(&destination);
-    source.devices.release_disks().unwrap();
+    let clients = dir.path().join("v.sock");
+    UnixStream::connect(&clients).unwrap();
+    source.devices.let_go().unwrap();
+    UnixStream::connect(&clients).unwrap_err();
     // Of two disks, of which somebody else has the second, neither is taken.
     let other = VmSpec {
         disks: vec![second],
@@ -327,9 +335,16 @@ fn disks_are_of_one_machine_at_a_time_and_go_over_together() {
     let other = Machine::build(&other, &options, &driver).unwrap();
     in_use(&destination);
     drop(other);
-    source.devices.take_disks().unwrap();
-    source.devices.release_disks().unwrap();
-    destination.devices.take_disks().unwrap();
+    source.devices.take_over().unwrap();
+    source.devices.let_go().unwrap();
+    // Nor are they if somebody else has the path of the socket device.
+    let listener = UnixListener::bind(&clients).unwrap();
+    let refused = destination.devices.take_over().unwrap_err().to_string();
+    assert!(refused.contains("another process does"), "{refused}");
+    drop(listener);
+    // Its file stays, and is nobody's.
+    destination.devices.take_over().unwrap();
+    UnixStream::connect(&clients).unwrap();
     in_use(&source);
 }
 

@@ -135,6 +135,7 @@ impl Host<'_> {
         spec.name = self.request.name.clone().or(spec.name);
         spec.serial = self.request.serial.clone();
         reasons.check(overrides::apply_nets(&mut spec, &self.request.nets));
+        reasons.check(overrides::apply_vsock(&mut spec, self.request.vsock.as_deref()));
         reasons.check(overrides::check_disk_ids(&spec, self.request.disks.keys()));
         for (index, disk) in spec.disks.iter_mut().enumerate() {
             let id = disk.id_at(index);
@@ -336,7 +337,7 @@ impl Incoming {
         ))
     }
 
-    /// Takes what only one of the two may have: names and locks of disks.
+    /// Takes what only one of the two may have: names and locks of disks, the path of its socket device.
     fn take_over(&mut self) -> Result<Loaded, Error> {
         let Stage::Loaded(loaded) = std::mem::replace(&mut self.stage, Stage::Failed) else {
             return Err(Error::Migration(cutover_migration::Error::Vm {
@@ -345,7 +346,7 @@ impl Incoming {
             }));
         };
         std::mem::take(&mut self.disks).publish()?;
-        loaded.machine.devices.take_disks()?;
+        loaded.machine.devices.take_over()?;
         Ok(loaded)
     }
 }

@@ -47,6 +47,8 @@ pub struct ReceiveRequest {
     pub disks: BTreeMap<String, PathBuf>,
     /// Where files are created for disks that move and are not in `disks`: as `ID.img`.
     pub disks_dir: Option<PathBuf>,
+    /// Another Unix socket for the vsock device.
+    pub vsock: Option<PathBuf>,
     /// Where the guest's console goes.
     pub serial: SerialSpec,
 }

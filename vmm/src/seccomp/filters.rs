@@ -68,6 +68,9 @@ const EVENT_LOOP: &[c_long] = &[
     libc::SYS_timerfd_settime,
 ];
 
+/// What connections that the guest asks for take besides a socket: its family is checked below.
+const VSOCK: &[c_long] = &[libc::SYS_connect];
+
 /// What cleaning up takes: a console's socket is removed.
 const CLEAN_UP: &[c_long] = &[libc::SYS_unlink, libc::SYS_unlinkat];
 
@@ -243,6 +246,7 @@ pub fn rules(kind: ThreadKind) -> BTreeMap<u32, Allowed> {
         ThreadKind::Vcpu => (&[CONSOLE_OUTPUT], &[ioctls::VCPU]),
         ThreadKind::Devices => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP], &[ioctls::DEVICES]),
         ThreadKind::Disk => (&[DISK], &[]),
+        ThreadKind::DevicesWithVsock => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, VSOCK], &[ioctls::DEVICES]),
         ThreadKind::Signals => (&[&[libc::SYS_rt_sigtimedwait]], &[]),
         ThreadKind::PageFault => (&[PAGE_FAULT], &[uffd::REQUESTS]),
         // It starts threads that serve page faults and that copy disks.
@@ -267,6 +271,10 @@ pub fn rules(kind: ThreadKind) -> BTreeMap<u32, Allowed> {
     let requests = requests.map(|&request| low_half(request)).collect();
     rules.insert(number(libc::SYS_ioctl), Allowed::WithSecond(requests));
     if kind == ThreadKind::PageFault {
+    if kind == ThreadKind::DevicesWithVsock {
+        let family = libc::AF_UNIX.cast_unsigned();
+        rules.insert(number(libc::SYS_socket), Allowed::WithFirst(vec![family]));
+    }
         // Huge pages are wanted again when all of memory is there.
         let operation = libc::PR_SET_THP_DISABLE.cast_unsigned();
         rules.insert(number(libc::SYS_prctl), Allowed::WithFirst(vec![operation]));
@@ -298,6 +306,7 @@ mod tests {
             ThreadKind::Vcpu,
             ThreadKind::Devices,
             ThreadKind::Disk,
+            ThreadKind::DevicesWithVsock,
             ThreadKind::StateDriver,
             ThreadKind::PageFault,
             ThreadKind::Snapshot,

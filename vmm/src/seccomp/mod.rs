@@ -29,6 +29,8 @@ pub enum ThreadKind {
     Vcpu,
     /// The device event loop.
     Devices,
+    /// The same of a VM with a socket device, whose guest asks for connections to Unix sockets.
+    DevicesWithVsock,
     /// A worker of a disk without io_uring.
     Disk,
     /// The thread that waits for signals.
@@ -47,11 +49,12 @@ pub enum ThreadKind {
 
 impl ThreadKind {
     #[cfg(test)]
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::StateDriver,
         Self::Supervisor,
         Self::Vcpu,
         Self::Devices,
+        Self::DevicesWithVsock,
         Self::Disk,
         Self::Signals,
         Self::Api,
@@ -65,7 +68,7 @@ impl ThreadKind {
         match self {
             Self::StateDriver | Self::Supervisor => "state driver",
             Self::Vcpu => "vCPU",
-            Self::Devices => "device",
+            Self::Devices | Self::DevicesWithVsock => "device",
             Self::Disk => "disk",
             Self::Signals => "signal",
             Self::Api => "API",

@@ -144,6 +144,8 @@ pub struct RestoreRequest {
     pub disks: BTreeMap<String, PathBuf>,
     /// Where files are created for disks that are part of the snapshot and not in `disks`: as `ID.img`.
     pub disks_dir: Option<PathBuf>,
+    /// Another Unix socket for the vsock device.
+    pub vsock: Option<PathBuf>,
     /// Replace files that are already where disks of the snapshot are to be.
     pub replace_disks: bool,
     /// Where the guest's console goes. That is a matter of the process that runs the VM, so the snapshot does not say.

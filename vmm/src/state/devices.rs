@@ -47,7 +47,7 @@ impl DevicesState {
     pub fn read(spec: &VmSpec, from: &State) -> Result<Self, Error> {
         let disks = spec.disks.iter().enumerate().map(|(index, disk)| disk.id_at(index));
         let nets = || spec.nets.iter().enumerate().map(|(index, net)| net.id_at(index));
-        let virtio = sections(disks, nets(), spec.rng.is_some()).map(|name| {
+        let virtio = sections(disks, nets(), spec.rng.is_some(), spec.vsock.is_some()).map(|name| {
             let state = from.read(&name)?;
             Ok((name, state))
         });
@@ -80,8 +80,11 @@ pub fn sections(
     disks: impl Iterator<Item = String>,
     nets: impl Iterator<Item = String>,
     rng: bool,
+    vsock: bool,
 ) -> impl Iterator<Item = String> {
     let disks = disks.map(|id| format!("disk/{id}"));
     let nets = nets.map(|id| format!("net/{id}"));
-    disks.chain(nets).chain(rng.then(|| "rng".to_owned()))
+    let single = [("rng", rng), ("vsock", vsock)].into_iter();
+    let single = single.filter_map(|(name, is_there)| is_there.then(|| name.to_owned()));
+    disks.chain(nets).chain(single)
 }

@@ -13,6 +13,7 @@ use super::metrics::MetricsConfiguration;
 use super::network_interfaces::NetworkInterface;
 use super::rejection::Rejection;
 use super::setup::{Change, Configuration};
+use super::vsock::VsockDevice;
 
 /// All resources.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -33,6 +34,9 @@ pub struct FullConfiguration {
     /// The entropy device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<EntropyDevice>,
+    /// The socket device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockDevice>,
     /// The log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<LoggerConfiguration>,
@@ -59,10 +63,6 @@ pub struct FullConfiguration {
     #[serde(default, skip_serializing)]
     #[schema(ignore)]
     pub pmem: Vec<Value>,
-    /// Not supported.
-    #[serde(default, skip_serializing)]
-    #[schema(ignore)]
-    pub vsock: Option<Value>,
 }
 
 impl TryFrom<FullConfiguration> for Vec<Change> {
@@ -75,7 +75,6 @@ impl TryFrom<FullConfiguration> for Vec<Change> {
             (file.memory_hotplug.is_some(), "memory-hotplug"),
             (file.mmds_config.is_some(), "mmds-config"),
             (!file.pmem.is_empty(), "pmem"),
-            (file.vsock.is_some(), "vsock"),
         ] {
             if is_given {
                 return Err(Rejection::Unsupported(subject));
@@ -89,6 +88,7 @@ impl TryFrom<FullConfiguration> for Vec<Change> {
         changes.extend(file.drives.into_iter().map(Change::Drive));
         changes.extend(file.network_interfaces.into_iter().map(Change::NetworkInterface));
         changes.extend(file.entropy.map(Change::Entropy));
+        changes.extend(file.vsock.map(Change::Vsock));
         Ok(changes)
     }
 }
@@ -101,6 +101,7 @@ impl From<Configuration> for FullConfiguration {
             machine_config: Some(configuration.machine),
             network_interfaces: configuration.network_interfaces,
             entropy: configuration.entropy,
+            vsock: configuration.vsock,
             logger: configuration.logger,
             metrics: configuration.metrics,
             ..Self::default()
@@ -127,7 +128,7 @@ mod tests {
             "iface_id": "eth0", "guest_mac": "06:00:c0:a8:00:02", "host_dev_name": "tap0",
             "rx_rate_limiter": null, "tx_rate_limiter": null
         }],
-        "vsock": null, "logger": null, "metrics": null, "mmds-config": null, "entropy": null, "pmem": [],
+        "vsock": { "guest_cid": 3, "uds_path": "v.sock" }, "logger": null, "metrics": null, "mmds-config": null, "entropy": null, "pmem": [],
         "memory-hotplug": null
     }"#;
 
@@ -165,7 +166,6 @@ mod tests {
             (r#""memory-hotplug":{}"#, "memory-hotplug"),
             (r#""mmds-config":{"network_interfaces":[]}"#, "mmds-config"),
             (r#""pmem":[{}]"#, "pmem"),
-            (r#""vsock":{"guest_cid":3,"uds_path":"v"}"#, "vsock"),
         ] {
             let file: FullConfiguration = serde_json::from_str(&format!("{{{field}}}")).expect(field);
             assert_eq!(Vec::<Change>::try_from(file), Err(Rejection::Unsupported(name)));

@@ -27,6 +27,7 @@ pub mod setup;
 pub mod snapshot;
 pub mod unsupported;
 pub mod vm;
+pub mod vsock;
 
 /// Which handler serves which path.
 pub fn routes() -> Router<Arc<Instance>> {
@@ -52,4 +53,5 @@ pub fn routes() -> Router<Arc<Instance>> {
         .route("/version", get(instance_info::version))
         .route("/vm", patch(vm::patch))
         .route("/vm/config", get(vm::config))
+        .route("/vsock", put(vsock::put))
 }

@@ -22,6 +22,7 @@ use super::metrics::MetricsConfiguration;
 use super::network_interfaces::NetworkInterface;
 use super::rejection::Rejection;
 use super::serial::SerialDevice;
+use super::vsock::VsockDevice;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Configuration {
     pub network_interfaces: Vec<NetworkInterface>,
     /// The entropy device.
     pub entropy: Option<EntropyDevice>,
+    /// The socket device.
+    pub vsock: Option<VsockDevice>,
     /// Where the serial console goes.
     pub serial: SerialSpec,
     /// What was last said about the log.
@@ -59,6 +62,8 @@ pub enum Change {
     NetworkInterface(NetworkInterface),
     /// `PUT /entropy`.
     Entropy(EntropyDevice),
+    /// `PUT /vsock`.
+    Vsock(VsockDevice),
     /// `PUT /serial`.
     Serial(SerialDevice),
     /// `PUT /logger`.
@@ -76,6 +81,7 @@ impl Change {
             Self::Drive(_) => "a drive",
             Self::NetworkInterface(_) => "a network interface",
             Self::Entropy(_) => "the entropy device",
+            Self::Vsock(_) => "the vsock device",
             Self::Serial(_) => "the serial console",
             Self::Logger(_) => "the log",
             Self::Metrics(_) => "the metrics file",
@@ -242,6 +248,14 @@ impl Configuration {
                 self.entropy = Some(device);
                 Ok(())
             }
+            Change::Vsock(device) => {
+                device.check()?;
+                if self.vsock.is_none() {
+                    self.check_room()?;
+                }
+                self.vsock = Some(device);
+                Ok(())
+            }
             Change::Serial(device) => {
                 device.check()?;
                 self.serial = device.spec();
@@ -317,7 +331,8 @@ impl Configuration {
 
     /// Whether one more device fits.
     fn check_room(&self) -> Result<(), Rejection> {
-        let devices = self.drives.len() + self.network_interfaces.len() + usize::from(self.entropy.is_some());
+        let single = usize::from(self.entropy.is_some()) + usize::from(self.vsock.is_some());
+        let devices = self.drives.len() + self.network_interfaces.len() + single;
         if devices == DEVICES_MAX {
             return Err(SpecError::Devices(devices + 1).into());
         }
@@ -332,6 +347,7 @@ impl Configuration {
             (!self.drives.is_empty(), "a drive"),
             (!self.network_interfaces.is_empty(), "a network interface"),
             (self.entropy.is_some(), "the entropy device"),
+            (self.vsock.is_some(), "the vsock device"),
         ]
         .into_iter()
         .find_map(|(is_described, subject)| is_described.then_some(subject))
@@ -377,6 +393,7 @@ impl Configuration {
             disks: self.drives.iter().map(Drive::spec).collect(),
             nets: self.network_interfaces.iter().map(NetworkInterface::spec).collect(),
             rng: self.entropy.map(RngSpec::from),
+            vsock: self.vsock.as_ref().map(VsockDevice::spec),
             serial: self.serial.clone(),
         })
     }
@@ -409,6 +426,7 @@ impl From<&VmSpec> for Configuration {
                 .map(|(index, net)| NetworkInterface::of(net, index))
                 .collect(),
             entropy: spec.rng.map(EntropyDevice::from),
+            vsock: spec.vsock.as_ref().map(VsockDevice::from),
             serial: spec.serial.clone(),
             logger: None,
             metrics: None,

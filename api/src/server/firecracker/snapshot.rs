@@ -67,9 +67,8 @@ pub struct SnapshotLoad {
     #[serde(default)]
     #[schema(max_items = 16)]
     pub network_overrides: Vec<NetworkOverride>,
-    /// Another socket: not supported, there is no vsock device.
+    /// Another socket for the vsock device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(ignore)]
     pub vsock_override: Option<VsockOverride>,
     /// Have the guest's clock go on from the present time.
     #[serde(default)]
@@ -152,9 +151,6 @@ impl TryFrom<SnapshotLoad> for RestoreRequest {
     type Error = Rejection;
 
     fn try_from(load: SnapshotLoad) -> Result<Self, Rejection> {
-        if load.vsock_override.is_some() {
-            return Err(Rejection::Unsupported("vsock_override, as there is no vsock device"));
-        }
         let state = load.snapshot_path.into();
         let source = match (load.mem_backend, load.mem_file_path) {
             (Some(_), Some(_)) | (None, None) => return Err(Rejection::MemoryBackend),
@@ -184,6 +180,7 @@ impl TryFrom<SnapshotLoad> for RestoreRequest {
             },
             name: None,
             nets: taps(load.network_overrides)?,
+            vsock: load.vsock_override.map(|vsock| vsock.uds_path.into()),
             disks: BTreeMap::new(),
             disks_dir: None,
             replace_disks: false,
@@ -332,7 +329,11 @@ mod tests {
         let twice = r#","mem_file_path":"m","network_overrides":[{"iface_id":"e","host_dev_name":"a"},
                        {"iface_id":"e","host_dev_name":"b"}]"#;
         assert_eq!(load(twice), Err(Rejection::OverrideTwice("e".to_owned())));
-        let vsock = load(r#","mem_file_path":"m","vsock_override":{"uds_path":"v"}"#);
-        assert!(matches!(vsock, Err(Rejection::Unsupported(_))), "{vsock:?}");
+    }
+
+    #[test]
+    fn the_socket_of_the_vsock_device_can_be_another() {
+        let request = load(r#","mem_file_path":"m","vsock_override":{"uds_path":"v"}"#).expect("valid");
+        assert_eq!(request.vsock, Some("v".into()));
     }
 }

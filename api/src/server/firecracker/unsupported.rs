@@ -1,13 +1,12 @@
 //! The paths of Firecracker's API that this one does not have: refused by name, so that a client knows why.
 
 /// Beginnings of paths, and what they are about.
-const PATHS: [(&str, &str); 6] = [
+const PATHS: [(&str, &str); 5] = [
     ("/balloon", "balloon devices"),
     ("/cpu-config", "CPU configurations"),
     ("/hotplug", "memory hotplug"),
     ("/mmds", "the metadata service (MMDS)"),
     ("/pmem", "pmem devices"),
-    ("/vsock", "vsock devices"),
 ];
 
 /// What `path` is about, if it is one of Firecracker's that this API does not have.

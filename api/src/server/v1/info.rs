@@ -8,7 +8,7 @@ use axum::response::Response;
 use cutover_snapshot::spec::{DiskSpec, NetSpec, SerialSpec, TapSpec, VmSpec};
 use cutover_vmm::State;
 
-use super::types::{DiskInfoV1, InfoV1, NetInfoV1, SerialInfoV1, StateV1};
+use super::types::{DiskInfoV1, InfoV1, NetInfoV1, SerialInfoV1, StateV1, VsockInfoV1};
 use crate::server::http::{Failure, Refused, json};
 use crate::server::instance::Instance;
 
@@ -45,6 +45,10 @@ fn info(id: &str, state: StateV1, spec: &VmSpec, last_event: u64) -> InfoV1 {
             .collect(),
         nets: (0..).zip(&spec.nets).map(|(index, net)| net_info(net, index)).collect(),
         rng: spec.rng.is_some(),
+        vsock: spec.vsock.as_ref().map(|vsock| VsockInfoV1 {
+            cid: vsock.cid,
+            uds: text(&vsock.uds),
+        }),
         serial: match &spec.serial {
             SerialSpec::Stdio => SerialInfoV1::Stdio,
             SerialSpec::File(path) => SerialInfoV1::File { path: text(path) },

@@ -178,6 +178,7 @@ impl TryFrom<ReceptionV1> for ReceiveRequest {
             nets: body.taps.into_iter().map(|(id, tap)| (id, net(tap))).collect(),
             disks: disks.map(|(id, path)| (id, PathBuf::from(path))).collect(),
             disks_dir: body.disks_dir.map(PathBuf::from),
+            vsock: body.vsock_uds.map(PathBuf::from),
             serial: Default::default(),
         })
     }

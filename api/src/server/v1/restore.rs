@@ -56,6 +56,7 @@ impl TryFrom<RestoreV1> for RestoreRequest {
                 .map(|(id, path)| (id, PathBuf::from(path)))
                 .collect(),
             disks_dir: body.disks_dir.map(PathBuf::from),
+            vsock: body.vsock_uds.map(PathBuf::from),
             replace_disks: body.replace_disks,
             serial: SerialSpec::default(),
             hugepages: body.hugepages,
@@ -121,7 +122,7 @@ mod tests {
         let request = read(
             r#"{"snapshot":"s","endpoints":["http://a:1","https://b"],"trust":"trusted","clock":"stopped","nets":{"eth0":{"tap":"t1"},
                 "eth1":{"mac":"02:00:00:00:00:07"}},"disks":{"root":"a.img"},"disks_dir":"d",
-                "replace_disks":true,"hugepages":false,"track":true,"paused":true}"#,
+                "replace_disks":true,"vsock_uds":"v","hugepages":false,"track":true,"paused":true}"#,
         )
         .expect("valid");
         assert_eq!((request.trust, request.clock), (Trust::Trusted, ClockPolicy::Stopped));
@@ -130,6 +131,7 @@ mod tests {
         assert_eq!(request.nets["eth1"].mac.map(|mac| mac.0[5]), Some(7));
         assert_eq!(request.disks["root"], PathBuf::from("a.img"));
         assert_eq!((request.hugepages, request.disks_dir), (Some(false), Some("d".into())));
+        assert_eq!(request.vsock, Some("v".into()));
         assert!(request.replace_disks && request.track && request.paused);
     }
 

@@ -93,6 +93,9 @@ pub struct InfoV1 {
     pub nets: Vec<NetInfoV1>,
     /// Whether the guest has an entropy device.
     pub rng: bool,
+    /// The vsock device, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockInfoV1>,
     /// Where the guest's serial port goes.
     pub serial: SerialInfoV1,
     /// Number of the newest event, 0 before the first: who follows the events from there misses nothing.
@@ -121,6 +124,15 @@ pub struct NetInfoV1 {
     /// The guest's MAC address, if the description of the VM has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+}
+
+/// The vsock device, as `GET /v1/info` tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VsockInfoV1 {
+    /// The guest's address.
+    pub cid: u32,
+    /// Unix socket for connections to the guest; those of the guest go to it with `_PORT` appended.
+    pub uds: String,
 }
 
 /// Where the guest's serial port goes.

@@ -156,7 +156,7 @@ impl MmioTransport {
         match std::mem::replace(&mut self.service, Service::Idle) {
             // It had given up before: only a reset helps.
             Service::Paused(_) if self.notifier.has_failed() => {}
-            Service::Paused(queues) => self.start_service(queues),
+            Service::Paused(queues) => self.start_service(queues, true),
             other => self.service = other,
         }
     }
@@ -308,19 +308,19 @@ impl MmioTransport {
             })
             .collect();
         match queues {
-            Ok(queues) => self.start_service(queues),
+            Ok(queues) => self.start_service(queues, false),
             Err(error) => self.notifier.fail(error),
         }
     }
 
-    fn start_service(&mut self, queues: Vec<Queue>) {
-        match self.try_start(queues) {
+    fn start_service(&mut self, queues: Vec<Queue>, go_on: bool) {
+        match self.try_start(queues, go_on) {
             Ok(subscriber) => self.service = Service::Running(subscriber),
             Err(error) => self.notifier.fail(error),
         }
     }
 
-    fn try_start(&self, queues: Vec<Queue>) -> Result<SubscriberId, DeviceError> {
+    fn try_start(&self, queues: Vec<Queue>, go_on: bool) -> Result<SubscriberId, DeviceError> {
         let serve = |(queue, doorbell): (Queue, &Arc<EventFd>)| {
             let queue = ServedQueue::new(queue, doorbell.clone(), self.memory.clone());
             // What the driver offered before, or while nobody served, was announced to nobody.
@@ -330,6 +330,7 @@ impl MmioTransport {
         let started = StartedQueues {
             queues: queues.into_iter().zip(&self.doorbells).map(serve).collect(),
             features: self.accepted_features,
+            go_on,
             notifier: self.notifier.clone(),
         };
         let (device, subscriber) = (self.device.clone(), self.subscriber.clone());

@@ -55,6 +55,7 @@ impl Rendezvous {
             nets: BTreeMap::new(),
             disks,
             disks_dir: None,
+            vsock: None,
             serial: SerialSpec::Null,
         };
         let status = Arc::<MigrationStatus>::default();

@@ -71,6 +71,7 @@ impl Shelf {
             nets: Default::default(),
             disks: Default::default(),
             disks_dir: None,
+            vsock: None,
             replace_disks: false,
             serial: SerialSpec::Null,
             hugepages: None,

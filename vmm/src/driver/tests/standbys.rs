@@ -67,6 +67,7 @@ fn standby_at(listen: Endpoint, tls: Option<PathBuf>, place: &TempDir) -> Waitin
             nets: BTreeMap::new(),
             disks: BTreeMap::new(),
             disks_dir: Some(place.path().to_owned()),
+            vsock: None,
             serial: SerialSpec::Null,
         },
         link: link(),

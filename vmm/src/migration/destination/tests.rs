@@ -29,6 +29,7 @@ fn reasons(spec: VmSpec, cpu: CpuNeeds, may_follow: bool) -> Vec<String> {
         nets: Default::default(),
         disks: Default::default(),
         disks_dir: None,
+        vsock: None,
         serial: SerialSpec::Null,
     };
     let mut host = Host {

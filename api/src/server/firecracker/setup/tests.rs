@@ -34,6 +34,10 @@ fn configured(changes: impl IntoIterator<Item = Change>) -> Setup {
     setup
 }
 
+fn vsock() -> VsockDevice {
+    read(r#"{"guest_cid":3,"uds_path":"v.sock"}"#)
+}
+
 #[test]
 fn a_kernel_is_enough_for_a_vm_of_firecrackers_default_size() {
     let spec = configured([boot_source()]).start().expect("a VM");
@@ -59,6 +63,7 @@ fn everything_that_is_configured_becomes_part_of_the_vm() {
         Change::Drive(drive("rootfs", true)),
         Change::NetworkInterface(interface("eth0", "02:00:00:00:00:01")),
         Change::Entropy(EntropyDevice::default()),
+        Change::Vsock(vsock()),
         Change::Serial(read(r#"{"serial_out_path":"console"}"#)),
     ]);
     let spec = setup.start().expect("a VM");
@@ -71,6 +76,7 @@ fn everything_that_is_configured_becomes_part_of_the_vm() {
         (spec.rng, spec.serial),
         (Some(RngSpec::default()), SerialSpec::File("console".into()))
     );
+    assert_eq!(spec.vsock, Some(vsock().spec()));
 }
 
 #[test]
@@ -116,6 +122,7 @@ fn more_devices_than_a_vm_can_have_are_refused_as_they_come() {
         too_many
     );
     assert_eq!(setup.configure(Change::Entropy(EntropyDevice::default())), too_many);
+    assert_eq!(setup.configure(Change::Vsock(vsock())), too_many);
     setup
         .configure(Change::Drive(drive("d0", false)))
         .expect("replaces one");
@@ -190,6 +197,7 @@ fn what_a_snapshot_says_cannot_be_configured_before_and_a_failed_restore_leaves_
             "a network interface",
         ),
         (Change::Entropy(EntropyDevice::default()), "the entropy device"),
+        (Change::Vsock(vsock()), "the vsock device"),
     ] {
         assert_eq!(configured([change]).restore(false), Err(Rejection::Configured(subject)));
     }
@@ -221,6 +229,7 @@ fn the_setup_of_a_vm_that_runs_describes_that_vm() {
         Change::Drive(drive("a", false)),
         Change::NetworkInterface(interface("eth0", "02:00:00:00:00:01")),
         Change::Entropy(EntropyDevice::default()),
+        Change::Vsock(vsock()),
     ]);
     let spec = setup.start().expect("a VM");
     assert_eq!(Setup::of_started(&spec).configuration().draft(), Ok(spec));
@@ -233,6 +242,7 @@ fn any_change() -> impl Strategy<Value = Change> {
         (id(), any::<bool>()).prop_map(|(id, is_root)| Change::Drive(drive(&id, is_root))),
         (id(), 0_u8..3).prop_map(|(id, n)| Change::NetworkInterface(interface(&id, &format!("02:00:00:00:00:0{n}")))),
         Just(Change::Entropy(EntropyDevice::default())),
+        Just(Change::Vsock(vsock())),
     ]
 }
 

@@ -74,6 +74,9 @@ pub struct ReceptionV1 {
     /// Other files, by the ids of disks.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub disks: BTreeMap<String, String>,
+    /// Another Unix socket for the vsock device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_uds: Option<String>,
     /// Directory in which files are created, as `ID.img`, for disks that move and are not in `disks`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disks_dir: Option<String>,

@@ -127,6 +127,9 @@ pub struct RestoreV1 {
     /// that is used for one that is not.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub disks: BTreeMap<String, String>,
+    /// Another Unix socket for the vsock device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_uds: Option<String>,
     /// Directory in which files are created, as `ID.img`, for disks that are part of the snapshot and not in `disks`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disks_dir: Option<String>,
