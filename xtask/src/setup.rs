@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::{process, ui};
 
 /// Everything the tasks need beyond Rust itself.
-const PACKAGES: [&str; 21] = [
+const PACKAGES: [&str; 23] = [
     // building
     "gcc",
     "libc6-dev",
@@ -28,6 +28,9 @@ const PACKAGES: [&str; 21] = [
     "uidmap",
     "xz-utils",
     "zstd",
+    // testing the journal of groups
+    "etcd-client",
+    "etcd-server",
     // running and reaching guests
     "iperf3",
     "iproute2",

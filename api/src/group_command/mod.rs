@@ -54,9 +54,7 @@ enum GroupError {
          --insecure if that is meant"
     )]
     Insecure(Endpoint),
-    #[error(
-        "{0}: whoever can reach that can decide about VMs: write etcd+tls://, or give --insecure if that is meant"
-    )]
+    #[error("{0}: whoever can reach that can decide about VMs: write etcd+tls://, or give --insecure if that is meant")]
     InsecureJournal(Location),
     #[error("{0}: others cannot reach this host by that: write the name or address by which they do")]
     Unreachable(Endpoint),
