@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 
+use cutover_cluster::checkpoint::{CheckpointId, Order, StoredSnapshot};
 use cutover_cluster::runtime::seat::Notices;
 use cutover_cluster::vm::{CutReport, MemberStatus, MemberVm, Notice, StandbyAddress, VmError};
 use cutover_migration::transport::Endpoint;
 use cutover_snapshot::spec::MacAddr;
 use cutover_vmm::protection::{self, Protection};
+use cutover_vmm::snapshot::{CutSnapshot, SnapshotReport};
 
 /// A protected VM.
 pub struct Member {
@@ -77,6 +79,26 @@ impl MemberVm for Member {
         Ok(self.protection.permanent(epoch)?)
     }
 
+    fn prepare_snapshot(&mut self, order: &Order) -> Result<(), VmError> {
+        let order = order.clone();
+        Ok(self.protection.prepare_snapshot(CutSnapshot {
+            id: order.id.0,
+            root: order.store,
+            chain: order.chain,
+            name: order.snapshot,
+            full: order.full,
+            compress: order.compress,
+        })?)
+    }
+
+    fn snapshot_at(&mut self, epoch: u64) -> Result<(), VmError> {
+        Ok(self.protection.snapshot_at(epoch)?)
+    }
+
+    fn no_snapshot(&mut self, id: CheckpointId) -> Result<(), VmError> {
+        Ok(self.protection.no_snapshot(id.0)?)
+    }
+
     fn roll_back(&mut self, cut: u64) -> Result<(), VmError> {
         Ok(self.protection.roll_back(cut)?)
     }
@@ -103,7 +125,21 @@ impl MemberVm for Member {
             dirty_pages: status.dirty_pages,
             lag: status.lag,
             shipped_bytes: status.shipped_bytes,
+            stored_bytes: status.stored_bytes,
+            to_store_bytes: status.to_store_bytes,
         }
+    }
+}
+
+/// A snapshot that is permanent, as the group sees it.
+fn stored(report: &SnapshotReport) -> StoredSnapshot {
+    let name = report.path.file_name().map(|name| name.to_string_lossy().into_owned());
+    StoredSnapshot {
+        id: report.id.unwrap_or_default(),
+        name: name.unwrap_or_default(),
+        parent: report.parent.clone(),
+        file_bytes: report.file_bytes,
+        pause_ns: report.pause_ns,
     }
 }
 
@@ -114,6 +150,10 @@ pub fn pass_on(from: &Receiver<protection::Notice>, to: &Notices) {
             protection::Notice::Holds(epoch) => Notice::Holds(epoch),
             protection::Notice::StandbyLost(reason) => Notice::StandbyLost(reason),
             protection::Notice::OutputWaits => Notice::OutputWaits,
+            protection::Notice::SnapshotPrepared(id) => Notice::SnapshotPrepared(CheckpointId(id)),
+            protection::Notice::SnapshotOver(id, outcome) => {
+                Notice::SnapshotOver(CheckpointId(id), outcome.map(|report| stored(&report)))
+            }
             protection::Notice::GuestEnded(reason) => Notice::GuestEnded(reason),
             protection::Notice::GuestFailed(reason) => Notice::GuestFailed(reason),
         });

@@ -1,5 +1,7 @@
 //! What can go wrong with a group, each with what to do about it.
 
+use std::path::PathBuf;
+
 use crate::vm::VmError;
 
 /// Why something could not be done for a group.
@@ -45,6 +47,16 @@ pub enum Error {
     Journal {
         /// Where the journal is.
         journal: String,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        reason: String,
+    },
+    /// A checkpoint that is stored, or a directory of them, cannot be used.
+    #[error("{}: cannot {action}: {reason}", .path.display())]
+    Checkpoint {
+        /// Its manifest, or the directory.
+        path: PathBuf,
         /// What was tried.
         action: &'static str,
         /// Why it failed.

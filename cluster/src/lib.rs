@@ -11,6 +11,7 @@
 //! of the protocol runs in a model checker and in a simulation as it runs between hosts.
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 pub mod engine;
 pub mod error;
 pub mod id;

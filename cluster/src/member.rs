@@ -14,6 +14,7 @@
 //! while another hears messages and keeps the lease. Without a lease the VM stops, but only where another incarnation of
 //! it could be made: not while it is on its own.
 
+use crate::checkpoint::{CheckpointId, Order, StoredSnapshot};
 use crate::id::{Epoch, Generation, Identity, Seat};
 use crate::lease::{Lease, Nanos};
 use crate::message::{Ending, Envelope, FromSeat, Seeding, Stage, Standing, Taken, ToSeat};
@@ -72,6 +73,12 @@ pub enum Call {
     Fence,
     /// `unprotect`.
     Unprotect,
+    /// `prepare_snapshot`.
+    PrepareSnapshot(Order),
+    /// `snapshot_at`.
+    SnapshotAt(Epoch),
+    /// `no_snapshot`.
+    NoSnapshot(CheckpointId),
 }
 
 /// A member.
@@ -90,6 +97,8 @@ pub struct Member {
     rolled_back: Generation,
     /// Whether the VM was last told to run.
     runs: bool,
+    /// The checkpoint for which its VM makes a snapshot.
+    snapshot: Option<CheckpointId>,
     /// Why the guest ended, if it did: such a VM has nothing to cut, but what it sent is held like any other's.
     ended: Option<String>,
 }
@@ -108,6 +117,7 @@ impl Member {
             standby: None,
             rolled_back: Generation::default(),
             runs: true,
+            snapshot: None,
             ended: None,
         }
     }
@@ -185,6 +195,10 @@ impl Member {
         if envelope.group != self.who.group || envelope.generation < self.generation {
             return;
         }
+        if envelope.generation > self.generation {
+            // Whoever asked for one has forgotten it.
+            self.drop_snapshot(out);
+        }
         self.generation = envelope.generation;
         match envelope.body {
             ToSeat::Welcome { timing } => self.timing = timing,
@@ -194,12 +208,17 @@ impl Member {
             ToSeat::RollBack(cut) => self.roll_back(cut, out),
             ToSeat::Permanent(cut) => self.note_permanent(cut, out),
             ToSeat::Invalid(cut) => self.invalidate(cut, out),
+            ToSeat::NoSnapshot(id) if self.snapshot == Some(id) => self.drop_snapshot(out),
+            ToSeat::NoSnapshot(_) => {}
             // Whoever does not know whether it is still the one takes part in nothing.
             _ if self.is_leased() && !self.lease.holds(now) => {}
             ToSeat::SeedTo(seeding) => self.seed(seeding, out),
             ToSeat::CheckpointRequest(cut) => self.request(cut, out),
             ToSeat::TakeTentative(cut) => self.take(cut, out),
             ToSeat::Validate(cut) => self.validate(cut, out),
+            ToSeat::PrepareSnapshot(order) => self.prepare_snapshot(order, out),
+            ToSeat::SnapshotAt(cut) if self.snapshot.is_some() => out.push(Do::Call(Call::SnapshotAt(cut))),
+            ToSeat::SnapshotAt(_) => {}
             // That is for standbys.
             ToSeat::Promote(_) => {}
         }
@@ -272,6 +291,26 @@ impl Member {
         if is_open && self.cut == cut {
             self.stage = Stage::Ready;
             out.push(Do::Call(Call::Invalidate(cut)));
+        }
+    }
+
+    fn prepare_snapshot(&mut self, order: Order, out: &mut Vec<Do>) {
+        if self.snapshot != Some(order.id) {
+            self.drop_snapshot(out);
+            self.snapshot = Some(order.id);
+            out.push(Do::Call(Call::PrepareSnapshot(order)));
+        }
+    }
+
+    fn drop_snapshot(&mut self, out: &mut Vec<Do>) {
+        if let Some(id) = self.snapshot.take() {
+            out.push(Do::Call(Call::NoSnapshot(id)));
+        }
+    }
+
+    fn snapshot_over(&mut self, id: CheckpointId, outcome: Result<StoredSnapshot, String>, out: &mut Vec<Do>) {
+        if self.snapshot.take_if(|snapshot| *snapshot == id).is_some() {
+            self.say(FromSeat::SnapshotOver(id, outcome), out);
         }
     }
 
@@ -375,13 +414,24 @@ impl Member {
                     self.say(FromSeat::AtCut(cut), out);
                 }
             }
-            (
+            (Call::PrepareSnapshot(order), Err(reason)) => self.snapshot_over(order.id, Err(reason), out),
+            (Call::SnapshotAt(_), Err(reason)) => {
+                if let Some(id) = self.snapshot {
+                    self.snapshot_over(id, Err(reason), out);
+                }
+            }
+            // A VM that has ended tells that in another way.
+            (Call::NoSnapshot(_), Err(_))
+            | (
                 Call::Validate(_)
                 | Call::Invalidate(_)
                 | Call::Permanent(_)
                 | Call::Resume
                 | Call::Fence
-                | Call::Unprotect,
+                | Call::Unprotect
+                | Call::PrepareSnapshot(_)
+                | Call::SnapshotAt(_)
+                | Call::NoSnapshot(_),
                 Ok(_),
             ) => {}
             (
@@ -406,6 +456,12 @@ impl Member {
             }
             Notice::StandbyLost(reason) => self.lose_standby(reason, out),
             Notice::OutputWaits => self.say(FromSeat::OutputWaits, out),
+            Notice::SnapshotPrepared(id) => {
+                if self.snapshot == Some(id) {
+                    self.say(FromSeat::SnapshotPrepared(id), out);
+                }
+            }
+            Notice::SnapshotOver(id, outcome) => self.snapshot_over(id, outcome, out),
             Notice::GuestEnded(reason) => {
                 self.ended = Some(reason.clone());
                 self.say(FromSeat::GuestEnded { reason }, out);

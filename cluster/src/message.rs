@@ -39,15 +39,27 @@
 //!  Unprotect(m) ──────────────────────────► runs; its output leaves     runs
 //!  End ───────────► the other standbys; new ones are started, and it goes on from there
 //! ```
+//! A checkpoint that is stored as well; it lives in one generation (see [`checkpoint`](crate::checkpoint)):
+//! ```text
+//!  PrepareSnapshot(id) ───────────────────► prepares it, runs on; other cuts are taken meanwhile
+//!                  ◄──── SnapshotPrepared(id)
+//!  (all) SnapshotAt(n), and cut n as above ► in the pause of cut n, keeps it; runs on, copies it
+//!                  ◄─────── SnapshotOver(id)
+//!  (all, and n is permanent) there is a checkpoint
+//!  NoSnapshot(id), if anyone fails
+//! ```
 //! If a standby is lost, `Unprotect` comes without the rest, once the journal says so.
 //!
 //! Everything may come late, twice or never: the number of the cut and the generation say whether it still counts, doing
 //! anything twice is doing it once, and each [`Heartbeat`](FromSeat::Heartbeat) tells where its sender stands, so that the
 //! coordinator says again what was lost.
 
+use std::path::PathBuf;
+
 use cutover_snapshot::spec::MacAddr;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{CheckpointId, Order, StoredSnapshot};
 use crate::id::{Epoch, Generation, GroupId, Host, Seat};
 use crate::spec::Timing;
 use crate::vm::{CutReport, MemberStatus, StandbyAddress};
@@ -167,6 +179,12 @@ pub enum ToSeat {
     RollBack(Epoch),
     /// To a standby: be the member, as of the cut.
     Promote(Epoch),
+    /// To a member: prepare a snapshot that is to be of a cut.
+    PrepareSnapshot(Order),
+    /// To a member: it is to be of this cut, which is asked for next.
+    SnapshotAt(Epoch),
+    /// To a member: nothing comes of this checkpoint.
+    NoSnapshot(CheckpointId),
     /// To a member: it is on its own. It runs, also if it stood at a cut, and what it holds leaves. The number is one of a
     /// cut, that is none: whoever has heard of a higher one does not do so any more.
     Unprotect(Epoch),
@@ -228,6 +246,10 @@ pub enum FromSeat {
         /// Why.
         reason: String,
     },
+    /// Its snapshot for this checkpoint can be of a cut.
+    SnapshotPrepared(CheckpointId),
+    /// Its snapshot is permanent; or there is none, and why.
+    SnapshotOver(CheckpointId, Result<StoredSnapshot, String>),
     /// A member holds so much output that a cut would help.
     OutputWaits,
     /// The guest ended by itself.
@@ -259,6 +281,15 @@ pub enum ToAgent {
     /// Have a VM of this host join.
     Join {
         /// As whom.
+        seat: Seat,
+        /// The VM's name.
+        vm: String,
+        /// Start it from this snapshot first, paused, if it does not run.
+        restore: Option<PathBuf>,
+    },
+    /// Let a VM of this host run that was started paused.
+    Resume {
+        /// Whose it is.
         seat: Seat,
         /// The VM's name.
         vm: String,
@@ -316,6 +347,7 @@ impl ToSeat {
             | Self::Promote(cut)
             | Self::Unprotect(cut)) => Some(cut),
             Self::SeedTo(seeding) => Some(seeding.epoch),
+            Self::PrepareSnapshot(_) | Self::SnapshotAt(_) | Self::NoSnapshot(_) => None,
             Self::Welcome { .. } | Self::Lease { .. } | Self::End(_) => None,
         }
     }

@@ -1,5 +1,6 @@
 //! What a group is to be: its members, the hosts that may back them up, and how often and how patiently.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,9 @@ pub struct MemberSpec {
     pub name: String,
     /// Where it runs when it joins.
     pub host: Host,
+    /// The snapshot that it is started from there, paused, if it does not run yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<PathBuf>,
 }
 
 /// How often a cut is taken.
@@ -202,6 +206,7 @@ mod tests {
         let member = |name: &str| MemberSpec {
             name: name.to_owned(),
             host: Host("a".to_owned()),
+            restore: None,
         };
         GroupSpec {
             name: "g".to_owned(),

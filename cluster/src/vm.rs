@@ -6,6 +6,7 @@
 //!                    … ► roll_back ► resume ► unprotect         back to the last permanent cut
 //!                    … ► fence ► resume                         nobody knows whether this VM is still the one
 //!                    … ► unprotect                              on its own
+//!             prepare_snapshot ► … ► snapshot_at ► block ► take  a cut that is stored as well
 //!  StandbyVm  permanent ► permanent ► promote                   from there on a MemberVm, after its roll_back
 //! ```
 //! All calls of one object come from one thread, and each returns when what it says is done.
@@ -15,6 +16,7 @@ use std::error::Error as StdError;
 use cutover_snapshot::spec::MacAddr;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{CheckpointId, Order, StoredSnapshot};
 use crate::id::Epoch;
 
 /// What went wrong in the VM or its host; its message says in full what and where.
@@ -52,6 +54,10 @@ pub struct MemberStatus {
     pub lag: u64,
     /// Bytes that were sent to the standby since the VM has one.
     pub shipped_bytes: u64,
+    /// Bytes of the snapshot that is being stored that are copied.
+    pub stored_bytes: u64,
+    /// Bytes that it copies in all; 0 if there is none, or it is not known yet.
+    pub to_store_bytes: u64,
 }
 
 /// A member's VM.
@@ -83,6 +89,16 @@ pub trait MemberVm: Send {
     /// All standbys hold the epoch: what was held of it and of those before leaves, in order.
     fn permanent(&mut self, epoch: Epoch) -> Result<(), VmError>;
 
+    /// Begins to prepare a snapshot that is to be of a cut, while the guest runs and others are taken. Returns when that has
+    /// begun; [`Notice::SnapshotPrepared`] and [`Notice::SnapshotOver`] follow, or only that.
+    fn prepare_snapshot(&mut self, order: &Order) -> Result<(), VmError>;
+
+    /// The snapshot that is prepared is to be of the cut of `epoch`, which is taken next.
+    fn snapshot_at(&mut self, epoch: Epoch) -> Result<(), VmError>;
+
+    /// This snapshot is not wanted any more.
+    fn no_snapshot(&mut self, id: CheckpointId) -> Result<(), VmError>;
+
     /// Goes back to what the VM was at `cut`, the last that was said to be permanent, and stands still there. What was held since is dropped, and
     /// so is what waits to be received: it is of a future that there will not be.
     fn roll_back(&mut self, cut: Epoch) -> Result<(), VmError>;
@@ -111,6 +127,10 @@ pub enum Notice {
     StandbyLost(String),
     /// So much output is held that the guest will soon have to wait: a checkpoint would help.
     OutputWaits,
+    /// The snapshot for this checkpoint can be of a cut now.
+    SnapshotPrepared(CheckpointId),
+    /// It is permanent; or there is none, and why.
+    SnapshotOver(CheckpointId, Result<StoredSnapshot, String>),
     /// The guest ended by itself, such as that it was shut down: why.
     GuestEnded(String),
     /// The guest failed, such as by a panic, which its group wants to be taken for the failure of a host.

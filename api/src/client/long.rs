@@ -28,13 +28,15 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// A kind of work that a VM does when it is asked to.
 #[derive(Clone, Copy, Debug)]
-pub struct Work {
+pub struct Work<'a> {
     /// What comes of it, for people.
     pub what: &'static str,
     /// Where it is asked for.
-    pub path: &'static str,
+    pub path: &'a str,
     /// Where the VM tells how far it is, and can be told to give it up.
-    pub current: &'static str,
+    pub current: &'a str,
+    /// What tells what becomes of it if nobody waits.
+    pub look: &'static str,
 }
 
 /// Why work came to nothing, as far as one can tell.
@@ -52,16 +54,18 @@ pub enum WorkError {
         source: ClientError,
     },
     /// Nobody waits for it any more.
-    #[error("{vm}: the {what} is left to the VM: `cutover vm events` tells what becomes of it")]
+    #[error("{vm}: nobody waits for the {what} any more: {look}")]
     Left {
         /// Name of the VM.
         vm: String,
         /// What was asked of it.
         what: &'static str,
+        /// What tells about it.
+        look: &'static str,
     },
 }
 
-impl Work {
+impl Work<'_> {
     /// Has `vm` do what `body` says. How far it is goes to `show`, if anybody looks. Takes the signals of this process
     /// for itself.
     ///
@@ -102,7 +106,7 @@ impl Work {
                 result = &mut answer => return result.map_err(|source| WorkError::Vm { vm: name(), source }),
                 Some(time) = signals.recv() => match time {
                     Time::First => is_unwanted = true,
-                    Time::Again => return Err(WorkError::Left { vm: name(), what: self.what }),
+                    Time::Again => return Err(WorkError::Left { vm: name(), what: self.what, look: self.look }),
                 },
                 _ = looks.tick(), if is_unwanted || show.is_some() => {
                     if is_unwanted {

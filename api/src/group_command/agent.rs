@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  coordinator ══ agent ─┬─ Join ──────────► PUT /v1/protection at the VM's API
+//!                        ├─ the same, with a snapshot ──► `cutover snapshot restore` first
 //!                        └─ StartStandby ──► `cutover standby`, which prints where it listens
 //! ```
 
@@ -10,9 +11,10 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -23,14 +25,17 @@ use cutover_cluster::runtime::agent::{Agent, HostWork, Place};
 use cutover_migration::transport::{Endpoint, HostPort};
 use hyper::Method;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde_json::json;
 use tokio::runtime;
+use tokio::sync::oneshot;
+use tokio::time::interval;
 
 use super::{GroupError, LinkArgs};
-use crate::client::{ClientError, INFO, Vm, VmRef, one};
+use crate::client::{ClientError, INFO, LOOK_EVERY, Vm, VmRef, one};
 use crate::exit::{ExitStatus, report, with_causes};
 use crate::log::{self, LogArgs};
 use crate::runtime_dir::RuntimeDir;
-use crate::server::v1::types::{InfoV1, ProtectionV1};
+use crate::server::v1::types::{InfoV1, ProtectionV1, StateV1};
 
 /// How long a standby may take until it listens: it opens nothing but a socket by then.
 const STANDBY_START_MAX: Duration = Duration::from_secs(30);
@@ -107,6 +112,8 @@ fn serve(args: &BackupArgs) -> Result<Agent, GroupError> {
         runtime_dir: RuntimeDir::locate(),
         insecure: args.link.insecure,
         tls_dir: args.link.tls_dir.clone(),
+        disks_dir: args.disks_dir.clone(),
+        consoles: args.consoles.clone(),
     };
     let agent = Agent::start(listener, work)?;
     tracing::info!(%endpoint, "coordinators can call");
@@ -149,6 +156,10 @@ struct Work {
     runtime_dir: RuntimeDir,
     insecure: bool,
     tls_dir: Option<PathBuf>,
+    /// Where disks of VMs that are started are.
+    disks_dir: Option<PathBuf>,
+    /// Where their consoles are.
+    consoles: Option<PathBuf>,
 }
 
 impl HostWork for Work {
@@ -182,8 +193,27 @@ impl HostWork for Work {
         let vm = one(&VmRef::Name(name), &self.runtime_dir);
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| format!("cannot ask VMs: {error}"))?;
+        if let Some(snapshot) = &place.restore {
+            runtime.block_on(self.start(&vm, snapshot, place))?;
+        }
         let joined = runtime.block_on(self.have_join(&vm, place));
         joined.map_err(|error| with_causes(&error))
+    }
+
+    fn resume(&self, place: &Place) -> Result<(), String> {
+        let name = place.vm.parse().map_err(|error| format!("{error}"))?;
+        let vm = one(&VmRef::Name(name), &self.runtime_dir);
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| format!("cannot ask VMs: {error}"))?;
+        let resumed = runtime.block_on(async {
+            let info: InfoV1 = vm.get(INFO, ANSWER_MAX).await?;
+            if info.state == StateV1::Paused {
+                let running = json!({ "state": "Resumed" });
+                vm.tell(Method::PATCH, "/vm", &running, ANSWER_MAX).await?;
+            }
+            Ok::<_, ClientError>(())
+        });
+        resumed.map_err(|error| with_causes(&error))
     }
 }
 
@@ -208,6 +238,62 @@ impl Work {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
+    }
+
+    /// Starts the VM of `place` from `snapshot`, paused, if it does not run; returns when it answers.
+    async fn start(&self, vm: &Vm, snapshot: &Path, place: &Place) -> Result<(), String> {
+        if vm.get::<InfoV1>(INFO, ANSWER_MAX).await.is_ok() {
+            return Ok(());
+        }
+        let cannot = |reason: String| format!("cannot start '{}' from {}: {reason}", place.vm, snapshot.display());
+        let started = self
+            .restore(snapshot, place)
+            .map_err(|error| cannot(error.to_string()))?;
+        let (ended, mut has_ended) = oneshot::channel();
+        let pid = started.id();
+        // Whoever starts a process has to learn of its end, too.
+        let waiting = thread::Builder::new().name("restored".to_owned()).spawn(move || {
+            let mut child = started;
+            let status = child.wait();
+            tracing::info!(pid, ?status, "a VM that was started from a snapshot has ended");
+            // Nobody waits for that once it answers.
+            let _ = ended.send(status);
+        });
+        waiting.map_err(|error| cannot(error.to_string()))?;
+        let mut looks = interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                status = &mut has_ended => {
+                    let status = status.map(|status| status.map_or_else(|error| error.to_string(), |status| status.to_string()));
+                    return Err(cannot(format!("it ended ({}): its messages say why", status.unwrap_or_default())));
+                }
+                _ = looks.tick() => {
+                    if vm.get::<InfoV1>(INFO, ANSWER_MAX).await.is_ok() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn restore(&self, snapshot: &Path, place: &Place) -> io::Result<Child> {
+        let mut command = Command::new(env::current_exe()?);
+        command.args(["snapshot", "restore"]).arg(snapshot);
+        command.args(["--name", &place.vm, "--api", "--paused", "--track"]);
+        let own = format!("{}-{}-{}", place.vm, place.group, place.seat);
+        let disks = self.disks_dir.clone().unwrap_or_default().join(own);
+        fs::create_dir_all(&disks)?;
+        command.arg("--disks").arg(disks);
+        match &self.consoles {
+            Some(dir) => {
+                let console = dir.join(format!("{}.console", place.vm));
+                command.arg("--serial").arg(format!("socket={}", console.display()));
+            }
+            None => {
+                command.args(["--serial", "null"]);
+            }
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()
     }
 
     async fn have_join(&self, vm: &Vm, place: &Place) -> Result<OwnedFd, ClientError> {

@@ -14,6 +14,8 @@ use hyper::Method;
 use tokio::runtime;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use super::checkpoint::{self, CheckpointArgs, CheckpointsArgs};
+use super::restore::{self, RestoreArgs};
 use super::show;
 use crate::client::{ClientError, Screen, Vm, timeout};
 use crate::exit::{ExitStatus, report};
@@ -25,11 +27,11 @@ use crate::server::groups::types::{
 use crate::text::escaped;
 
 /// How often a group is looked at while it is waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long the coordinator may take to answer.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// How long to wait for a group until it is told what is waited for.
-const TELL_AFTER: Duration = Duration::from_secs(5);
+pub(super) const TELL_AFTER: Duration = Duration::from_secs(5);
 /// How long a group may take to recover.
 const RECOVERY_MAX: Duration = Duration::from_secs(600);
 /// The interval of a group that chooses its own has this for its longest, unless another is given.
@@ -64,6 +66,15 @@ enum GroupCommand {
     /// Show how groups and their members are doing
     #[command(after_help = STATUS_HELP)]
     Status(StatusArgs),
+    /// Keep a cut of the whole group in files, while it runs
+    #[command(after_help = checkpoint::HELP)]
+    Checkpoint(CheckpointArgs),
+    /// Start all VMs of a group from a checkpoint that is kept, and protect them again
+    #[command(after_help = restore::HELP)]
+    Restore(Box<RestoreArgs>),
+    /// Show the checkpoints of a group that are kept
+    #[command(after_help = checkpoint::LIST_HELP)]
+    Checkpoints(CheckpointsArgs),
     /// Have a member fail, to see that the group survives that
     #[command(after_help = FAILOVER_HELP)]
     Failover(FailoverArgs),
@@ -88,6 +99,17 @@ struct CreateArgs {
     #[arg(long = "backup", value_name = "HOST", required = true)]
     backups: Vec<Endpoint>,
 
+    #[command(flatten)]
+    pace: PaceArgs,
+
+    /// Return when the coordinator knows of the group, without waiting until it is protected
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// How often checkpoints are taken, and how long everything may take.
+#[derive(Clone, Debug, Args)]
+pub(super) struct PaceArgs {
     /// Time from one checkpoint to the next, 10ms to 60s; or adaptive: as short as pays, up to 100ms
     #[arg(long, value_name = "TIME", default_value = "adaptive")]
     interval: Interval,
@@ -115,10 +137,6 @@ struct CreateArgs {
     /// How long a member may take to go back
     #[arg(long, value_name = "TIME", value_parser = timeout, default_value = "30s", help_heading = "Patience")]
     roll_back: Duration,
-
-    /// Return when the coordinator knows of the group, without waiting until it is protected
-    #[arg(long)]
-    no_wait: bool,
 }
 
 /// Arguments of `cutover group status`.
@@ -174,19 +192,20 @@ impl FromStr for Interval {
 }
 
 /// Reads the name of a group, which is part of a path in the API.
-fn name(text: &str) -> Result<String, String> {
+pub(super) fn name(text: &str) -> Result<String, String> {
     let name: VmName = text.parse().map_err(|_| {
         format!("a group's name has 1 to {NAME_MAX} letters, digits, '-', '_' or '.', the first a letter or digit")
     })?;
     Ok(name.to_string())
 }
 
-fn member(text: &str) -> Result<GroupMemberV1, String> {
+pub(super) fn member(text: &str) -> Result<GroupMemberV1, String> {
     let (name, host) = pair(text).map_err(|_| "write the name of the VM, '=', and its host".to_owned())?;
     let host: Endpoint = host.parse().map_err(|error| format!("{error}"))?;
     Ok(GroupMemberV1 {
         name,
         host: host.to_string(),
+        restore: None,
     })
 }
 
@@ -257,6 +276,20 @@ Examples:
 
 /// Does what `args` say.
 pub fn run(args: &GroupArgs) -> ExitStatus {
+    let socket = args.socket.clone();
+    let coordinator = Vm {
+        name: "the coordinator".to_owned(),
+        socket: socket.unwrap_or_else(|| RuntimeDir::locate().coordinator()),
+    };
+    match &args.command {
+        GroupCommand::Checkpoint(checkpoint) => checkpoint::run(checkpoint, &coordinator, args.json),
+        GroupCommand::Checkpoints(checkpoints) => checkpoint::list(checkpoints, args.json),
+        command => ask(command, &coordinator, args.json),
+    }
+}
+
+/// Asks `coordinator` for what is answered soon, or looked at again and again.
+fn ask(command: &GroupCommand, coordinator: &Vm, json: bool) -> ExitStatus {
     let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -264,7 +297,7 @@ pub fn run(args: &GroupArgs) -> ExitStatus {
             return ExitStatus::Failure;
         }
     };
-    match runtime.block_on(execute(args)) {
+    match runtime.block_on(execute(command, coordinator, json)) {
         Ok(()) => ExitStatus::Success,
         // A reader that has seen enough is no failure.
         Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitStatus::Success,
@@ -277,13 +310,23 @@ pub fn run(args: &GroupArgs) -> ExitStatus {
 
 /// Why a command came to nothing.
 #[derive(Debug, thiserror::Error)]
-enum CommandError {
+pub(super) enum CommandError {
     #[error("no coordinator listens on {}: start `cutover coordinator`, or say with --socket where it is", .0.display())]
     NoCoordinator(PathBuf),
     #[error(transparent)]
     Client(ClientError),
     #[error("group '{group}' is not protected: {reason}")]
     NotProtected { group: String, reason: String },
+    #[error(transparent)]
+    Checkpoint(#[from] cutover_cluster::Error),
+    #[error("{}: there is no checkpoint of a group", .0.display())]
+    NoCheckpoint(PathBuf),
+    #[error("{}: the checkpoint has no member '{vm}'", .dir.display())]
+    NoMember { dir: PathBuf, vm: String },
+    #[error("{}: say where '{vm}' is to run: --member {vm}=HOST", .dir.display())]
+    NoHost { dir: PathBuf, vm: String },
+    #[error("cannot name the directory {}", .0.display())]
+    Directory(PathBuf, #[source] io::Error),
     #[error("cannot write the answer")]
     Output(#[from] io::Error),
 }
@@ -297,59 +340,61 @@ impl From<ClientError> for CommandError {
     }
 }
 
-async fn execute(args: &GroupArgs) -> Result<(), CommandError> {
-    let socket = args.socket.clone();
-    let coordinator = Vm {
-        name: "the coordinator".to_owned(),
-        socket: socket.unwrap_or_else(|| RuntimeDir::locate().coordinator()),
-    };
-    let mut screen = Screen::new(args.json);
-    match &args.command {
+async fn execute(command: &GroupCommand, coordinator: &Vm, json: bool) -> Result<(), CommandError> {
+    let mut screen = Screen::new(json);
+    match command {
         GroupCommand::Create(create) => {
             coordinator
                 .tell(Method::POST, "/v1/groups", &body(create), ANSWER_MAX)
                 .await?;
             let status = match create.no_wait {
-                true => status(&coordinator, &create.name).await?,
-                false => wait_until_protected(&coordinator, &create.name).await?,
+                true => status(coordinator, &create.name).await?,
+                false => wait_until_protected(coordinator, &create.name).await?,
             };
             show_status(&status, &mut screen)?;
         }
         GroupCommand::List => {
             let groups: Vec<GroupStatusV1> = coordinator.get("/v1/groups", ANSWER_MAX).await?;
-            match args.json {
-                true => screen.text(&json(&groups)?)?,
+            match json {
+                true => screen.text(&pretty(&groups)?)?,
                 false => screen.text(&show::list(&groups))?,
             }
         }
         GroupCommand::Status(StatusArgs { name, watch: None }) => {
-            show_status(&status(&coordinator, name).await?, &mut screen)?;
+            show_status(&status(coordinator, name).await?, &mut screen)?;
         }
         GroupCommand::Status(StatusArgs {
             name,
             watch: Some(period),
-        }) => watch(&coordinator, name, *period, &mut screen).await?,
+        }) => watch(coordinator, name, *period, &mut screen).await?,
         GroupCommand::Failover(FailoverArgs { name, member }) => {
             let body = FailoverV1 { member: member.clone() };
             let path = format!("{}/failover", path(name));
             coordinator.tell(Method::POST, &path, &body, RECOVERY_MAX).await?;
-            show_status(&status(&coordinator, name).await?, &mut screen)?;
+            show_status(&status(coordinator, name).await?, &mut screen)?;
         }
+        GroupCommand::Restore(restore) => {
+            if let Some(status) = restore::run(restore, coordinator).await? {
+                show_status(&status, &mut screen)?;
+            }
+        }
+        // What takes longer is waited for in another way.
+        GroupCommand::Checkpoint(_) | GroupCommand::Checkpoints(_) => {}
         GroupCommand::Stop(StopArgs { name }) => coordinator.delete(&path(name), ANSWER_MAX).await?,
     }
     Ok(())
 }
 
 /// Where group `name` is: names have no characters that mean something in a path.
-fn path(name: &str) -> String {
+pub(super) fn path(name: &str) -> String {
     format!("/v1/groups/{name}")
 }
 
-async fn status(coordinator: &Vm, name: &str) -> Result<GroupStatusV1, CommandError> {
+pub(super) async fn status(coordinator: &Vm, name: &str) -> Result<GroupStatusV1, CommandError> {
     Ok(coordinator.get(&path(name), ANSWER_MAX).await?)
 }
 
-async fn wait_until_protected(coordinator: &Vm, name: &str) -> Result<GroupStatusV1, CommandError> {
+pub(super) async fn wait_until_protected(coordinator: &Vm, name: &str) -> Result<GroupStatusV1, CommandError> {
     let began = Instant::now();
     let mut told = None;
     loop {
@@ -400,22 +445,27 @@ async fn watch(coordinator: &Vm, name: &str, period: Duration, screen: &mut Scre
 
 fn show_status(status: &GroupStatusV1, screen: &mut Screen) -> Result<(), CommandError> {
     match screen.is_json() {
-        true => screen.text(&json(status)?)?,
+        true => screen.text(&pretty(status)?)?,
         false => screen.text(&show::status(status, None))?,
     }
     Ok(())
 }
 
-fn json(value: &impl serde::Serialize) -> io::Result<String> {
+fn pretty(value: &impl serde::Serialize) -> io::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
 /// The group as it is asked for.
 fn body(args: &CreateArgs) -> GroupV1 {
+    group(&args.name, args.members.clone(), &args.backups, &args.pace)
+}
+
+/// A group as the API has it.
+pub(super) fn group(name: &str, members: Vec<GroupMemberV1>, backups: &[Endpoint], args: &PaceArgs) -> GroupV1 {
     GroupV1 {
-        name: args.name.clone(),
-        members: args.members.clone(),
-        backups: args.backups.iter().map(Endpoint::to_string).collect(),
+        name: name.to_owned(),
+        members,
+        backups: backups.iter().map(Endpoint::to_string).collect(),
         interval: args.interval.0,
         timing: GroupTimingV1 {
             heartbeat_ms: milliseconds(args.heartbeat),

@@ -7,8 +7,10 @@
 //! ```
 
 mod agent;
+mod checkpoint;
 mod client;
 mod coordinator;
+mod restore;
 mod show;
 mod standby;
 

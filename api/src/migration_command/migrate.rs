@@ -22,10 +22,11 @@ use crate::server::v1::types::{
 };
 use crate::tls_dir;
 
-const MIGRATION: Work = Work {
+const MIGRATION: Work<'_> = Work {
     what: "migration",
     path: "/v1/migration",
     current: "/v1/migration",
+    look: "`cutover vm events` tells what becomes of it",
 };
 
 /// Arguments of `cutover migrate`.

@@ -17,10 +17,11 @@ use crate::server::v1::types::{
 };
 use crate::text::escaped;
 
-const SNAPSHOT: Work = Work {
+const SNAPSHOT: Work<'_> = Work {
     what: "snapshot",
     path: "/v1/snapshots",
     current: "/v1/snapshots/current",
+    look: "`cutover vm events` tells what becomes of it",
 };
 
 /// Arguments of `cutover snapshot create`.

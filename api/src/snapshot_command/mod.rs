@@ -20,7 +20,7 @@ mod export;
 mod inspect;
 mod list;
 mod merge;
-mod progress;
+pub(crate) mod progress;
 mod prune;
 mod restore;
 #[cfg(test)]

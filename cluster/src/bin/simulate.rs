@@ -106,6 +106,7 @@ fn add(all: &mut Outcome, one: &Outcome) {
     all.recoveries += one.recoveries;
     all.unprotected += one.unprotected;
     all.lost += one.lost;
+    all.stored += one.stored;
     all.outputs += one.outputs;
     all.cut_time += one.cut_time;
 }

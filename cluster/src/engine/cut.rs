@@ -75,8 +75,10 @@ impl Group {
         if left.is_empty() {
             return;
         }
+        let number = self.number();
+        self.store_at(number, out);
         let flight = Cut {
-            number: self.number(),
+            number,
             step: Step::Requesting,
             left,
             leaving: BTreeSet::new(),
@@ -157,6 +159,10 @@ impl Group {
         let cut = flight.number;
         let was_protected = matches!(self.record.decided, Decided::Protected { .. });
         self.record.decided = Decided::Protected { cut };
+        if let Some(&member) = flight.leaving.first() {
+            let name = self.record.name(member).to_owned();
+            self.abandon(&format!("the guest of '{name}' has ended"), out);
+        }
         let left: Vec<_> = flight.leaving.iter().map(|&member| self.take_leave(member)).collect();
         if was_protected && left.is_empty() {
             out.push(Action::JournalCut(cut));
@@ -180,11 +186,9 @@ impl Group {
                 out.push(Action::Report(Report::Ended { member }));
             }
         }
-        let (done, waiting) = self.checkpoints.iter().partition(|(_, least)| *least <= cut);
-        self.checkpoints = waiting;
-        let answers = Vec::into_iter(done).map(|(id, _)| Action::Answer(id, Ok(cut)));
-        out.extend(answers);
+        self.stored_cut_is_permanent(cut, out);
         self.dissolve_if_empty(out);
+        self.begin_cut_to_store(out);
     }
 
     /// A member whose guest had ended at a cut that is permanent is one no more. Says who is to be told.
@@ -211,6 +215,7 @@ impl Group {
         };
         let cut = flight.number;
         self.say_to_primaries(&ToSeat::Invalid(cut), out);
+        self.stored_cut_is_invalid(cut, &reason, out);
         self.invalid = self.invalid.saturating_add(1);
         if self.invalid >= INVALID_MAX {
             self.unprotect(format!("{INVALID_MAX} cuts in a row came to nothing: {reason}"), out);

@@ -20,6 +20,8 @@ use cutover_snapshot::spec::MacAddr;
 
 use super::cut::{Cut, Step};
 use super::record::{Decided, Located, Place, Record};
+use super::storing::Storing;
+use crate::checkpoint::{StoreRequest, StoredCut};
 use crate::id::{Epoch, Generation, GroupId, Host, Incarnation, MemberId, Seat};
 use crate::message::{
     AgentHello, Ending, Envelope, FromAgent, FromSeat, SeatHello, Stage, Standing, Taken, ToAgent, ToSeat,
@@ -35,10 +37,14 @@ const SIGNS_OF_LIFE: u8 = 2;
 pub struct RequestId(pub u64);
 
 /// What can be asked of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Request {
-    /// Take a cut now, and say which it was when it is permanent.
-    Checkpoint,
+    /// Store a checkpoint, and say of which cut it is when all of it is permanent.
+    Store(StoreRequest),
+    /// Nobody wants that any more.
+    CancelStore,
+    /// Have VMs run that were started paused, from snapshots.
+    Resume,
     /// Have a member fail, and say when the group has recovered.
     Failover(MemberId),
     /// Be a group no more.
@@ -81,6 +87,8 @@ pub enum Action {
     Tell(Host, Envelope<ToAgent>),
     /// Answer a request, with the cut that it is about.
     Answer(RequestId, Result<Epoch, String>),
+    /// Answer a request to store a checkpoint: all members have theirs.
+    Stored(RequestId, StoredCut),
     /// Let everybody know.
     Report(Report),
 }
@@ -224,8 +232,8 @@ pub struct Group {
     pub(super) refusing: BTreeSet<(Host, MemberId)>,
     /// Cuts in a row that came to nothing.
     pub(super) invalid: u8,
-    /// Who waits for a cut of at least this number.
-    pub(super) checkpoints: Vec<(RequestId, Epoch)>,
+    /// The checkpoint that is being stored.
+    pub(super) storing: Option<Storing>,
     /// Who waits for the recovery from a failure that he asked for.
     pub(super) failovers: Vec<RequestId>,
 }
@@ -257,7 +265,7 @@ impl Group {
             invited: BTreeSet::new(),
             refusing: BTreeSet::new(),
             invalid: 0,
-            checkpoints: Vec::new(),
+            storing: None,
             failovers: Vec::new(),
         };
         let mut out = Vec::new();
@@ -333,6 +341,8 @@ impl Group {
         );
         if self.record.is_primary(seat) {
             self.macs.insert(seat.member, macs);
+            let name = self.record.name(seat.member).to_owned();
+            self.abandon(&format!("the link to '{name}' broke meanwhile"), out);
         }
         self.known.remove(&seat);
         self.stands(seat, standing, generation == self.record.generation, out);
@@ -346,7 +356,7 @@ impl Group {
         let is_of_now = said.generation == self.record.generation;
         if let FromSeat::Heartbeat { sent, standing, .. } = said.body {
             // Whoever has not said who it is is not known to live, and is not given a lease.
-            if self.known.contains_key(&seat) && !self.turned_away(seat, standing.stage, out) {
+            if !self.turned_away(seat, standing.stage, out) && self.known.contains_key(&seat) {
                 self.say(seat, ToSeat::Lease { sent }, out);
                 self.stands(seat, standing, is_of_now, out);
             }
@@ -369,6 +379,8 @@ impl Group {
                     self.fail(standby, reason, out);
                 }
             }
+            FromSeat::SnapshotPrepared(id) => self.snapshot_prepared(seat, id, out),
+            FromSeat::SnapshotOver(id, outcome) => self.snapshot_over(seat, id, outcome, out),
             FromSeat::OutputWaits => self.begin_cut(out),
             FromSeat::GuestEnded { .. } => self.guest_ended(seat, out),
         }
@@ -457,13 +469,12 @@ impl Group {
                 self.dissolve(out);
                 out.push(Action::Answer(id, Ok(self.last)));
             }
+            Request::CancelStore => self.cancel_storing(id, out),
+            Request::Resume => self.resume_restored(id, out),
             _ if !is_protected => {
                 out.push(Action::Answer(id, Err("the group is not protected now".to_owned())));
             }
-            Request::Checkpoint => {
-                self.checkpoints.push((id, self.last + 1));
-                self.begin_cut(out);
-            }
+            Request::Store(request) => self.store(id, request, out),
             Request::Failover(member) => self.fail_on_purpose(id, member, out),
         }
     }
@@ -488,6 +499,7 @@ impl Group {
     }
 
     pub(super) fn raise_generation(&mut self, out: &mut Out) {
+        self.abandon("the group had to decide anew who is in it", out);
         self.record.generation = self.record.generation.next();
         self.journal(out);
     }

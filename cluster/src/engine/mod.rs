@@ -14,6 +14,7 @@ mod record;
 mod recovery;
 mod standbys;
 mod status;
+mod storing;
 
 use std::collections::BTreeMap;
 
@@ -111,6 +112,16 @@ impl Engine {
     /// What the journal is to say.
     pub fn record(&self) -> &Record {
         self.group.record()
+    }
+
+    /// How many bytes of the checkpoint that is being stored are copied, and how many there are, as far as that is known.
+    pub fn store_progress(&self) -> Option<(u64, u64)> {
+        let statuses = self
+            .record()
+            .primaries()
+            .filter_map(|primary| self.statuses.get(&primary.seat));
+        let add = |(done, total), status: &MemberStatus| (done + status.stored_bytes, total + status.to_store_bytes);
+        self.group.is_storing().then(|| statuses.fold((0, 0), add))
     }
 
     /// How the group is doing.

@@ -23,8 +23,14 @@ impl Group {
         }
         self.known.remove(&seat);
         self.doomed.remove(&seat);
-        out.push(Action::Report(Report::Failed { seat, reason }));
         let is_primary = self.record.is_primary(seat);
+        let whose = match is_primary {
+            true => "",
+            false => "the standby of ",
+        };
+        let name = self.record.name(seat.member).to_owned();
+        self.abandon(&format!("{whose}'{name}' failed: {reason}"), out);
+        out.push(Action::Report(Report::Failed { seat, reason }));
         match &mut self.phase {
             Phase::Over => {}
             Phase::Judging { owed } => {
@@ -174,6 +180,7 @@ impl Group {
 
     /// Each member is on its own from here on; then they are protected anew.
     pub(super) fn unprotect(&mut self, reason: String, out: &mut Out) {
+        self.abandon(&format!("the group is not protected any more: {reason}"), out);
         let since = self.number();
         self.lose_failed(out);
         self.record.decided = Decided::Unprotected;
@@ -265,6 +272,7 @@ impl Group {
         if self.record.decided == Decided::Dissolved {
             return;
         }
+        self.abandon("the group was dissolved", out);
         self.record.decided = Decided::Dissolved;
         self.raise_generation(out);
         self.phase = Phase::Over;
@@ -277,8 +285,7 @@ impl Group {
 
     /// Whoever waits for something waits in vain.
     fn answer_all(&mut self, reason: &str, out: &mut Out) {
-        let checkpoints = self.checkpoints.drain(..).map(|(id, _)| id);
-        let waiting = checkpoints.chain(self.failovers.drain(..));
+        let waiting = self.failovers.drain(..);
         out.extend(waiting.map(|id| Action::Answer(id, Err(reason.to_owned()))));
     }
 

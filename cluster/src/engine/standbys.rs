@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::group::{Action, Group, Out, Phase, Report};
+use super::group::{Action, Group, Out, Phase, Report, RequestId};
 use super::record::{Located, Place};
 use crate::id::{Host, Incarnation, MemberId, Seat};
 use crate::message::{AgentHello, Ending, FromAgent, Seeding, Stage, Standing, ToAgent, ToSeat};
@@ -123,9 +123,24 @@ impl Group {
         for (member, host) in self.record.expected() {
             if self.agents.contains(host) && self.invited.insert(member) {
                 let (seat, vm) = (seat(member, Incarnation::FIRST), self.record.name(member).to_owned());
-                self.tell(host, ToAgent::Join { seat, vm }, out);
+                let restore = self.record.spec.members.get(usize::from(member.0));
+                let restore = restore.and_then(|spec| spec.restore.clone());
+                self.tell(host, ToAgent::Join { seat, vm, restore }, out);
             }
         }
+    }
+
+    /// Has all members' VMs run that were started paused, to run together.
+    pub(super) fn resume_restored(&mut self, by: RequestId, out: &mut Out) {
+        if self.record.expected().next().is_some() {
+            let reason = "not all of its VMs have joined yet".to_owned();
+            return out.push(Action::Answer(by, Err(reason)));
+        }
+        for primary in self.record.primaries() {
+            let (seat, vm) = (primary.seat, self.record.name(primary.seat.member).to_owned());
+            self.tell(&primary.host, ToAgent::Resume { seat, vm }, out);
+        }
+        out.push(Action::Answer(by, Ok(self.last)));
     }
 
     fn place_standbys(&mut self) -> Vec<Located> {

@@ -22,6 +22,7 @@ fn engine() -> Engine {
         members: vec![MemberSpec {
             name: "vm".to_owned(),
             host: host.clone(),
+            restore: None,
         }],
         backups: Vec::new(),
         interval: Interval::default(),

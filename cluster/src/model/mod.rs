@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  a step: a message arrives, is lost, or arrives and comes again │ a guest sends │ the interval is over
-//!          a process or the coordinator dies, the latter also between two of its actions │ a lease ends │ a heartbeat
+//!          a checkpoint is to be stored │ a process or the coordinator dies, the latter also between two of its actions │ a lease ends │ a heartbeat
 //! ```
 //! A host is a member's process, or a standby's: each may die at any time. Messages of one link do not overtake each
 //! other, but take as long as they like. Bounded are the numbers of faults of each kind, of cuts, of frames and of
@@ -17,6 +17,8 @@ use stateright::{Checker, Model, Property};
 
 use self::world::{COORDINATOR, Role, World};
 use crate::engine::Event;
+use crate::member::Input;
+use crate::vm::Notice;
 
 /// How much of each may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +32,8 @@ struct Bounds {
     pub doubled: u8,
     pub lapses: u8,
     pub beats: u8,
+    /// Checkpoints that are asked for.
+    pub stores: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +47,7 @@ enum Step {
     Lapses(usize),
     Silent(usize),
     Beats(usize),
+    Stores,
     Restarts,
     /// It dies when it has done so many of its next actions.
     DiesActing(u8),
@@ -76,6 +81,9 @@ impl Model for Small {
         }
         if left.cuts > 0 {
             steps.push(Step::Due);
+        }
+        if left.stores > 0 {
+            steps.push(Step::Stores);
         }
         if left.restarts > 0 {
             steps.push(Step::Restarts);
@@ -146,6 +154,10 @@ impl Model for Small {
                 world.left.beats -= 1;
                 world.beats(process);
             }
+            Step::Stores => {
+                world.left.stores -= 1;
+                world.stores();
+            }
             Step::Restarts => {
                 world.left.restarts -= 1;
                 world.restarts();
@@ -179,6 +191,7 @@ const CALM: Bounds = Bounds {
     doubled: 0,
     lapses: 0,
     beats: 0,
+    stores: 0,
 };
 
 fn look_at(bounds: Bounds) {
@@ -264,4 +277,95 @@ fn a_member_that_is_only_out_of_reach_stops_before_another_takes_its_place() {
         beats: 2,
         ..CALM
     });
+}
+
+#[test]
+fn a_checkpoint_that_is_stored_is_of_one_cut_without_orphans() {
+    look_at(Bounds {
+        members: 2,
+        stores: 1,
+        ..CALM
+    });
+}
+
+#[test]
+fn a_checkpoint_is_whole_or_not_there_whoever_dies() {
+    look_at(Bounds {
+        members: 2,
+        stores: 1,
+        deaths: 1,
+        frames: 0,
+        ..CALM
+    });
+}
+
+#[test]
+fn a_checkpoint_is_whole_or_not_there_if_the_coordinator_dies() {
+    look_at(Bounds {
+        members: 1,
+        stores: 2,
+        restarts: 1,
+        frames: 0,
+        ..CALM
+    });
+}
+
+/// A group of two in which a checkpoint is being stored, that is prepared by both and of which nobody has said so yet.
+fn storing() -> World {
+    let mut world = World::new(Bounds {
+        members: 2,
+        stores: 3,
+        ..CALM
+    });
+    world.stores();
+    for member in 0..2 {
+        world.arrives(COORDINATOR, member);
+    }
+    world
+}
+
+/// Stores another checkpoint, undisturbed, and checks that there is one.
+fn stores_another(mut world: World) {
+    world.left.stores -= 1;
+    world.stores();
+    world.calm();
+    assert_eq!(world.violation, None);
+    let permanent = world.journal.permanent().expect("it is protected");
+    assert_eq!(world.answers.last(), Some(&Ok(permanent)));
+}
+
+#[test]
+fn a_member_that_dies_while_a_checkpoint_is_stored_ends_it_and_the_group_goes_back_to_the_cut_before() {
+    let mut world = storing();
+    let before = world.journal.permanent();
+    world.dies(0);
+    world.decide(Event::Silent(world.processes[0].seat));
+    assert_eq!(world.answers, [Err("'0' failed: nothing is heard of it".to_owned())]);
+    world.calm();
+    assert!(before.is_some() && world.recovered, "{:?}", world.journal);
+    assert_eq!(world.violation, None);
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_made_ends_the_checkpoint_and_nothing_else() {
+    let mut world = storing();
+    let id = world.checkpoint();
+    let over = Notice::SnapshotOver(id, Err("there is no room".to_owned()));
+    world.member(1, Input::Notice(over));
+    world.calm();
+    assert_eq!(world.answers, [Err("'1': there is no room".to_owned())]);
+    assert!(world.is_protected());
+    stores_another(world);
+}
+
+#[test]
+fn a_coordinator_that_is_started_anew_knows_of_no_checkpoint_and_can_store_another() {
+    let mut world = storing();
+    world.restarts();
+    world.calm();
+    (0..world.processes.len()).for_each(|process| world.beats(process));
+    world.calm();
+    assert_eq!(world.answers, []);
+    assert!(world.is_protected());
+    stores_another(world);
 }

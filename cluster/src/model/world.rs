@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
-use crate::engine::{Action, Decided, Event, Group, Place, Record};
+use crate::checkpoint::{CheckpointId, StoreRequest, StoredCut, StoredSnapshot};
+use crate::engine::{Action, Decided, Event, Group, Place, Record, Request, RequestId};
 use crate::id::{Epoch, Generation, GroupId, Host, Identity, Incarnation, MemberId, Seat};
 use crate::lease::Nanos;
 use crate::member::{self, Member};
@@ -24,6 +25,10 @@ pub(super) enum Packet {
     Hello(Envelope<SeatHello>),
     Shipped(Shipment),
     Holds(Epoch),
+    /// A member's own snapshot is prepared.
+    Prepared(CheckpointId),
+    /// It is permanent, of this cut.
+    Stored(CheckpointId, Epoch),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -73,6 +78,8 @@ pub(super) struct World {
     pub dies_after: Option<u8>,
     pub violation: Option<String>,
     pub recovered: bool,
+    /// What whoever asked was told.
+    pub answers: Vec<Result<Epoch, String>>,
 }
 
 impl World {
@@ -86,6 +93,7 @@ impl World {
                 .map(|number| MemberSpec {
                     name: format!("{number}"),
                     host: host(number),
+                    restore: None,
                 })
                 .collect(),
             backups: (members..2 * members).map(host).collect(),
@@ -126,6 +134,7 @@ impl World {
             dies_after: None,
             violation: None,
             recovered: false,
+            answers: Vec::new(),
         };
         world.form(members);
         world
@@ -214,6 +223,17 @@ impl World {
                 Role::Dead { .. } => {}
             },
             Packet::Shipped(shipment) => self.shipped(from, to, shipment),
+            Packet::Prepared(id) => self.member(to, member::Input::Notice(Notice::SnapshotPrepared(id))),
+            Packet::Stored(id, cut) => {
+                let stored = StoredSnapshot {
+                    id: Uuid::from_u64_pair(cut, 0),
+                    name: String::new(),
+                    parent: None,
+                    file_bytes: 0,
+                    pause_ns: 0,
+                };
+                self.member(to, member::Input::Notice(Notice::SnapshotOver(id, Ok(stored))));
+            }
             Packet::Holds(epoch) => self.member(to, member::Input::Notice(Notice::Holds(epoch))),
         }
     }
@@ -260,7 +280,7 @@ impl World {
         let Role::Member { vm, standby, .. } = &mut self.processes[process].role else {
             return Ok(());
         };
-        let mut shipment = None;
+        let (mut shipment, mut own) = (None, None);
         let frames = match call {
             Call::Seed(seeding) => {
                 *standby = seeding.address.0.parse().ok();
@@ -274,6 +294,24 @@ impl World {
             Call::Take(cut) => {
                 vm.take(*cut);
                 self.taken.insert((seat.member, *cut), vm.guest.clone());
+                if let Some((id, _)) = vm.snapshot.take_if(|(_, at)| *at == Some(*cut)) {
+                    own = Some(Packet::Stored(id, *cut));
+                }
+                Vec::new()
+            }
+            Call::PrepareSnapshot(order) => {
+                vm.snapshot = Some((order.id, None));
+                own = Some(Packet::Prepared(order.id));
+                Vec::new()
+            }
+            Call::SnapshotAt(cut) => {
+                if let Some((_, at)) = &mut vm.snapshot {
+                    *at = Some(*cut);
+                }
+                Vec::new()
+            }
+            Call::NoSnapshot(_) => {
+                vm.snapshot = None;
                 Vec::new()
             }
             Call::Validate(cut) => {
@@ -302,6 +340,9 @@ impl World {
             }
         };
         let to = *standby;
+        if let Some(own) = own {
+            self.send(process, process, own);
+        }
         if let (Some(shipment), Some(to)) = (shipment, to) {
             self.send(process, to, Packet::Shipped(shipment));
         }
@@ -435,7 +476,13 @@ impl World {
                     }
                 }
                 Action::Tell(_, told) => self.told(told.body),
-                Action::Answer(..) | Action::Report(_) => {}
+                Action::Stored(_, cut) => {
+                    let result = self.check_stored(&cut);
+                    self.check(result);
+                    self.answers.push(Ok(cut.cut));
+                }
+                Action::Answer(_, answer) => self.answers.push(answer),
+                Action::Report(_) => {}
             }
         }
     }
@@ -555,6 +602,37 @@ impl World {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The next checkpoint, or the last that was asked for.
+    pub fn checkpoint(&self) -> CheckpointId {
+        CheckpointId(Uuid::from_u64_pair(u64::from(self.left.stores), 1))
+    }
+
+    /// Somebody wants a checkpoint to be stored.
+    pub fn stores(&mut self) {
+        let number = u64::from(self.left.stores);
+        let request = StoreRequest {
+            id: self.checkpoint(),
+            store: "/store".into(),
+            name: "checkpoint".to_owned(),
+            full: false,
+            compress: None,
+        };
+        self.decide(Event::Asked(RequestId(number), Request::Store(request)));
+    }
+
+    /// Whether what is stored is a checkpoint.
+    fn check_stored(&self, stored: &StoredCut) -> Result<(), Violation> {
+        let cut = stored.cut;
+        let of_cut = Uuid::from_u64_pair(cut, 0);
+        let is_whole = stored.snapshots.len() == self.journal.primaries().count()
+            && stored.snapshots.iter().all(|(_, snapshot)| snapshot.id == of_cut);
+        if !is_whole || self.journal.permanent() < Some(cut) {
+            return Err(Violation(format!("{stored:?} is no checkpoint of a permanent cut")));
+        }
+        let taken = |(member, _): &(MemberId, _)| Some((*member, self.taken.get(&(*member, cut))?));
+        no_orphans(&stored.snapshots.iter().filter_map(taken).collect())
     }
 
     /// Whether the coordinator may take a process for dead.

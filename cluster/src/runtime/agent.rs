@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -63,6 +64,8 @@ pub struct Place {
     pub host: Host,
     /// Where it reaches the coordinator.
     pub coordinator: Endpoint,
+    /// The snapshot that the VM is started from, paused, if it does not run.
+    pub restore: Option<PathBuf>,
 }
 
 /// What is to be done on a host that takes more than to talk.
@@ -78,6 +81,12 @@ pub trait HostWork: Send + Sync + 'static {
     /// # Errors
     /// There is none, or it refuses.
     fn join(&self, place: &Place) -> Result<OwnedFd, String>;
+
+    /// Lets the VM called [`Place::vm`] run, if it is paused.
+    ///
+    /// # Errors
+    /// There is none, or it refuses.
+    fn resume(&self, place: &Place) -> Result<(), String>;
 }
 
 /// An agent that listens. Dropped, it serves nobody new; the processes go on.
@@ -200,11 +209,20 @@ impl<W: HostWork> Service<W> {
             vm: vm.clone(),
             host: self.host.clone(),
             coordinator: self.coordinator.clone(),
+            restore: None,
         };
         let refused = |seat, reason| Some(FromAgent::Refused { seat, reason });
         match &order.body {
-            ToAgent::Join { seat, vm } => {
-                let joined = self.agent.work.join(&place(*seat, vm));
+            ToAgent::Resume { seat, vm } => {
+                let resumed = self.agent.work.resume(&place(*seat, vm));
+                resumed.err().and_then(|reason| refused(*seat, reason))
+            }
+            ToAgent::Join { seat, vm, restore } => {
+                let restore = restore.clone();
+                let joined = self.agent.work.join(&Place {
+                    restore,
+                    ..place(*seat, vm)
+                });
                 match joined.and_then(|process| self.keep((group, *seat), process)) {
                     Ok(()) => None,
                     Err(reason) => refused(*seat, reason),

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use cutover_migration::transport::{Endpoint, Listener, Security};
 
+use self::asks::Asked;
 pub use self::asks::{Ask, GROUPS_MAX, GroupView, Reply};
 use self::turn::{Right, Role};
 use super::agent::{AgentSays, CoordinatorHello};
@@ -213,7 +214,7 @@ struct Desk {
     mail: Sender<Mail>,
     groups: BTreeMap<GroupId, Running>,
     agents: BTreeMap<Host, Agent>,
-    requests: BTreeMap<RequestId, Reply<()>>,
+    requests: BTreeMap<RequestId, Asked>,
     next_request: u64,
 }
 
@@ -399,13 +400,13 @@ impl Desk {
                     }
                 }
                 Action::Answer(id, result) => {
-                    if let Some(reply) = self.requests.remove(&id) {
-                        let name = running.engine.record().spec.name.clone();
-                        reply(result.map(drop).map_err(|reason| Error::NotNow {
-                            group: name,
-                            action: "do that",
-                            reason,
-                        }));
+                    if let Some(asked) = self.requests.remove(&id) {
+                        asked.answer(&running.engine.record().spec.name, result.map(drop));
+                    }
+                }
+                Action::Stored(id, cut) => {
+                    if let Some(asked) = self.requests.remove(&id) {
+                        asked.answer_stored(running.engine.record(), cut);
                     }
                 }
                 Action::Report(report) => {

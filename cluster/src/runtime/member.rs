@@ -105,6 +105,9 @@ fn make(vm: &mut impl MemberVm, call: &Call) -> Result<CutReport, String> {
         Call::Resume => vm.resume().map(|()| nothing),
         Call::Fence => vm.fence().map(|()| nothing),
         Call::Unprotect => vm.unprotect().map(|()| nothing),
+        Call::PrepareSnapshot(order) => vm.prepare_snapshot(order).map(|()| nothing),
+        Call::SnapshotAt(epoch) => vm.snapshot_at(*epoch).map(|()| nothing),
+        Call::NoSnapshot(id) => vm.no_snapshot(*id).map(|()| nothing),
     };
     result.map_err(|error| in_full(&*error))
 }

@@ -212,6 +212,7 @@ impl World {
                 let guest = vm.guest.clone();
                 let pause_ns = self.rng.u64(MS / 10..2 * MS);
                 self.taken.insert((seat.member, *cut), guest);
+                self.snapshot_taken(process, *cut);
                 return Ok(Ok(CutReport {
                     pause_ns,
                     ..CutReport::default()
@@ -242,6 +243,7 @@ impl World {
                 let frames = vm.unprotect();
                 self.leave(process, frames);
             }
+            Call::PrepareSnapshot(_) | Call::SnapshotAt(_) | Call::NoSnapshot(_) => self.call_snapshot(process, call),
         }
         nothing
     }
@@ -457,6 +459,8 @@ impl World {
                 let takes = self.rng.u64(MS..20 * MS);
                 self.after(takes, Happening::StandbyStarts { host, seat });
             }
+            // None is started paused here.
+            ToAgent::Resume { .. } => {}
             ToAgent::Kill { seat } => {
                 if let Some(process) = find(self, seat) {
                     self.kill(process, "the coordinator says so");
@@ -468,6 +472,12 @@ impl World {
     pub(super) fn standby_starts(&mut self, host: u16, seat: Seat) {
         if !self.hosts[usize::from(host)] || seat.incarnation == Incarnation::FIRST {
             return;
+        }
+        let has_devices =
+            |process: &Process| process.lives && process.host == host && process.seat.member == seat.member;
+        if self.processes.iter().any(has_devices) {
+            let reason = "the devices of the VM are in use here".to_owned();
+            return self.agent_says(host, FromAgent::Died { seat, reason });
         }
         let group = self.group();
         let role = Role::Standby {

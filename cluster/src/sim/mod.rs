@@ -15,6 +15,7 @@ mod faults;
 mod guests;
 mod hosts;
 mod process;
+mod storing;
 mod vm;
 mod world;
 
@@ -56,6 +57,7 @@ impl Options {
         let member = |number| MemberSpec {
             name: format!("vm{number}"),
             host: host(number % self.hosts),
+            restore: None,
         };
         GroupSpec {
             name: "simulated".to_owned(),

@@ -23,6 +23,7 @@ fn run_all(seeds: std::ops::Range<u64>, options: &Options) -> Outcome {
                 all.lost += outcome.lost;
                 all.invalid += outcome.invalid;
                 all.outputs += outcome.outputs;
+                all.stored += outcome.stored;
             }
             Err((violation, _)) => {
                 let Options {
@@ -42,6 +43,7 @@ fn undisturbed_cuts_become_permanent_and_output_leaves() {
     let all = run_all(0..3, &options(Faults::None));
     assert!(all.cuts > 100, "{all:?}");
     assert!(all.outputs > 100, "{all:?}");
+    assert!(all.stored > 10, "{all:?}");
     assert_eq!((all.recoveries, all.lost), (0, 0));
 }
 
@@ -75,4 +77,5 @@ fn in_a_storm_of_faults_what_is_left_is_consistent_and_protected_afterwards() {
     let all = run_all(0..200, &options(Faults::Storm));
     assert!(all.recoveries > 50, "{all:?}");
     assert!(all.invalid > 20, "{all:?}");
+    assert!(all.stored > 100, "{all:?}");
 }

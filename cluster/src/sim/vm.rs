@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::check::Violation;
+use crate::checkpoint::CheckpointId;
 use crate::id::{Epoch, MemberId};
 
 /// All that a guest is: what it sent, and what it heard of others. Frames have numbers that are used once ever, so that
@@ -53,6 +54,8 @@ pub struct Vm {
     cuts: BTreeMap<Epoch, Guest>,
     /// The cut that the standby was sent last, which the next builds on.
     base: Epoch,
+    /// The checkpoint for which it makes a snapshot, and the cut that is to be of.
+    pub snapshot: Option<(CheckpointId, Option<Epoch>)>,
     /// What waits to be received.
     tap: Vec<(MemberId, Frame)>,
     /// Whether that is of a future that there will not be.
@@ -86,6 +89,7 @@ impl Vm {
             shadow: None,
             cuts: BTreeMap::new(),
             base: 0,
+            snapshot: None,
             tap: Vec::new(),
             stale_tap: false,
         }
@@ -178,6 +182,7 @@ impl Vm {
         self.held.clear();
         self.cuts.clear();
         self.stale_tap = true;
+        self.snapshot = None;
         Ok(())
     }
 

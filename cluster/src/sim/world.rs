@@ -2,11 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use uuid::Uuid;
+
 use super::check::{Violation, no_orphans, output_is_kept};
 use super::faults::{Fault, Faults};
 use super::process::{Process, Role};
+use super::storing::Snapshots;
 use super::vm::{Frame, Guest, Shipment, Vm};
 use super::{MS, Options, SECOND};
+use crate::checkpoint::CheckpointId;
 use crate::engine::{Action, Decided, Engine, Event, Input, Place, Record, Report, State};
 use crate::id::{Epoch, GroupId, Host, Identity, Incarnation, MemberId, Seat};
 use crate::lease::{Nanos, nanos};
@@ -41,6 +45,8 @@ pub struct Outcome {
     pub unprotected: u64,
     /// Members that were lost.
     pub lost: u64,
+    /// Checkpoints that were stored.
+    pub stored: u64,
     /// Frames that left the group.
     pub outputs: u64,
     /// From the request for a cut until it was permanent, of all cuts together.
@@ -113,6 +119,16 @@ pub(super) enum Happening {
     StandbyLost {
         process: usize,
     },
+    WantsCheckpoint,
+    SnapshotPrepared {
+        process: usize,
+        id: CheckpointId,
+    },
+    SnapshotOver {
+        process: usize,
+        id: CheckpointId,
+        snapshot: Uuid,
+    },
     CoordinatorStarts,
     HostStarts {
         host: u16,
@@ -143,6 +159,10 @@ pub struct World {
     pub(super) released: BTreeMap<MemberId, BTreeSet<u64>>,
     /// What guests were at their cuts.
     pub(super) taken: BTreeMap<(MemberId, Epoch), Guest>,
+    /// What members have stored.
+    pub(super) snapshots: Snapshots,
+    /// What was asked for.
+    pub(super) requests: u64,
     pub(super) frames: u64,
     pub(super) noise_until: Nanos,
     pub(super) partitions: Vec<Nanos>,
@@ -177,6 +197,8 @@ impl World {
             route: BTreeMap::new(),
             released: BTreeMap::new(),
             taken: BTreeMap::new(),
+            snapshots: Snapshots::new(),
+            requests: 0,
             frames: 0,
             noise_until: 0,
             partitions: vec![0; usize::from(options.hosts)],
@@ -203,6 +225,7 @@ impl World {
             world.after(0, Happening::Work { process });
         }
         world.after(0, Happening::CoordinatorStarts);
+        world.after(0, Happening::WantsCheckpoint);
         world
     }
 
@@ -281,6 +304,9 @@ impl World {
             Happening::Shipped { from, to, shipment } => self.shipped(from, to, shipment)?,
             Happening::Holds { process, epoch } => self.holds(process, epoch),
             Happening::StandbyLost { process } => self.standby_lost(process),
+            Happening::WantsCheckpoint => self.wants_checkpoint()?,
+            Happening::SnapshotPrepared { process, id } => self.snapshot_prepared(process, id),
+            Happening::SnapshotOver { process, id, snapshot } => self.snapshot_over(process, id, snapshot),
             Happening::CoordinatorStarts => self.coordinator_starts()?,
             Happening::HostStarts { host } => {
                 self.hosts[usize::from(host)] = true;
@@ -300,7 +326,7 @@ impl World {
     }
 
     /// The coordinator hears of something, and does what it decides.
-    fn decide(&mut self, input: Input) -> Result<(), Violation> {
+    pub(super) fn decide(&mut self, input: Input) -> Result<(), Violation> {
         let now = self.now;
         let Some(engine) = &mut self.coordinator else {
             return Ok(());
@@ -359,6 +385,7 @@ impl World {
                 Ok(())
             }
             Action::Answer(..) => Ok(()),
+            Action::Stored(_, cut) => self.stored(&cut),
             Action::Report(report) => self.reported(&report),
         }
     }
@@ -538,6 +565,16 @@ impl World {
     pub(super) fn new_link(&mut self) -> u64 {
         self.next_link += 1;
         self.next_link
+    }
+
+    /// The last cut that the journal says is permanent.
+    pub(super) fn permanent(&self) -> Option<Epoch> {
+        self.journal.permanent()
+    }
+
+    /// The group's members, as the journal has them.
+    pub(super) fn members(&self) -> impl Iterator<Item = MemberId> {
+        self.journal.primaries().map(|primary| primary.seat.member)
     }
 
     pub(super) fn group(&self) -> GroupId {

@@ -4,11 +4,13 @@
 //!  POST /v1/groups ──► 204: the coordinator knows of it, and sees to it
 //!   GET /v1/groups, /v1/groups/NAME ──► how they are doing
 //!  POST /v1/groups/NAME/failover ── … ──► 204: a member failed, and the group has recovered
+//!  POST /v1/groups/NAME/checkpoints ── … ──► 201: a cut of it is kept
 //!  DELETE /v1/groups/NAME ──► 204: its VMs go on on their own
 //! ```
 //! Decides nothing: requests go to the coordinator's thread, and answers come back.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +29,7 @@ use tokio::sync::oneshot;
 use super::connection;
 use super::http::{Failure, Id, Json, Outcome, json, no_such_method, no_such_path};
 
+pub mod checkpoints;
 pub mod openapi;
 pub mod types;
 
@@ -61,6 +64,12 @@ fn router(coordinator: Arc<Coordinator>) -> Router {
         .route("/v1/groups", get(list).post(create))
         .route("/v1/groups/{name}", get(status).delete(dissolve))
         .route("/v1/groups/{name}/failover", post(failover))
+        .route("/v1/groups/{name}/resume", post(resume))
+        .route("/v1/groups/{name}/checkpoints", post(checkpoints::store))
+        .route(
+            "/v1/groups/{name}/checkpoints/current",
+            get(checkpoints::progress).delete(checkpoints::cancel),
+        )
         .merge(openapi::routes())
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -149,12 +158,24 @@ pub async fn failover(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Has VMs of a group run that were started paused, from snapshots: when all have joined, so that they run together.
+#[utoipa::path(
+    post, path = "/v1/groups/{name}/resume", operation_id = "resumeGroup", tag = "cutover",
+    params(("name" = String, Path, description = "Name of the group")),
+    responses((status = 404, body = Fault, description = "There is none"), Changed)
+)]
+pub async fn resume(State(coordinator): State<Arc<Coordinator>>, Id(name): Id) -> Outcome {
+    ask(&coordinator, |reply| Ask::Resume(name, reply)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 impl From<GroupV1> for GroupSpec {
     fn from(group: GroupV1) -> Self {
         let ms = Duration::from_millis;
         let member = |member: types::GroupMemberV1| MemberSpec {
             name: member.name,
             host: Host(member.host),
+            restore: member.restore.map(PathBuf::from),
         };
         let GroupTimingV1 {
             heartbeat_ms,

@@ -24,7 +24,8 @@ const DOCUMENT: &str = include_str!(concat!(
     ),
     servers((url = "http://localhost", description = "The Unix socket of a coordinator")),
     tags((name = "cutover", description = "Cutover's own")),
-    paths(super::create, super::list, super::status, super::dissolve, super::failover, document)
+    paths(super::create, super::list, super::status, super::dissolve, super::failover, super::resume,
+        super::checkpoints::store, super::checkpoints::progress, super::checkpoints::cancel, document)
 )]
 pub struct Api;
 

@@ -29,6 +29,9 @@ pub struct GroupMemberV1 {
     pub name: String,
     /// Endpoint of its host's agent.
     pub host: String,
+    /// Directory of the snapshot that it is started from there, paused, if it does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<String>,
 }
 
 /// How often a cut is taken.
@@ -212,4 +215,54 @@ pub struct RecoveryV1 {
     pub restore_ns: Option<u64>,
     /// Until all ran.
     pub resume_ns: Option<u64>,
+}
+
+/// A checkpoint that is to be stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointRequestV1 {
+    /// Directory of checkpoints, named from the root, which exists on the hosts of all members and of the coordinator.
+    pub store: String,
+    /// What it is to be called: 1 to 55 letters, digits, '-', '_' or '.', the first not a '.'.
+    pub name: String,
+    /// Save all, also if there is one in the same place that it could be built on.
+    #[serde(default)]
+    pub full: bool,
+    /// Compress with zstd at this level, 1 (fast) to 19.
+    #[serde(default)]
+    pub compress: Option<i32>,
+}
+
+/// A checkpoint of a group that is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckpointV1 {
+    /// Name of the group.
+    pub group: String,
+    /// Name of the checkpoint.
+    pub name: String,
+    /// When it was complete: seconds since the beginning of 1970 (UTC).
+    pub created_unix_s: u64,
+    /// The cut that all of it is of.
+    pub cut: u64,
+    /// The generation that the group was in.
+    pub generation: u64,
+    /// Its members.
+    pub members: Vec<CheckpointMemberV1>,
+}
+
+/// A member in a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckpointMemberV1 {
+    /// Name of its VM.
+    pub vm: String,
+    /// Name of its snapshot, in the directory `GROUP/vms/VM` of the store.
+    pub snapshot: String,
+    /// Id of that: a UUID.
+    pub id: String,
+    /// Name of the snapshot it is built on.
+    pub parent: Option<String>,
+    /// Bytes of its files.
+    pub file_bytes: u64,
+    /// How long the guest stood still for the cut.
+    pub pause_ns: u64,
 }

@@ -1,12 +1,14 @@
 //! What can be asked of a coordinator: to have groups, how they are doing, and to have them no more.
 
 use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use cutover_migration::transport::Endpoint;
 
 use super::{Desk, Running};
 use crate::Error;
-use crate::engine::{Engine, Event, GroupStatus, Request, RequestId};
+use crate::checkpoint::{Manifest, StoreRequest, StoredCut};
+use crate::engine::{Engine, Event, GroupStatus, Record, Request, RequestId};
 use crate::id::{GroupId, MemberId, Seat};
 use crate::runtime::recovery::Recovery;
 use crate::spec::GroupSpec;
@@ -36,6 +38,74 @@ pub enum Ask {
         /// Where the answer goes.
         reply: Reply<()>,
     },
+    /// Have a checkpoint of it be stored. Answered when all members have their snapshots of it: what is left is to
+    /// [write](Manifest::write) the manifest.
+    Store {
+        /// Which group.
+        group: String,
+        /// What is to be stored.
+        request: StoreRequest,
+        /// Where the answer goes.
+        reply: Reply<Manifest>,
+    },
+    /// How far is the checkpoint that is being stored? Bytes copied, and to be copied.
+    StoreProgress(String, Reply<Option<(u64, u64)>>),
+    /// Give it up.
+    CancelStore(String, Reply<()>),
+    /// Have VMs run that were started paused, from snapshots. Answered when their hosts are told.
+    Resume(String, Reply<()>),
+}
+
+/// Somebody who waits for what was asked of a group.
+pub(super) enum Asked {
+    Plain(Reply<()>),
+    Store(StoreRequest, Reply<Manifest>),
+}
+
+impl Asked {
+    /// It is done, or why not.
+    pub fn answer(self, group: &str, result: Result<(), String>) {
+        let not_now = |action, reason| Error::NotNow {
+            group: group.to_owned(),
+            action,
+            reason,
+        };
+        match (self, result) {
+            (Self::Plain(reply), Ok(())) => reply(Ok(())),
+            (asked @ Self::Plain(_), Err(reason)) => asked.fail(not_now("do that", reason)),
+            (asked @ Self::Store(..), Err(reason)) => asked.fail(not_now("be stored", reason)),
+            // That is answered by what was stored.
+            (Self::Store(..), Ok(())) => {}
+        }
+    }
+
+    /// It is not known what comes of it: nothing is decided here any more.
+    pub fn refuse(self, reason: &str) {
+        self.fail(not_deciding(reason));
+    }
+
+    /// Nothing comes of it.
+    fn fail(self, error: Error) {
+        match self {
+            Self::Plain(reply) => reply(Err(error)),
+            Self::Store(_, reply) => reply(Err(error)),
+        }
+    }
+
+    /// All members of the group of `record` have their snapshots of `cut`.
+    pub fn answer_stored(self, record: &Record, cut: StoredCut) {
+        if let Self::Store(request, reply) = self {
+            let names: Vec<_> = record.spec.members.iter().map(|member| member.name.as_str()).collect();
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            reply(Ok(Manifest::new(
+                &request,
+                &record.spec.name,
+                &names,
+                cut,
+                now.as_secs(),
+            )));
+        }
+    }
 }
 
 /// A group, as whoever asks sees it.
@@ -54,14 +124,24 @@ pub struct GroupView {
 impl Ask {
     /// Answers that nothing is decided here.
     pub(super) fn refuse(self, reason: &str) {
-        let error = Error::NotDeciding {
-            reason: reason.to_owned(),
-        };
+        let error = not_deciding(reason);
         match self {
             Self::Groups(reply) => reply(Err(error)),
             Self::Group(_, reply) => reply(Err(error)),
-            Self::Create(_, reply) | Self::Dissolve(_, reply) | Self::Failover { reply, .. } => reply(Err(error)),
+            Self::Store { reply, .. } => reply(Err(error)),
+            Self::StoreProgress(_, reply) => reply(Err(error)),
+            Self::Create(_, reply)
+            | Self::Dissolve(_, reply)
+            | Self::Failover { reply, .. }
+            | Self::CancelStore(_, reply)
+            | Self::Resume(_, reply) => reply(Err(error)),
         }
+    }
+}
+
+fn not_deciding(reason: &str) -> Error {
+    Error::NotDeciding {
+        reason: reason.to_owned(),
     }
 }
 
@@ -75,11 +155,26 @@ impl Desk {
             }
             Ask::Group(name, reply) => reply(self.find(&name).map(|id| self.groups[&id].view())),
             Ask::Dissolve(name, reply) => match self.find(&name) {
-                Ok(id) => return self.request(id, Request::Dissolve, reply),
+                Ok(id) => return self.request(id, Request::Dissolve, Asked::Plain(reply)),
+                Err(error) => reply(Err(error)),
+            },
+            Ask::Store { group, request, reply } => match self.find_to_store(&group, &request) {
+                Ok(id) => return self.request(id, Request::Store(request.clone()), Asked::Store(request, reply)),
+                Err(error) => reply(Err(error)),
+            },
+            Ask::StoreProgress(name, reply) => {
+                reply(self.find(&name).map(|id| self.groups[&id].engine.store_progress()));
+            }
+            Ask::Resume(name, reply) => match self.find(&name) {
+                Ok(id) => return self.request(id, Request::Resume, Asked::Plain(reply)),
+                Err(error) => reply(Err(error)),
+            },
+            Ask::CancelStore(name, reply) => match self.find(&name) {
+                Ok(id) => return self.request(id, Request::CancelStore, Asked::Plain(reply)),
                 Err(error) => reply(Err(error)),
             },
             Ask::Failover { group, member, reply } => match self.find_member(&group, &member) {
-                Ok((id, member)) => return self.request(id, Request::Failover(member), reply),
+                Ok((id, member)) => return self.request(id, Request::Failover(member), Asked::Plain(reply)),
                 Err(error) => reply(Err(error)),
             },
         }
@@ -142,10 +237,10 @@ impl Desk {
         Ok(())
     }
 
-    fn request(&mut self, group: GroupId, request: Request, reply: Reply<()>) -> Result<(), Error> {
+    fn request(&mut self, group: GroupId, request: Request, asked: Asked) -> Result<(), Error> {
         self.next_request += 1;
         let id = RequestId(self.next_request);
-        self.requests.insert(id, reply);
+        self.requests.insert(id, asked);
         self.hear(group, Event::Asked(id, request))
     }
 
@@ -154,6 +249,17 @@ impl Desk {
         let is_it = |running: &Running| running.engine.record().spec.name == name && !running.is_over();
         let found = self.groups.iter().find(|(_, running)| is_it(running));
         found.map(|(id, _)| *id).ok_or_else(|| Error::NoGroup(name.to_owned()))
+    }
+
+    fn find_to_store(&self, group: &str, request: &StoreRequest) -> Result<GroupId, Error> {
+        let id = self.find(group)?;
+        let refused = |reason| Error::NotNow {
+            group: group.to_owned(),
+            action: "be stored",
+            reason,
+        };
+        request.validate().map_err(refused)?;
+        Ok(id)
     }
 
     fn find_member(&self, group: &str, member: &str) -> Result<(GroupId, MemberId), Error> {

@@ -114,8 +114,8 @@ impl Desk {
         self.groups.clear();
         self.agents.clear();
         let reason = error.to_string();
-        for reply in std::mem::take(&mut self.requests).into_values() {
-            reply(Err(Error::NotDeciding { reason: reason.clone() }));
+        for asked in std::mem::take(&mut self.requests).into_values() {
+            asked.refuse(&reason);
         }
         if self.role.set(Some(reason)) {
             tracing::error!(%error, "THIS COORDINATOR DOES NOT DECIDE");

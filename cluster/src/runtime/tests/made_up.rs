@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use cutover_snapshot::spec::MacAddr;
 
+use crate::checkpoint::{CheckpointId, Order, StoredSnapshot};
 use crate::id::Epoch;
 use crate::runtime::seat::Notices;
 use crate::vm::{CutReport, MemberStatus, MemberVm, Notice, StandbyAddress, StandbyNotice, StandbyVm, VmError};
@@ -18,6 +19,8 @@ pub struct VmState {
     /// The number at each cut.
     pub cuts: BTreeMap<Epoch, u64>,
     pub permanent: Epoch,
+    /// The snapshot it makes, and of which cut.
+    pub snapshot: Option<(Order, Option<Epoch>)>,
     /// Cuts it went back to, or was promoted at.
     pub went_back_to: Vec<Epoch>,
 }
@@ -109,6 +112,16 @@ impl MemberVm for MadeUp {
         let number = vm.number;
         vm.cuts.insert(epoch, number);
         vm.number += 1;
+        if let Some((order, _)) = vm.snapshot.take_if(|(_, cut)| *cut == Some(epoch)) {
+            let stored = StoredSnapshot {
+                id: order.id.0,
+                name: order.snapshot,
+                parent: None,
+                file_bytes: number,
+                pause_ns: 1,
+            };
+            self.notices.tell(Notice::SnapshotOver(order.id, Ok(stored)));
+        }
         Ok(CutReport {
             pause_ns: 1,
             dirty_pages: 1,
@@ -139,6 +152,24 @@ impl MemberVm for MadeUp {
         let mut vm = lock(&self.vm);
         assert!(vm.cuts.contains_key(&epoch), "{epoch} was never cut: {vm:?}");
         vm.permanent = epoch;
+        Ok(())
+    }
+
+    fn prepare_snapshot(&mut self, order: &Order) -> Result<(), VmError> {
+        self.notices.tell(Notice::SnapshotPrepared(order.id));
+        lock(&self.vm).snapshot = Some((order.clone(), None));
+        Ok(())
+    }
+
+    fn snapshot_at(&mut self, epoch: Epoch) -> Result<(), VmError> {
+        let mut vm = lock(&self.vm);
+        let (_, cut) = vm.snapshot.as_mut().ok_or("none is prepared")?;
+        *cut = Some(epoch);
+        Ok(())
+    }
+
+    fn no_snapshot(&mut self, _: CheckpointId) -> Result<(), VmError> {
+        lock(&self.vm).snapshot = None;
         Ok(())
     }
 

@@ -307,6 +307,7 @@ impl World {
                 .map(|(name, host)| MemberSpec {
                     name: (*name).to_owned(),
                     host: self.hosts[*host].clone(),
+                    restore: None,
                 })
                 .collect(),
             backups: self.hosts.clone(),

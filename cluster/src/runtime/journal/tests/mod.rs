@@ -29,6 +29,7 @@ pub fn record() -> Record {
         members: vec![MemberSpec {
             name: "vm".to_owned(),
             host: Host("unix:a".to_owned()),
+            restore: None,
         }],
         backups: vec![Host("unix:b".to_owned())],
         interval: Interval::Fixed(Duration::from_millis(100)),
