@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::{BootProtocol, DiskSpec, NetSpec, SerialSpec, VsockSpec};
+use cutover_vmm::dirty::DirtyLog;
 
 use crate::client::{VM_HELP, VmArgs};
 use crate::group_command::{
@@ -183,6 +184,15 @@ pub struct MonitorArgs {
     #[arg(long, value_name = "PATH", help_heading = "Monitor")]
     pub api_sock: Option<PathBuf>,
 
+    /// How it is noticed which pages the guest writes, while a snapshot, migration or group wants to know
+    ///
+    /// bitmap is KVM's bitmap, which is exact everywhere. ring is KVM's dirty rings, whose cost follows what is written
+    /// instead of how much memory there is. scan is the kernel's record of written pages (Linux 6.7 and later); snapshots
+    /// are not live then. The last two are tried with a guest of their own first: where they lose a page, the VM does not
+    /// start. auto is ring where that is exact, else bitmap.
+    #[arg(long, value_name = "LOG", default_value = "bitmap", help_heading = "Monitor")]
+    pub dirty_log: DirtyLogChoice,
+
     /// Do not confine the monitor's threads to the system calls they need (for debugging)
     #[arg(long, help_heading = "Monitor")]
     pub no_seccomp: bool,
@@ -217,6 +227,31 @@ impl From<Protocol> for BootProtocol {
             Protocol::Auto => Self::Auto,
             Protocol::Linux => Self::Linux,
             Protocol::Pvh => Self::Pvh,
+        }
+    }
+}
+
+/// How it is noticed what a guest writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DirtyLogChoice {
+    /// KVM's bitmap.
+    #[default]
+    Bitmap,
+    /// KVM's dirty rings.
+    Ring,
+    /// The kernel's record of written pages.
+    Scan,
+    /// Rings where they are exact, else the bitmap.
+    Auto,
+}
+
+impl From<DirtyLogChoice> for DirtyLog {
+    fn from(choice: DirtyLogChoice) -> Self {
+        match choice {
+            DirtyLogChoice::Bitmap => Self::Bitmap,
+            DirtyLogChoice::Ring => Self::Ring,
+            DirtyLogChoice::Scan => Self::Scan,
+            DirtyLogChoice::Auto => Self::Auto,
         }
     }
 }
@@ -345,7 +380,7 @@ mod tests {
         let args = parse(
             "cutover run --kernel k --initrd i --cmdline quiet --cpus 4 --memory 5GiB --memory-shared --hugepages \
              --disk path=a --disk path=b,readonly --net tap=t0 --net --rng --vsock cid=3,uds=v.sock --serial file=log --config c.json \
-             --name web --no-seccomp --log-level info,virtio=debug --log-format json --log-file l \
+             --name web --dirty-log auto --no-seccomp --log-level info,virtio=debug --log-format json --log-file l \
              --api --api-sock s",
         )
         .expect("valid");
@@ -354,7 +389,9 @@ mod tests {
         assert_eq!(args.cmdline.as_deref(), Some("quiet"));
         assert_eq!(args.cpus, Some(4));
         assert_eq!(args.memory, Some(ByteSize::from_mib(5 << 10)));
+        assert_eq!(args.vsock, options::vsock("cid=3,uds=v.sock").ok());
         assert!(args.memory_shared && args.hugepages && args.rng && args.monitor.no_seccomp);
+        assert_eq!(args.monitor.dirty_log, DirtyLogChoice::Auto);
         assert_eq!(
             args.disks.iter().map(|disk| disk.readonly).collect::<Vec<_>>(),
             [false, true]
@@ -385,10 +422,10 @@ mod tests {
             (LogFormat::Human, None)
         );
         assert!(!args.monitor.no_seccomp);
+        assert_eq!(args.monitor.dirty_log, DirtyLogChoice::Bitmap);
     }
 
     #[test]
-        assert_eq!(args.vsock, options::vsock("cid=3,uds=v.sock").ok());
     fn a_wrong_value_is_refused_with_the_option_and_the_reason() {
         for (line, option, reason) in [
             (

@@ -96,6 +96,7 @@ fn run_to_end(plan: &Plan, args: &MonitorArgs, logger: &Logger) -> Result<Exit, 
     let options = Options {
         seccomp: !args.no_seccomp,
         managed: listener.is_some(),
+        dirty_log: args.dirty_log.into(),
         ..Options::default()
     };
     warn_of_emulation();

@@ -20,7 +20,7 @@ use cutover_snapshot::spec::VmSpec;
 
 use crate::control::{Command, Controller, Ending, JobStep, Mailbox, Message, Reply};
 use crate::device_manager::{DiskUpdate, NetUpdate};
-use crate::dirty::{DirtyRate, RateMeter};
+use crate::dirty::{DirtyLog, DirtyRate, RateMeter};
 use crate::events::{EventKind, EventLog};
 use crate::job::Context;
 use crate::lifecycle::{Action, Exit, Refusal, Request, State, Step};
@@ -40,6 +40,8 @@ pub struct Options {
     pub seccomp: bool,
     /// Let the VM be rebooted and cycled, and its disks be changed, which takes a state driver that may open files.
     pub managed: bool,
+    /// How it is noticed what the guest writes.
+    pub dirty_log: DirtyLog,
     /// Where it is written what happens.
     pub events: EventLog,
 }
@@ -49,6 +51,7 @@ impl Default for Options {
         Self {
             seccomp: true,
             managed: false,
+            dirty_log: DirtyLog::default(),
             events: EventLog::default(),
         }
     }

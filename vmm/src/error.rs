@@ -10,6 +10,7 @@ use cutover_devices::virtio::DeviceError;
 use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::SpecError;
 
+use crate::dirty::{BackEnd, Unfit};
 use crate::host::KVM_API_VERSION;
 use crate::lifecycle::Refusal;
 use crate::page_fault::Unavailable;
@@ -231,10 +232,10 @@ pub enum Error {
         /// Ids there are.
         known: Vec<String>,
     },
-    /// Saved state cannot be written or read.
     /// The same of a socket device.
     #[error("the VM has no vsock device that could have the socket '{}'", .0.display())]
     NoVsock(PathBuf),
+    /// Saved state cannot be written or read.
     #[error(transparent)]
     Snapshot(#[from] cutover_snapshot::Error),
     /// What a snapshot says of the machine cannot be.
@@ -272,6 +273,14 @@ pub enum Error {
         index: u32,
         /// Its value.
         value: u64,
+    },
+    /// A guest's writes cannot be noticed as asked for.
+    #[error("--dirty-log {log} cannot be used here: {reason}")]
+    DirtyLog {
+        /// What was asked for.
+        log: BackEnd,
+        /// Why not.
+        reason: Unfit,
     },
     /// Page faults of guest memory stay with the kernel.
     #[error(transparent)]

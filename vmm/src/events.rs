@@ -70,6 +70,11 @@ pub enum EventKind {
         /// Why.
         reason: String,
     },
+    /// What was to notice the guest's writes is not exact here: KVM's bitmap does it.
+    DirtyLogFallback {
+        /// Why.
+        reason: String,
+    },
     /// A power operation was accepted and begins.
     OperationRequested {
         /// Which, such as `reboot`.

@@ -167,7 +167,7 @@ impl Reserved {
                 most: vm.cpus_max,
             });
         }
-        let tracker = Tracker::new(&vm)?;
+        let tracker = Tracker::new(&vm, options.dirty_log.settle(&options.events)?)?;
         let kind = match spec.vsock {
             Some(_) => ThreadKind::DevicesWithVsock,
             None => ThreadKind::Devices,
@@ -186,7 +186,7 @@ impl Reserved {
         )?;
         cpu::install_kick_handler()?;
         let vcpus = (0..spec.cpus)
-            .map(|cpu| BareVcpu::create(&vm, cpu))
+            .map(|cpu| BareVcpu::create(&vm, cpu, &tracker))
             .collect::<Result<Vec<_>, _>>()?;
         let on_vcpu_thread = confined(options, ThreadKind::Vcpu);
         let threads = vcpus

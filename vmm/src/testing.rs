@@ -6,11 +6,12 @@ use std::path::Path;
 use cutover_devices::GuestMemory;
 use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::{BootProtocol, BootSpec, MemorySpec, SerialSpec, VmSpec};
-use kvm_bindings::kvm_regs;
+use kvm_bindings::{KVM_EXIT_DIRTY_RING_FULL, kvm_regs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::dirty::{Rings, Tracker};
 use crate::kvm::KvmVm;
 
 /// A write to this port stops the guest.
@@ -44,6 +45,8 @@ pub const POKE: &[u8] = &[
 pub struct TinyGuest {
     pub vm: KvmVm,
     pub vcpu: VcpuFd,
+    /// Its dirty ring, if it has one.
+    pub rings: Option<Rings>,
 }
 
 impl TinyGuest {
@@ -53,9 +56,15 @@ impl TinyGuest {
         if !has_kvm() {
             return None;
         }
+        Some(Self::of(KvmVm::create(memory).unwrap(), None, address, program))
+    }
+
+    /// As [`boot`](Self::boot), of a VM that has no vCPU yet, and of which a tracker notices what is written.
+    pub fn of(vm: KvmVm, tracker: Option<&Tracker>, address: u64, program: &[u8]) -> Self {
+        let memory = &vm.memory_slots.memory;
         memory.write_slice(program, GuestAddress(address)).unwrap();
-        let vm = KvmVm::create(memory).unwrap();
         let vcpu = vm.fd.create_vcpu(0).unwrap();
+        let rings = tracker.and_then(|tracker| tracker.add_vcpu(&vcpu).unwrap());
         let mut sregs = vcpu.get_sregs().unwrap();
         (sregs.cs.base, sregs.cs.selector) = (address, 0);
         vcpu.set_sregs(&sregs).unwrap();
@@ -64,7 +73,7 @@ impl TinyGuest {
             ..Default::default()
         };
         vcpu.set_regs(&regs).unwrap();
-        Some(Self { vm, vcpu })
+        Self { vm, vcpu, rings }
     }
 
     /// Finishes what the guest stopped at: KVM does so only when it is to run again.
@@ -79,6 +88,10 @@ impl TinyGuest {
         loop {
             match self.vcpu.run() {
                 Ok(VcpuExit::IoOut(port, _)) if port == u16::from(PORT) => return,
+                Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
+                    let rings = self.rings.as_ref().expect("a ring that is full is there");
+                    rings.drain().unwrap();
+                }
                 Err(error) if error.errno() == libc::EINTR => {}
                 other => panic!("unexpected exit {other:?}"),
             }
@@ -114,6 +127,7 @@ pub fn tiny_spec(kernel: &Path) -> VmSpec {
         disks: Vec::new(),
         nets: Vec::new(),
         rng: None,
+        vsock: None,
         serial: SerialSpec::Null,
     }
 }
@@ -127,7 +141,6 @@ pub fn kernel(program: &[u8]) -> NamedTempFile {
     image.extend([2, 0, 62, 0, 1, 0, 0, 0]);
     image.extend([ENTRY, 64, 0].map(u64::to_le_bytes).concat());
     image.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
-        vsock: None,
     image.extend([1, 5].map(u32::to_le_bytes).concat());
     let size = program.len() as u64;
     image.extend(

@@ -155,6 +155,7 @@ fn receive(request: &ReceiveRequest, args: &MonitorArgs, logger: &Logger) -> Res
     let options = Options {
         seccomp: !args.no_seccomp,
         managed: args.api || args.api_sock.is_some(),
+        dirty_log: args.dirty_log.into(),
         ..Options::default()
     };
     run::warn_of_emulation();

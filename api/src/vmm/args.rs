@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tracing::level_filters::LevelFilter;
 
+use crate::cli::DirtyLogChoice;
 use crate::log::LogUpdate;
 use crate::runtime_dir::VmName;
 use crate::server::BODY_MAX;
@@ -60,6 +61,10 @@ pub struct VmmArgs {
     /// Append metrics in Firecracker's form to FILE, which may be a named pipe
     #[arg(long, value_name = "FILE", help_heading = "Log")]
     pub metrics_path: Option<String>,
+
+    /// How it is noticed which pages the guest writes, as in `cutover run`
+    #[arg(long, value_name = "LOG", default_value = "bitmap", help_heading = "Monitor")]
+    pub dirty_log: DirtyLogChoice,
 
     /// Do not confine the monitor's threads to the system calls they need (for debugging)
     #[arg(long, help_heading = "Monitor")]

@@ -105,6 +105,7 @@ fn serve_with(args: &VmmArgs, listener: Option<Listener>, logger: &Logger) -> Re
     let options = Options {
         seccomp: !args.no_seccomp,
         managed: true,
+        dirty_log: args.dirty_log.into(),
         events: EventLog::default(),
     };
     let (await_me, awaited) = channel();

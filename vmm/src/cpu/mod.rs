@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use cutover_devices::bus::Bus;
 use cutover_devices::{GuestMemory, OnThread, THREAD_STACK_SIZE};
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, KVM_EXIT_DIRTY_RING_FULL};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use self::counters::{ExitCounters, ExitKind};
@@ -35,6 +35,7 @@ use self::throttle::{Rest, Throttled};
 use crate::Error;
 use crate::boot::Entry;
 use crate::control::{Ending, Mailbox};
+use crate::dirty::{Rings, Tracker};
 use crate::kvm::KvmVm;
 use crate::lifecycle::GuestEnd;
 use crate::state::{Inventory, VcpuState};
@@ -79,6 +80,7 @@ pub struct VcpuHandle {
 pub struct BareVcpu {
     cpu: u8,
     fd: VcpuFd,
+    rings: Option<Rings>,
 }
 
 /// A vCPU, owned by its thread once it is installed there.
@@ -88,16 +90,19 @@ pub struct Vcpu {
     /// What it was shown.
     cpuid: CpuId,
     inventory: Arc<Inventory>,
+    /// Its dirty ring and those of the others, if KVM keeps such.
+    rings: Option<Rings>,
 }
 
 impl BareVcpu {
-    /// Makes vCPU number `cpu`.
+    /// Makes vCPU number `cpu`, of which `tracker` notices what it writes.
     ///
     /// # Errors
     /// KVM refused it.
-    pub fn create(vm: &KvmVm, cpu: u8) -> Result<Self, Error> {
+    pub fn create(vm: &KvmVm, cpu: u8, tracker: &Tracker) -> Result<Self, Error> {
         let fd = vm.fd.create_vcpu(u64::from(cpu)).map_err(Error::kvm("create a vCPU"))?;
-        Ok(Self { cpu, fd })
+        let rings = tracker.add_vcpu(&fd)?;
+        Ok(Self { cpu, fd, rings })
     }
 
     /// Makes a thread for the vCPU, which calls `on_thread` first and waits for it.
@@ -186,6 +191,7 @@ impl BareVcpu {
             fd: self.fd,
             cpuid,
             inventory: vm.inventory.clone(),
+            rings: self.rings,
         })
     }
 }
@@ -390,6 +396,10 @@ impl VcpuThread {
                     tracing::error!(cpu = self.vcpu.cpu, "triple fault");
                     break Ending::Guest(GuestEnd::Panic);
                 }
+                Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => match self.drain_rings() {
+                    Ok(()) => continue,
+                    Err(error) => format!("its dirty ring is full: {error}"),
+                },
                 Ok(VcpuExit::FailEntry(reason, _)) => format!("the hardware refused its state, reason {reason:#x}"),
                 Ok(VcpuExit::InternalError) => self.internal_error(),
                 Ok(other) => format!("unexpected exit {other:?}"),
@@ -413,6 +423,11 @@ impl VcpuThread {
         {
             tracing::warn!(cpu = self.vcpu.cpu, %error, "cannot tell the guest that it was paused");
         }
+    }
+
+    /// Makes room in the vCPU's dirty ring.
+    fn drain_rings(&self) -> Result<(), Error> {
+        self.vcpu.rings.iter().try_for_each(|rings| rings.drain().map(drop))
     }
 
     fn kicked(&self) -> Stopped {

@@ -1,10 +1,13 @@
 //! Dirty tracking: which pages of guest memory have changed, for everyone who wants to know.
 //!
 //! ```text
-//!  vCPUs ───► KVM's log ──┐            ┌─► pending of a migration  ──take──► Taken ──► commit
+//!  vCPUs ───► back end ───┐            ┌─► pending of a migration  ──take──► Taken ──► commit
 //!                         ├─ harvest ──┼─► pending of a snapshot               │
 //!  monitor ─► bitmaps ────┘            └─► pending of statistics   ◄──put back─┘ (when dropped)
 //! ```
+//! The back end is KVM's bitmap ([`kvm_log`]), or what was asked for and is exact here ([`back_end`], [`probe`]): KVM's
+//! rings ([`ring`]), or a scan of page tables ([`scan`]).
+//!
 //! Reading a source clears it, so there is one reader, the [`Tracker`], which adds what it finds to the pending set of
 //! every [`Consumer`]. Each takes what changed since its own last take, whatever the others do. What was taken goes
 //! back to the pending set unless it is committed: an attempt that fails, or is forgotten, loses nothing.
@@ -14,23 +17,32 @@
 //! A set may have pages that did not change; it never lacks one that did. Take it, then read the pages: what is written
 //! meanwhile is in the next set. After the vCPUs are paused and the devices stopped, one take has the rest.
 
+mod back_end;
 mod ioctl;
 mod kvm_log;
 mod monitor_writes;
 pub(crate) mod page_set;
+mod probe;
 mod rate;
+mod ring;
+mod scan;
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kvm_ioctls::VcpuFd;
+
 use self::kvm_log::KvmLog;
 use self::monitor_writes::MonitorWrites;
+use self::scan::Scan;
 use crate::Error;
 use crate::kvm::KvmVm;
 
+pub use self::back_end::{BackEnd, DirtyLog, Unfit};
 pub use self::page_set::{Layout, PAGE_SIZE, PageRange, PageSet};
 pub use self::rate::{DirtyRate, RateMeter};
+pub use self::ring::Rings;
 
 /// What a source calls with the index of a word of a [`PageSet`] and the bits of pages written.
 type Report<'a> = &'a mut dyn FnMut(usize, u64);
@@ -57,7 +69,11 @@ pub enum Baseline {
 
 /// The one reader of all sources. Clones are the same tracker.
 #[derive(Clone)]
-pub struct Tracker(Arc<Mutex<State>>);
+pub struct Tracker {
+    state: Arc<Mutex<State>>,
+    /// The back end, if that is KVM's rings.
+    rings: Option<Rings>,
+}
 
 struct State {
     layout: Arc<Layout>,
@@ -70,27 +86,47 @@ struct State {
 type ConsumerId = u64;
 
 impl Tracker {
-    /// A tracker for the memory of `vm`, switched off.
+    /// A tracker for the memory of `vm`, which has no vCPUs yet, switched off. `back_end` is to be known as exact here.
     ///
     /// # Errors
-    /// KVM refused.
-    pub fn new(vm: &KvmVm) -> Result<Self, Error> {
+    /// KVM refused, or the back end is not to be had for this memory.
+    pub fn new(vm: &KvmVm, back_end: BackEnd) -> Result<Self, Error> {
         let slots = &vm.memory_slots;
         let layout = Arc::new(Layout::of(&slots.memory));
-        let sources: Vec<Box<dyn DirtySource>> = vec![
-            Box::new(KvmLog::new(slots, &layout)?),
-            Box::new(MonitorWrites::new(&slots.memory, &layout)),
-        ];
-        Ok(Self::of(layout, sources))
+        let mut rings = None;
+        let vcpu_writes: Box<dyn DirtySource> = match back_end {
+            BackEnd::Bitmap => Box::new(KvmLog::new(slots, &layout)?),
+            BackEnd::Ring => Box::new(rings.insert(Rings::new(slots, &layout)?).clone()),
+            BackEnd::Scan => Box::new(Scan::new(slots, &layout)?),
+        };
+        let monitor_writes = Box::new(MonitorWrites::new(&slots.memory, &layout));
+        Ok(Self {
+            rings,
+            ..Self::of(layout, vec![vcpu_writes, monitor_writes])
+        })
     }
 
     fn of(layout: Arc<Layout>, sources: Vec<Box<dyn DirtySource>>) -> Self {
-        Self(Arc::new(Mutex::new(State {
-            layout,
-            sources,
-            pending: BTreeMap::new(),
-            next_id: 0,
-        })))
+        Self {
+            state: Arc::new(Mutex::new(State {
+                layout,
+                sources,
+                pending: BTreeMap::new(),
+                next_id: 0,
+            })),
+            rings: None,
+        }
+    }
+
+    /// Notices what `vcpu` writes, which has not run yet. If KVM stops it because its ring is full, it goes on once all
+    /// rings that are returned were drained.
+    ///
+    /// # Errors
+    /// The operating system refused.
+    pub fn add_vcpu(&self, vcpu: &VcpuFd) -> Result<Option<Rings>, Error> {
+        let rings = self.rings.clone();
+        rings.iter().try_for_each(|rings| rings.add(vcpu))?;
+        Ok(rings)
     }
 
     /// A new consumer, who is told of every change from now on.
@@ -106,7 +142,7 @@ impl Tracker {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

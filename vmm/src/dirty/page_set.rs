@@ -151,7 +151,7 @@ impl Layout {
     }
 
     /// The words that have bits of `range`, with those bits; `range` is within one slot, or none.
-    fn words_of(&self, range: PageRange) -> impl Iterator<Item = (usize, u64)> {
+    pub(super) fn words_of(&self, range: PageRange) -> impl Iterator<Item = (usize, u64)> {
         let slot = self.slot_at(range.start).copied();
         slot.into_iter().flat_map(move |slot| {
             let first = (range.start - slot.start) / PAGE_SIZE;
@@ -235,6 +235,11 @@ impl PageSet {
     /// The bits of the pages of `slot`, the first page's first.
     pub fn words_of_slot(&self, slot: &Slot) -> &[u64] {
         &self.words[slot.first_word..slot.first_word + slot.words()]
+    }
+
+    /// The words that have pages, with these.
+    pub fn words(&self) -> impl Iterator<Item = (usize, u64)> {
+        set_words(&self.words)
     }
 
     /// Where the VM's pages are.
@@ -322,12 +327,12 @@ impl PageSet {
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        set_words(&self.words).next().is_none()
+        self.words().next().is_none()
     }
 
     /// The pages in ascending order, consecutive ones together.
     pub fn ranges(&self) -> impl Iterator<Item = PageRange> {
-        self.merged(set_words(&self.words))
+        self.merged(self.words())
     }
 
     /// Those of the pages of `range`, which are of one slot, that are in the set, consecutive ones together.

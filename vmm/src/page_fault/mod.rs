@@ -23,7 +23,7 @@ mod end;
 mod external;
 mod faults;
 mod lazy;
-mod space;
+pub(crate) mod space;
 pub mod uffd;
 mod untouched;
 
@@ -47,7 +47,11 @@ pub enum Unavailable {
     /// The kernel is too old, or built without it.
     #[error(
         "this kernel's userfaultfd {}",
-        match .mode { Mode::Missing => "is missing", Mode::WriteProtect => "cannot protect such memory from writes" }
+        match .mode {
+            Mode::Missing => "is missing",
+            Mode::WriteProtect => "cannot protect such memory from writes",
+            Mode::Asynchronous => "does not note writes by itself (UFFD_FEATURE_WP_ASYNC, since Linux 6.7)",
+        }
     )]
     NoSuchKernel {
         /// What was asked of it.
@@ -65,7 +69,7 @@ pub enum Unavailable {
     #[error("guest memory is a mapped file")]
     MappedFile,
     /// Another descriptor has the memory.
-    #[error("guest memory is still being filled")]
+    #[error("guest memory has a userfaultfd already: it is still being filled, or tracked with --dirty-log scan")]
     Busy,
     /// Something else.
     #[error("the kernel does not hand over page faults of guest memory: {0}")]

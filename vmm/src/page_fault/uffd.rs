@@ -50,6 +50,8 @@ pub enum Mode {
     Missing,
     /// Writes to pages that are protected.
     WriteProtect,
+    /// The same, but nobody waits: the kernel ends the protection of what is written (since Linux 6.7).
+    Asynchronous,
 }
 
 /// A userfault descriptor. Faults of system calls and KVM are noticed too.
@@ -67,6 +69,9 @@ impl Uffd {
             (Mode::Missing, Backing::HugePages) => UFFD_FEATURE_MISSING_HUGETLBFS,
             (Mode::WriteProtect, Backing::Anonymous) => UFFD_FEATURE_PAGEFAULT_FLAG_WP,
             (Mode::WriteProtect, _) => UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
+            (Mode::Asynchronous, _) => {
+                UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC
+            }
         };
         let uffd = Self(open().map_err(|error| match error {
             Errno::NOSYS => Unavailable::NoSuchKernel { mode },
@@ -95,7 +100,7 @@ impl Uffd {
             range: range(area),
             mode: u64::from(match mode {
                 Mode::Missing => UFFDIO_REGISTER_MODE_MISSING,
-                Mode::WriteProtect => UFFDIO_REGISTER_MODE_WP,
+                Mode::WriteProtect | Mode::Asynchronous => UFFDIO_REGISTER_MODE_WP,
             }),
             ioctls: 0,
         };

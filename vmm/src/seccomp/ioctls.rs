@@ -2,12 +2,15 @@
 //! (`linux/kvm.h`, `linux/if_tun.h`, `linux/sockios.h`, `asm-generic/ioctls.h`).
 
 use kvm_bindings::*;
-use linux_raw_sys::ioctl::FICLONE;
+use linux_raw_sys::general::pm_scan_arg;
+use linux_raw_sys::ioctl::{FICLONE, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE};
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
 
-/// Running a vCPU, telling its guest of a pause, telling where it failed, and saving its state.
+/// Running a vCPU, making room in its dirty ring, telling its guest of a pause, telling where it failed, and saving its
+/// state.
 pub const VCPU: &[u64] = &[
     kvm(_IOC_NONE, 0x80, 0),                                  // KVM_RUN
+    kvm(_IOC_NONE, 0xc7, 0),                                  // KVM_RESET_DIRTY_RINGS
     kvm(_IOC_READ, 0x81, size_of::<kvm_regs>()),              // KVM_GET_REGS
     kvm(_IOC_NONE, 0xad, 0),                                  // KVM_KVMCLOCK_CTRL
     kvm(_IOC_READ, 0x83, size_of::<kvm_sregs>()),             // KVM_GET_SREGS
@@ -31,6 +34,11 @@ pub const VM: &[u64] = &[
     kvm(_IOC_WRITE, 0x42, size_of::<kvm_dirty_log>()),           // KVM_GET_DIRTY_LOG
     kvm(_IOC_WRITE, 0x46, size_of::<kvm_userspace_memory_region>()), // KVM_SET_USER_MEMORY_REGION
     kvm(_IOC_READ | _IOC_WRITE, 0xc0, size_of::<kvm_clear_dirty_log>()), // KVM_CLEAR_DIRTY_LOG
+    kvm(_IOC_NONE, 0xc7, 0),                                     // KVM_RESET_DIRTY_RINGS
+    PAGEMAP_SCAN,
+    UFFDIO_REGISTER as u64,
+    UFFDIO_UNREGISTER as u64,
+    UFFDIO_WAKE as u64,
 ];
 
 /// Agreeing with a driver on the offloads of a tap.
@@ -97,6 +105,13 @@ pub const BUILD: &[u64] = &[
     libc::TIOCGWINSZ,
     libc::TIOCSPTLCK,
 ];
+
+/// Telling which pages of this process were written (`linux/fs.h`).
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a request has 14 bits for the size of its argument"
+)]
+const PAGEMAP_SCAN: u64 = ioctl_expr(_IOC_READ | _IOC_WRITE, b'f' as u32, 16, size_of::<pm_scan_arg>() as u32);
 
 /// A request of KVM: its direction, number, and bytes of argument.
 #[expect(

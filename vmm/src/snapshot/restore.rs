@@ -218,11 +218,11 @@ fn spec_of(saved: &Manifest, request: &RestoreRequest) -> Result<VmSpec, Error> 
     spec.serial = request.serial.clone();
     spec.memory.hugepages = request.hugepages.unwrap_or(spec.memory.hugepages);
     overrides::apply_nets(&mut spec, &request.nets)?;
+    overrides::apply_vsock(&mut spec, request.vsock.as_deref())?;
     overrides::check_disk_ids(&spec, request.disks.keys())?;
     for (index, disk) in spec.disks.iter_mut().enumerate() {
         let id = disk.id_at(index);
         let in_snapshot = saved.image(&disks::image_name(&id)).is_some();
-    overrides::apply_vsock(&mut spec, request.vsock.as_deref())?;
         disk.path = match (request.disks.get(&id), &request.disks_dir) {
             (Some(path), _) => path.clone(),
             (None, Some(dir)) if in_snapshot => dir.join(format!("{id}.img")),

@@ -82,7 +82,14 @@ fn restore(vcpu: &VcpuState, vm: &VmState, memory: &GuestMemory, clock: ClockPol
     let passed = vm.passed_ns(clock);
     vcpu.restore(&fd, &kvm.inventory, passed).unwrap();
     vm.restore(&kvm.fd, passed).unwrap();
-    (TinyGuest { vm: kvm, vcpu: fd }, memory)
+    (
+        TinyGuest {
+            vm: kvm,
+            vcpu: fd,
+            rings: None,
+        },
+        memory,
+    )
 }
 
 /// The same state with its clock and the time of its saving at other values, and the timer's date of start.

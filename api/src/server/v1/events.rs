@@ -131,6 +131,7 @@ impl From<EventKind> for EventKindV1 {
             EventKind::GuestPanic => Self::GuestPanic,
             EventKind::ConsoleQuit => Self::ConsoleQuit,
             EventKind::DeviceFailed { device, reason } => Self::DeviceFailed { device, reason },
+            EventKind::DirtyLogFallback { reason } => Self::DirtyLogFallback { reason },
             EventKind::OperationRequested { operation } => Self::OperationRequested {
                 operation: operation.to_owned(),
             },

@@ -328,6 +328,11 @@ pub enum EventKindV1 {
         /// Why.
         reason: String,
     },
+    /// The dirty log that `auto` prefers is not exact on this host: KVM's bitmap notices what the guest writes.
+    DirtyLogFallback {
+        /// Why.
+        reason: String,
+    },
     /// A power operation was accepted and begins.
     OperationRequested {
         /// Which.

@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile};
 use super::super::copy_on_write::EARLY_PAGES_MAX;
 use super::super::*;
 use super::{SLOT_1, both_kinds, confined, content, layout, two_slots};
-use crate::dirty::{Baseline, Layout, PAGE_SIZE, PageRange, PageSet, Tracker};
+use crate::dirty::{BackEnd, Baseline, Layout, PAGE_SIZE, PageRange, PageSet, Tracker};
 use crate::testing::{POKE, SCATTER, TinyGuest};
 
 /// Where tiny guests have their program, in the last page of the first slot of [`two_slots`].
@@ -213,7 +213,7 @@ fn what_a_guest_writes_to_a_frozen_page_is_in_the_dirty_log_and_not_in_the_copy(
     let Some(mut guest) = TinyGuest::boot(&memory, PROGRAM, POKE) else {
         return;
     };
-    let tracker = Tracker::new(&guest.vm).unwrap();
+    let tracker = Tracker::new(&guest.vm, BackEnd::Bitmap).unwrap();
     let consumer = tracker.register(Baseline::Now).unwrap();
     let written = [0x3000, 0x5000, SLOT_1 + 0x7000];
     written
