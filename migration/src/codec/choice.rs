@@ -24,6 +24,9 @@ use crate::options::Compression;
 const WORTH_PERCENT: u64 = 90;
 /// Most runs that are sent uncompressed before the next look at whether they shrink.
 const BACKOFF_MAX: u32 = 16;
+/// Fewest bytes sent at once that tell how fast the link is. Of fewer the kernel takes all at once, or lets the peer run
+/// first where there are too few processors: then that counts which the peer does with them.
+const LINK_BATCH_BYTES: u64 = 64 << 10;
 /// Bytes over which the link's speed is taken.
 const LINK_WINDOW_BYTES: u64 = 1 << 20;
 /// Time after which it is taken at the latest.
@@ -118,6 +121,9 @@ impl Choice {
 
     /// `bytes` were given to the kernel, which took them after `took`; what was waited for a limit does not count.
     pub fn sent(&mut self, bytes: u64, took: Duration) {
+        if bytes < LINK_BATCH_BYTES {
+            return;
+        }
         let (sum, time) = &mut self.window;
         *sum += bytes;
         *time += took;

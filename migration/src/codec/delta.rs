@@ -35,23 +35,27 @@ pub struct Malformed;
 
 /// Appends to `out` what makes `new` of `old`, if that takes at most `bytes_max` bytes.
 pub fn encode(old: &Page, new: &Page, bytes_max: usize, out: &mut Vec<u8>) -> Outcome {
+    encode_words(old.as_chunks().0, new.as_chunks().0, bytes_max, out)
+}
+
+/// As [`encode`], of words: as many old as new ones.
+pub fn encode_words(old: &[[u8; WORD]], new: &[[u8; WORD]], bytes_max: usize, out: &mut Vec<u8>) -> Outcome {
     let start = out.len();
-    let (old, new) = (words(old), words(new));
     let mut at = run(old, new, 0);
-    if at == WORDS {
+    if at == new.len() {
         return Outcome::Same;
     }
     let mut kept = at;
     loop {
         varint::write(kept as u64, out);
-        if at < WORDS {
+        if at < new.len() {
             at += write_change(&old[at..], &new[at..], out);
         }
         if out.len() - start > bytes_max {
             out.truncate(start);
             return Outcome::TooLong;
         }
-        if at == WORDS {
+        if at == new.len() {
             return Outcome::Written;
         }
         kept = run(&old[at..], &new[at..], 0);
@@ -124,8 +128,7 @@ fn write_change(old: &[[u8; WORD]], new: &[[u8; WORD]], out: &mut Vec<u8>) -> us
     let step = difference(old[0], new[0]);
     let stepped = run(old, new, step);
     if stepped > 1 || is_short(step) {
-        varint::write((stepped as u64 - 1) << 1, out);
-        varint::write(zigzag(step), out);
+        write_step(stepped, step, out);
         return stepped;
     }
     let mut steps = old
@@ -147,10 +150,22 @@ fn write_change(old: &[[u8; WORD]], new: &[[u8; WORD]], out: &mut Vec<u8>) -> us
     replaced
 }
 
+/// Appends that so many `words` grew by `step`.
+pub fn write_step(words: usize, step: u64, out: &mut Vec<u8>) {
+    varint::write((words as u64 - 1) << 1, out);
+    varint::write(zigzag(step), out);
+}
+
 /// How many of the first words differ by `step`.
 fn run(old: &[[u8; WORD]], new: &[[u8; WORD]], step: u64) -> usize {
     /// Words looked at together, with a few vector instructions.
     const STRIDE: usize = 16;
+    /// Words looked at one by one before: of most runs there are not even so many.
+    const FIRST: usize = 2;
+    let mut first = old.iter().zip(new).take(FIRST);
+    if let Some(end) = first.position(|(old, new)| difference(*old, *new) != step) {
+        return end;
+    }
     let strides = old.as_chunks::<STRIDE>().0.iter().zip(new.as_chunks::<STRIDE>().0);
     let differ = |(old, new): &(&[[u8; WORD]; STRIDE], &[[u8; WORD]; STRIDE])| {
         let words = old.iter().zip(new.iter());
@@ -178,10 +193,6 @@ fn zigzag(step: u64) -> u64 {
 
 fn unzigzag(number: u64) -> u64 {
     number >> 1 ^ (number & 1).wrapping_neg()
-}
-
-fn words(page: &Page) -> &[[u8; WORD]] {
-    page.as_chunks().0
 }
 
 #[cfg(test)]

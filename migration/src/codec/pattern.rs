@@ -1,15 +1,15 @@
 //! Pages that have a pattern: page tables of consecutive frames, lists of free objects, tables that count.
 //!
 //! ```text
-//!  page       5      5      5      9     13     17     21   …
-//!  old        0      5      5      5      9     13     17   …     the same, a word later
+//!  word       5      5      5      9     13     17     21   …
+//!  before it  0      5      5      5      9     13     17   …     the same, a word later
 //!  pattern    step 5 × 1   kept × 2     step 4 × 4          …
 //! ```
 //! Their words differ by the same again and again, each from the one before. So the page makes a short delta
 //! ([`super::delta`]) to itself, moved on by a word. A look at a few words tells nearly always whether it does.
 
 use super::delta::{self, Malformed, Outcome, Part};
-use super::{Page, ZERO};
+use super::{Page, varint};
 
 /// Bytes of a word.
 const WORD: usize = size_of::<u64>();
@@ -26,9 +26,22 @@ pub fn encode(page: &Page, out: &mut Vec<u8>) -> bool {
     if !LOOK_AT.iter().all(|&at| is_even(&words[at..at + LOOK_WORDS])) {
         return false;
     }
-    let mut old = ZERO;
-    old[WORD..].copy_from_slice(&page[..page.len() - WORD]);
-    delta::encode(&old, page, BYTES_MAX, out) == Outcome::Written
+    let start = out.len();
+    // There is none before the first word: it differs from zero.
+    varint::write(0, out);
+    delta::write_step(1, u64::from_le_bytes(words[0]), out);
+    let others = words.len() - 1;
+    match delta::encode_words(&words[..others], &words[1..], BYTES_MAX, out) {
+        Outcome::Written => true,
+        Outcome::Same => {
+            varint::write(others as u64, out);
+            true
+        }
+        Outcome::TooLong => {
+            out.truncate(start);
+            false
+        }
+    }
 }
 
 /// Takes a pattern off the front of `bytes` and has `page` be what it says.
@@ -68,6 +81,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::codec::ZERO;
 
     fn page(word: impl Fn(u64) -> u64) -> Page {
         let mut page = ZERO;

@@ -47,6 +47,16 @@ fn a_link_is_narrow_if_it_is_much_slower_than_a_copy_and_stays_so_for_a_while() 
 }
 
 #[test]
+fn batches_of_few_bytes_say_nothing_of_the_link() {
+    let mut choice = choice();
+    link_takes(&mut choice, 2_000);
+    for _ in 0..1_000 {
+        choice.sent(10 << 10, at(10 << 10, 8));
+    }
+    assert_eq!(choice.width(), Width::Wide);
+}
+
+#[test]
 fn a_limit_makes_a_link_narrow_at_once_and_lifting_it_wide() {
     let mut choice = choice();
     choice.set_limit(Some(64 * MIB));
@@ -145,6 +155,7 @@ fn measurements_beyond_all_measure_do_no_harm() {
     let mut choice = Choice::new(Compression::Auto);
     choice.sent(u64::MAX / 2, Duration::ZERO);
     choice.sent(0, Duration::MAX);
+    choice.sent(MIB, Duration::MAX);
     choice.set_limit(Some(0));
     choice.copied(0, Duration::MAX);
     choice.copied(u64::MAX, Duration::ZERO);
