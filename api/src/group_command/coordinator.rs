@@ -22,7 +22,7 @@ use crate::client::timeout;
 use crate::exit::{ExitStatus, report};
 use crate::log::{self, LogArgs};
 use crate::runtime_dir::{CLIENTS_WAITING_MAX, RuntimeDir};
-use crate::server::groups;
+use crate::server::groups::{self, events::EventLog};
 use crate::tls_dir;
 
 /// Arguments of `cutover coordinator`.
@@ -99,9 +99,14 @@ fn serve(args: &CoordinatorArgs) -> Result<(), GroupError> {
     let listener = args.link.listener(&security)?;
     let endpoint = listener.endpoint().clone();
     let journal = journal::open(&location(args)?, &endpoint.to_string(), args.lease)?;
+    let events = EventLog::default();
+    let noted = events.clone();
     let options = Options {
         security,
-        observer: Box::new(tell),
+        observer: Box::new(move |record, report| {
+            tell(&record.spec.name, report);
+            noted.note(record, report);
+        }),
     };
     let coordinator = Coordinator::start(listener, journal, options)?;
     tracing::info!(%endpoint, clients = %clients.path().display(), "the coordinator runs");
@@ -110,7 +115,7 @@ fn serve(args: &CoordinatorArgs) -> Result<(), GroupError> {
     let (_kept, stop) = oneshot::channel();
     runtime
         .map_err(GroupError::Serve)?
-        .block_on(groups::serve(UnixListener::from(socket), Arc::new(coordinator), stop))
+        .block_on(groups::serve(UnixListener::from(socket), Arc::new(coordinator), events, stop))
         .map_err(GroupError::Serve)
 }
 

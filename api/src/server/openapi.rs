@@ -56,27 +56,37 @@ pub fn routes() -> Router<Arc<Instance>> {
     responses((status = 200, content_type = "application/json", body = Object))
 )]
 pub async fn document() -> Response {
-    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], DOCUMENT).into_response()
+    written(DOCUMENT)
+}
+
+/// `document` as it is written.
+pub(super) fn written(document: &'static str) -> Response {
+    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], document).into_response()
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
+pub(super) mod tests {
+    use std::{env, fs};
 
     use super::*;
 
-    const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/openapi.json");
-
-    #[test]
-    fn the_document_says_what_the_types_say() {
-        let generated = Api::openapi().to_pretty_json().expect("a document") + "\n";
-        if std::env::var_os("UPDATE_OPENAPI").is_some() {
-            fs::write(PATH, &generated).expect("the document can be written");
+    /// Whether `document`, the file of this `name` among the resources, is what the types of an API say. It becomes that
+    /// with `UPDATE_OPENAPI`.
+    pub fn check<A: OpenApi>(name: &str, document: &str) {
+        let generated = A::openapi().to_pretty_json().expect("a document") + "\n";
+        if env::var_os("UPDATE_OPENAPI").is_some() {
+            let path = format!(concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/{}"), name);
+            fs::write(path, &generated).expect("the document can be written");
         } else {
             assert_eq!(
-                generated, DOCUMENT,
+                generated, document,
                 "write it anew: UPDATE_OPENAPI=1 cargo test -p cutover-api openapi"
             );
         }
+    }
+
+    #[test]
+    fn the_document_says_what_the_types_say() {
+        check::<Api>("openapi.json", DOCUMENT);
     }
 }

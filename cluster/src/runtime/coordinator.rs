@@ -29,7 +29,7 @@ use super::journal::Journal;
 use super::link::{Called, ControlLink, Incoming, Reception, spawn};
 use super::recovery::Recoveries;
 use crate::Error;
-use crate::engine::{Action, Decided, Engine, Event, Input, Report, RequestId};
+use crate::engine::{Action, Decided, Engine, Event, Input, Record, Report, RequestId};
 use crate::id::{GroupId, Host, Seat};
 use crate::lease::{Nanos, nanos};
 use crate::message::{Envelope, FromSeat, Hello, SeatHello, ToAgent};
@@ -46,14 +46,14 @@ pub struct Coordinator {
     _reception: Reception,
 }
 
-/// Told what happens to a group, by its name.
-pub type Observer = Box<dyn FnMut(&str, &Report) + Send>;
+/// Told what happens to a group, of which the journal says this.
+pub type Observer = Box<dyn FnMut(&Record, &Report) + Send>;
 
 /// How a coordinator works.
 pub struct Options {
     /// What protects its links.
     pub security: Security,
-    /// Told what happens to groups, by name.
+    /// Told what happens to groups.
     pub observer: Observer,
 }
 
@@ -411,7 +411,7 @@ impl Desk {
                 }
                 Action::Report(report) => {
                     running.note(&report);
-                    (self.observer)(&running.engine.record().spec.name, &report);
+                    (self.observer)(running.engine.record(), &report);
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! ```text
 //!  POST /v1/groups ──► 204: the coordinator knows of it, and sees to it
 //!   GET /v1/groups, /v1/groups/NAME ──► how they are doing
+//!   GET /v1/groups/NAME/events ──► what happens to it, as server-sent events
 //!  POST /v1/groups/NAME/failover ── … ──► 204: a member failed, and the group has recovered
 //!  POST /v1/groups/NAME/checkpoints ── … ──► 201: a cut of it is kept
 //!  DELETE /v1/groups/NAME ──► 204: its VMs go on on their own
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -30,9 +31,11 @@ use super::connection;
 use super::http::{Failure, Id, Json, Outcome, json, no_such_method, no_such_path};
 
 pub mod checkpoints;
+pub mod events;
 pub mod openapi;
 pub mod types;
 
+use events::EventLog;
 use types::{
     FailoverV1, GroupStateV1, GroupStatusV1, GroupTimingV1, GroupV1, IntervalV1, MemberStateV1, MemberStatusV1,
     RecoveryV1, StandbyStatusV1,
@@ -45,25 +48,27 @@ use crate::server::http::{Changed, Refused};
 /// Most bytes of a request's body: a group of as many members as there can be, with long names.
 const BODY_MAX: usize = 1 << 20;
 
-/// Serves clients of `coordinator` on `listener`, until `stop` says so.
+/// Serves clients of `coordinator`, whose observer notes `events`, on `listener`, until `stop` says so.
 ///
 /// # Errors
 /// The socket cannot be used.
 pub async fn serve(
     listener: std::os::unix::net::UnixListener,
     coordinator: Arc<Coordinator>,
+    events: EventLog,
     stop: oneshot::Receiver<()>,
 ) -> io::Result<()> {
     let listener = tokio::net::UnixListener::from_std(listener)?;
-    connection::serve(listener, router(coordinator), stop).await;
+    connection::serve(listener, router(coordinator, events), stop).await;
     Ok(())
 }
 
-fn router(coordinator: Arc<Coordinator>) -> Router {
+fn router(coordinator: Arc<Coordinator>, log: EventLog) -> Router {
     Router::new()
         .route("/v1/groups", get(list).post(create))
         .route("/v1/groups/{name}", get(status).delete(dissolve))
         .route("/v1/groups/{name}/failover", post(failover))
+        .route("/v1/groups/{name}/events", get(events::get).layer(Extension(log)))
         .route("/v1/groups/{name}/resume", post(resume))
         .route("/v1/groups/{name}/checkpoints", post(checkpoints::store))
         .route(

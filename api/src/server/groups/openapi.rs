@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::HeaderValue;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::get;
 use cutover_cluster::runtime::coordinator::Coordinator;
 use utoipa::OpenApi;
+
+use crate::server::openapi::written;
 
 const DOCUMENT: &str = include_str!(concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -24,7 +24,7 @@ const DOCUMENT: &str = include_str!(concat!(
     ),
     servers((url = "http://localhost", description = "The Unix socket of a coordinator")),
     tags((name = "cutover", description = "Cutover's own")),
-    paths(super::create, super::list, super::status, super::dissolve, super::failover, super::resume,
+    paths(super::create, super::list, super::status, super::dissolve, super::failover, super::events::get, super::resume,
         super::checkpoints::store, super::checkpoints::progress, super::checkpoints::cancel, document)
 )]
 pub struct Api;
@@ -40,27 +40,16 @@ pub fn routes() -> Router<Arc<Coordinator>> {
     responses((status = 200, content_type = "application/json", body = Object))
 )]
 pub async fn document() -> Response {
-    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], DOCUMENT).into_response()
+    written(DOCUMENT)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
-
-    const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/openapi-coordinator.json");
+    use crate::server::openapi::tests::check;
 
     #[test]
     fn the_document_says_what_the_types_say() {
-        let generated = Api::openapi().to_pretty_json().expect("a document") + "\n";
-        if std::env::var_os("UPDATE_OPENAPI").is_some() {
-            fs::write(PATH, &generated).expect("the document can be written");
-        } else {
-            assert_eq!(
-                generated, DOCUMENT,
-                "write it anew: UPDATE_OPENAPI=1 cargo test -p cutover-api openapi"
-            );
-        }
+        check::<Api>("openapi-coordinator.json", DOCUMENT);
     }
 }

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
+use super::events::EventLog;
 use super::types::{FailoverV1, GroupMemberV1, GroupStateV1, GroupStatusV1, GroupTimingV1, GroupV1, IntervalV1};
 use crate::client::{ClientError, Vm};
 
@@ -36,7 +37,7 @@ impl Served {
         let coordinator = Arc::new(coordinator(&folder));
         let (stop, stopped) = oneshot::channel();
         let runtime = || Builder::new_current_thread().enable_all().build().expect("threads");
-        thread::spawn(move || runtime().block_on(super::serve(listener, coordinator, stopped)));
+        thread::spawn(move || runtime().block_on(super::serve(listener, coordinator, EventLog::default(), stopped)));
         let name = "the coordinator".to_owned();
         Self {
             folder,

@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use cutover_vmm::events::{Event, EventKind, Tail};
 use cutover_vmm::{EventLog, Exit};
 use futures_util::stream::{self, Stream};
+use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::types::{EventKindV1, EventV1, ExitV1};
@@ -25,7 +26,7 @@ use crate::server::instance::Instance;
 /// Most clients that watch at a time.
 pub const WATCHERS_MAX: usize = 32;
 /// How often a client that nothing is sent to is sent a comment, so that dead connections are noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// The header by which a client that comes back says which event it saw last.
 const LAST_EVENT_ID: &str = "last-event-id";
 
@@ -43,16 +44,21 @@ const LAST_EVENT_ID: &str = "last-event-id";
     )
 )]
 pub async fn get(State(instance): State<Arc<Instance>>, headers: HeaderMap) -> Result<Response, Failure> {
-    let seen = match headers.get(LAST_EVENT_ID) {
-        None => 0,
-        Some(value) => {
-            let text = value.to_str().map_err(|_| Failure::LastEventId)?;
-            text.parse().map_err(|_| Failure::LastEventId)?
-        }
-    };
-    let watcher = instance.watch(seen)?;
+    let watcher = instance.watch(last_seen(&headers)?)?;
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     Ok(Sse::new(events(watcher)).keep_alive(keep_alive).into_response())
+}
+
+/// The last event that a client has seen; 0 if none.
+///
+/// # Errors
+/// What it says is no number.
+pub fn last_seen(headers: &HeaderMap) -> Result<u64, Failure> {
+    let Some(value) = headers.get(LAST_EVENT_ID) else {
+        return Ok(0);
+    };
+    let text = value.to_str().map_err(|_| Failure::LastEventId)?;
+    text.parse().map_err(|_| Failure::LastEventId)
 }
 
 /// A client's place in the log.
@@ -68,25 +74,28 @@ pub struct Watcher {
 }
 
 fn events(watcher: Watcher) -> impl Stream<Item = Result<sse::Event, Infallible>> {
-    stream::unfold((watcher, VecDeque::new()), |(mut watcher, mut ready)| async move {
-        loop {
-            if let Some(event) = ready.pop_front() {
-                return Some((Ok(written(&event)), (watcher, ready)));
-            }
-            // Marked as seen before the log is read, so that nothing falls between.
-            watcher.changed.mark_unchanged();
-            let open = watcher.changed.has_changed().is_ok();
-            ready = news(watcher.log.since(watcher.seen));
-            match ready.back() {
-                Some(event) => watcher.seen = event.sequence,
-                None if open => {
-                    // That it is closed is found in the next round, after what came last.
-                    let _ = watcher.changed.changed().await;
+    stream::unfold(
+        (watcher, VecDeque::<EventV1>::new()),
+        |(mut watcher, mut ready)| async move {
+            loop {
+                if let Some(event) = ready.pop_front() {
+                    return Some((Ok(written(event.sequence, &event)), (watcher, ready)));
                 }
-                None => return None,
+                // Marked as seen before the log is read, so that nothing falls between.
+                watcher.changed.mark_unchanged();
+                let open = watcher.changed.has_changed().is_ok();
+                ready = news(watcher.log.since(watcher.seen));
+                match ready.back() {
+                    Some(event) => watcher.seen = event.sequence,
+                    None if open => {
+                        // That it is closed is found in the next round, after what came last.
+                        let _ = watcher.changed.changed().await;
+                    }
+                    None => return None,
+                }
             }
-        }
-    })
+        },
+    )
 }
 
 /// What a client is sent.
@@ -101,11 +110,12 @@ fn news(tail: Tail) -> VecDeque<EventV1> {
         .collect()
 }
 
-fn written(event: &EventV1) -> sse::Event {
+/// An event as it is sent.
+pub fn written(sequence: u64, event: &impl Serialize) -> sse::Event {
     let data = serde_json::to_value(event).expect("an event has string keys only, which always can be written");
     let kind = data["kind"].as_str().unwrap_or_default();
     sse::Event::default()
-        .id(event.sequence.to_string())
+        .id(sequence.to_string())
         .event(kind)
         .data(data.to_string())
 }
