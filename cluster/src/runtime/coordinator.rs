@@ -32,7 +32,7 @@ use crate::Error;
 use crate::engine::{Action, Decided, Engine, Event, Input, Record, Report, RequestId};
 use crate::id::{GroupId, Host, Seat};
 use crate::lease::{Nanos, nanos};
-use crate::message::{Envelope, FromSeat, Hello, SeatHello, ToAgent};
+use crate::message::{AgentHello, Envelope, FromSeat, Hello, SeatHello, ToAgent};
 
 /// How long to wait for something to come when no group waits for the time.
 const IDLE: Duration = Duration::from_secs(1);
@@ -250,8 +250,15 @@ impl Desk {
 
     /// Has a link to the agent of `host`, for this group as well.
     fn call_agent(&mut self, group: GroupId, host: Host) -> Result<(), Error> {
-        if self.agents.contains_key(&host) {
-            return Ok(());
+        if let Some(agent) = self.agents.get(&host) {
+            // It has said who it is to the groups before; of this one it has no processes yet.
+            return match agent.link {
+                Some(_) => {
+                    let seats = Vec::new();
+                    self.hear(group, Event::AgentHello(AgentHello { host, seats }))
+                }
+                None => Ok(()),
+            };
         }
         let to: Endpoint = host.0.parse().map_err(|error| Error::Spec {
             group: group.to_string(),
