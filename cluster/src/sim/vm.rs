@@ -124,12 +124,14 @@ impl Vm {
         }
     }
 
-    pub fn seed(&mut self, epoch: Epoch) -> Shipment {
-        self.base = epoch;
-        self.epoch = epoch;
+    /// `first` is the number of the first cut that may follow.
+    pub fn seed(&mut self, first: Epoch) -> Shipment {
+        let before_first = first - 1;
+        self.base = before_first;
+        self.epoch = first;
         self.cuts.clear();
         Shipment {
-            epoch,
+            epoch: before_first,
             base: 0,
             guest: self.guest.clone(),
         }
