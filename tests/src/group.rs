@@ -50,6 +50,8 @@ pub struct Group {
     places: Vec<usize>,
     network: Network,
     coordinator: Option<Monitor>,
+    /// What is protected, by name.
+    protected: Vec<String>,
     directory: TempDir,
 }
 
@@ -115,6 +117,7 @@ impl Group {
             places: places.to_vec(),
             network,
             coordinator: None,
+            protected: Vec::new(),
             directory: scratch(),
         }
     }
@@ -163,7 +166,9 @@ impl Group {
     /// The same in a certain way.
     #[track_caller]
     pub fn protect_as(&mut self, protection: &Protection) {
-        self.start_coordinator();
+        if self.coordinator.is_none() {
+            self.start_coordinator();
+        }
         let members: Vec<usize> = (0..self.places.len()).collect();
         if protection.together {
             self.create(NAME, &members, protection);
@@ -174,8 +179,17 @@ impl Group {
         }
     }
 
+    /// Has all members go on unprotected.
     #[track_caller]
-    fn create(&self, group: &str, members: &[usize], protection: &Protection) {
+    pub fn unprotect(&mut self) {
+        for group in std::mem::take(&mut self.protected) {
+            let stopped = cli::finish(self.command("stop", &group));
+            assert_eq!(stopped.exit, Exit::Shutdown, "{stopped:?}\n{}", self.report());
+        }
+    }
+
+    #[track_caller]
+    fn create(&mut self, group: &str, members: &[usize], protection: &Protection) {
         let mut create = self.command("create", group);
         for member in members {
             let agent = self.sites[self.places[*member]].agent_endpoint();
@@ -188,6 +202,7 @@ impl Group {
         create.args(protection.suspicion).args(LIMITS);
         let created = cli::finish(create);
         assert_eq!(created.exit, Exit::Shutdown, "{created:?}\n{}", self.report());
+        self.protected.push(group.to_owned());
     }
 
     /// What `cutover group status --json` says.
@@ -248,6 +263,15 @@ impl Group {
     /// Has `happen` what `members` do not survive, and waits until they have been promoted on `site`, and all go on.
     #[track_caller]
     pub fn lose(&mut self, members: &[usize], site: usize, happen: impl FnOnce(&mut Self)) {
+        self.lose_from(members, happen);
+        for member in members {
+            self.go_on_at(*member, site);
+        }
+    }
+
+    /// Has `happen` what `members` do not survive, and waits until others are in their place, and all go on.
+    #[track_caller]
+    fn lose_from(&mut self, members: &[usize], happen: impl FnOnce(&mut Self)) {
         let incarnation = |status: &Value, member: usize| status["members"][member]["incarnation"].as_u64();
         let before = self.status();
         happen(self);
@@ -256,9 +280,37 @@ impl Group {
             let settled = !["judging", "recovering"].iter().any(|state| status["state"] == *state);
             members.iter().all(replaced) && settled
         });
-        for member in members {
-            self.go_on_at(*member, site);
+    }
+
+    /// Members whose monitors run on `site`.
+    pub fn members_on(&self, site: usize) -> Vec<usize> {
+        let members = self.places.iter().enumerate();
+        members
+            .filter(|(_, place)| **place == site)
+            .map(|(member, _)| member)
+            .collect()
+    }
+
+    /// Kills the monitor that runs a member now.
+    #[track_caller]
+    pub fn kill_monitor(&self, member: usize) {
+        self.sites[self.places[member]].kill_monitor(&name(member));
+    }
+
+    /// [Loses](Self::lose) `members` of any site, of two.
+    #[track_caller]
+    pub fn lose_monitors(&mut self, members: &[usize], happen: impl FnOnce(&mut Self)) {
+        let from: Vec<usize> = members.iter().map(|member| self.places[*member]).collect();
+        self.lose_from(members, happen);
+        for (member, place) in members.iter().zip(from) {
+            self.go_on_at(*member, 1 - place);
         }
+    }
+
+    /// [Loses](Self::lose) all members of a site, of two.
+    #[track_caller]
+    pub fn lose_site(&mut self, site: usize, happen: impl FnOnce(&mut Self)) {
+        self.lose(&self.members_on(site), 1 - site, happen);
     }
 
     /// Goes on with a member where it was promoted.

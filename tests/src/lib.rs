@@ -46,6 +46,7 @@ mod small_file_system;
 mod ssh;
 mod tampering;
 mod terminal;
+mod trouble;
 mod vm;
 
 pub use api::{Answer, Api, Connection, Event, Events};
@@ -75,4 +76,5 @@ pub use small_file_system::SmallFileSystem;
 pub use ssh::Ssh;
 pub use tampering::tamper_with_reservation;
 pub use terminal::Terminal;
+pub use trouble::Trouble;
 pub use vm::{Output, Vm};

@@ -166,15 +166,27 @@ impl Site {
     /// Kills all standbys there.
     #[track_caller]
     pub fn kill_standbys(&self) {
+        self.kill(" standby ");
+    }
+
+    /// Kills the monitor that runs `vm` there, be it the one it was started with or one that was promoted.
+    #[track_caller]
+    pub fn kill_monitor(&self, vm: &str) {
+        self.kill(&format!(" --(name|vm) {vm} "));
+    }
+
+    /// Kills all processes there in whose command lines is what is looked for; there must be one.
+    #[track_caller]
+    fn kill(&self, pattern: &str) {
         let Place::Namespace(name, _) = &self.place else {
             panic!("processes of a whole host are not told apart");
         };
-        let standbys = format!(
+        let kill = format!(
             "for pid in $(ip netns pids {name}); do
-                 if tr '\\0' ' ' </proc/$pid/cmdline | grep -q ' standby '; then kill -9 $pid && echo $pid; fi
+                 if tr '\\0' ' ' </proc/$pid/cmdline | grep -qE -- '{pattern}'; then kill -9 $pid && echo $pid; fi
              done | grep ."
         );
-        check(&standbys);
+        check(&kill);
     }
 
     /// Cuts its power: nobody is told, and nothing answers any more.

@@ -1,9 +1,12 @@
 //! What is repeated for long, by `cargo xtask soak`.
 
 use std::ffi::OsString;
+use std::thread;
 use std::time::Duration;
 
-use cutover_tests::{Disk, Exit, Guest, ManagedVm, Network, Receiver, Shelf, cli};
+use cutover_tests::{
+    Disk, Exit, Group, Guest, ManagedVm, Network, ParallelJob, Protection, Receiver, Shelf, Trouble, cli,
+};
 use serde_json::json;
 
 /// Boots in a row.
@@ -20,6 +23,10 @@ const CLONES: u32 = 20;
 const KILLS: u64 = 30;
 /// Migrations in a row.
 const MIGRATIONS: u32 = 100;
+/// What happens to a group, one after the other.
+const TROUBLES: usize = 21;
+/// Cuts of a group that become permanent.
+const CUTS: u64 = 1000;
 
 #[test]
 fn a_guest_boots_and_powers_off_a_hundred_times_in_a_row() {
@@ -113,4 +120,74 @@ fn a_busy_guest_moves_a_hundred_times_in_a_row_and_loses_nothing() {
     }
     managed.vm.power_off();
     assert_eq!(managed.vm.wait(), Exit::Shutdown);
+}
+
+#[test]
+fn a_job_has_the_same_result_through_twenty_one_troubles_in_a_row() {
+    let mut group = Group::boot(2, &[0, 0, 1, 1], Guest::micro);
+    start_page_writers(&group, 200);
+    group.protect_as(&Protection {
+        interval: "100ms",
+        ..Protection::PATIENT
+    });
+    for number in 0..TROUBLES {
+        let trouble = Trouble::number(number, group.vms.len());
+        eprintln!("{number}: {trouble:?}; {}", group.summary());
+        let mut job = ParallelJob::begin(&group.members(), "is", "S", 4);
+        job.check_next();
+        // At any moment of a cut, and between two.
+        thread::sleep(Duration::from_millis(number as u64 * 37 % 300));
+        trouble.befall(&mut group);
+        job.check_rest();
+        check_pages(&group);
+    }
+}
+
+#[test]
+fn a_job_has_the_same_result_at_every_interval() {
+    let mut group = Group::boot(2, &[0, 0, 1, 1], Guest::micro);
+    for interval in ["400ms", "200ms", "100ms", "25ms"] {
+        group.protect_as(&Protection {
+            interval,
+            ..Protection::PATIENT
+        });
+        for (kernel, class) in [("ep", "S"), ("ep", "W"), ("is", "S")] {
+            ParallelJob::begin(&group.members(), kernel, class, 2).check_rest();
+        }
+        eprintln!("{interval}: {}", group.summary());
+        group.unprotect();
+    }
+}
+
+#[test]
+fn a_thousand_cuts_of_busy_guests_lose_no_page() {
+    let mut group = Group::boot(2, &[0, 1], Guest::micro);
+    start_page_writers(&group, 2000);
+    group.protect_as(&Protection {
+        interval: "25ms",
+        ..Protection::PATIENT
+    });
+    for cuts in (0..=CUTS).step_by(100) {
+        group.wait_until("more cuts are permanent", |status| {
+            status["cuts"].as_u64() >= Some(cuts)
+        });
+        check_pages(&group);
+    }
+    eprintln!("{}", group.summary());
+    Trouble::Power(1).befall(&mut group);
+    check_pages(&group);
+}
+
+/// Has every member rewrite its pages.
+fn start_page_writers(group: &Group, pages_per_second: u32) {
+    for vm in &group.vms {
+        vm.start_page_writer(8, Some(pages_per_second));
+    }
+}
+
+/// Checks that no member has lost a page.
+fn check_pages(group: &Group) {
+    for vm in &group.vms {
+        vm.check_pages();
+    }
 }

@@ -5,6 +5,7 @@
 //! includes what backup hosts do. Every contestant is Cutover; the one that is called so has the interval that the bars
 //! are of.
 
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use super::awake::Awake;
 use super::{Contestant, Values};
 use crate::environment::poll_until;
-use crate::{Group, Guest, ParallelJob, Protection, Vm};
+use crate::{Group, Guest, ParallelJob, Protection};
 
 /// Where each member runs.
 const PLACES: [usize; 4] = [0, 0, 1, 1];
@@ -30,68 +31,95 @@ const LOST: usize = 1;
 /// How soon a silent member counts as lost.
 const SUSPICION: [&str; 6] = ["--heartbeat", "50ms", "--lease", "800ms", "--suspicion", "1s"];
 
-/// All ways in which the job is run.
-pub fn contestants<'a>() -> Vec<Contestant<'a>> {
+/// Guests that all ways of a turn are measured with, one after the other.
+#[derive(Default)]
+pub struct Turn {
+    group: RefCell<Option<Group>>,
+}
+
+/// All ways in which the job is run; the last ends the turn with the loss of a member.
+pub fn contestants(turn: &Turn) -> Vec<Contestant<'_>> {
     let ways = [
         ("unprotected", None),
-        ("Cutover", Some(("100ms", true))),
-        ("each alone", Some(("100ms", false))),
         ("400 ms", Some(("400ms", true))),
         ("200 ms", Some(("200ms", true))),
         ("25 ms", Some(("25ms", true))),
+        ("each alone", Some(("100ms", false))),
+        ("Cutover", Some(("100ms", true))),
     ];
     let contestant = |(name, way): (&'static str, Option<(&'static str, bool)>)| Contestant {
         name,
         measure: Box::new(move || {
-            measure(way.map(|(interval, together)| Protection {
+            let protection = way.map(|(interval, together)| Protection {
                 interval,
                 together,
                 suspicion: SUSPICION,
-            }))
+            });
+            turn.measure(protection.as_ref())
         }),
     };
-    ways.into_iter().map(contestant).collect()
+    let recovery = Contestant {
+        name: "Cutover",
+        measure: Box::new(|| turn.lose_member()),
+    };
+    ways.into_iter().map(contestant).chain([recovery]).collect()
 }
 
-fn measure(protection: Option<Protection>) -> Result<Values> {
-    let _awake = Awake::begin()?;
-    let mut group = Group::boot(2, &PLACES, || Guest::micro().memory("512M"));
-    if let Some(protection) = &protection {
-        group.protect_as(protection);
+impl Turn {
+    /// What the job takes, and an answer.
+    fn measure(&self, protection: Option<&Protection>) -> Result<Values> {
+        let _awake = Awake::begin()?;
+        let mut group = self.group.borrow_mut();
+        let group = group.get_or_insert_with(boot);
+        group.unprotect();
+        if let Some(protection) = protection {
+            group.protect_as(protection);
+        }
+        let mut values = vec![
+            (
+                "ep_ms",
+                time(|| ParallelJob::begin(&group.members(), "ep", "S", 1).check_rest()),
+            ),
+            (
+                "is_ms",
+                time(|| ParallelJob::begin(&group.members(), "is", "S", SORTS).check_rest()),
+            ),
+            ("answer_ms", answer(group.members()[0].1)?),
+        ];
+        if protection.is_some_and(|protection| protection.together) {
+            let pauses = group.status()["members"].as_array().context("no members")?.clone();
+            let pauses = pauses.iter().filter_map(|member| member["pause_ns"].as_f64());
+            values.push(("pause_ms", pauses.fold(0.0, f64::max) / 1e6));
+        }
+        Ok(values)
     }
-    let mut values = vec![
-        (
-            "ep_ms",
-            time(|| ParallelJob::begin(&group.members(), "ep", "S", 1).check_rest()),
-        ),
-        (
-            "is_ms",
-            time(|| ParallelJob::begin(&group.members(), "is", "S", SORTS).check_rest()),
-        ),
-    ];
-    let (vm, address) = group.members()[0];
-    values.push(("answer_ms", answer(vm, address)?));
-    if protection.is_some_and(|protection| protection.together) {
-        let pauses = group.status()["members"].as_array().context("no members")?.clone();
-        let pauses = pauses.iter().filter_map(|member| member["pause_ns"].as_f64());
-        values.push(("pause_ms", pauses.fold(0.0, f64::max) / 1e6));
+
+    /// What the recovery takes of the group that was measured last.
+    fn lose_member(&self) -> Result<Values> {
+        let _awake = Awake::begin()?;
+        let mut group = self.group.take().context("nothing was measured")?;
+        group.wait_until_protected();
         group.lose(&[LOST], 1, |group| group.vms[LOST].kill());
         let recovery = &group.status()["last_recovery"];
-        let ms = |part: &str| {
-            recovery[part]
-                .as_f64()
-                .with_context(|| format!("no {part}: {recovery}"))
+        let part = |(metric, part): (&'static str, &str)| {
+            let ns = recovery[part].as_f64();
+            Ok((metric, ns.with_context(|| format!("no {part}: {recovery}"))? / 1e6))
         };
-        for (metric, part) in [
+        let parts = [
             ("detect_ms", "detect_ns"),
             ("decide_ms", "decide_ns"),
             ("restore_ms", "restore_ns"),
             ("resume_ms", "resume_ns"),
-        ] {
-            values.push((metric, ms(part)? / 1e6));
-        }
+        ];
+        parts.into_iter().map(part).collect()
     }
-    Ok(values)
+}
+
+/// Guests that take the job, of which the first answers questions.
+fn boot() -> Group {
+    let group = Group::boot(2, &PLACES, || Guest::micro().memory("512M"));
+    group.vms[0].check(&format!("busybox nc -lk -p {ECHO_PORT} -e /bin/cat >/dev/null 2>&1 &"));
+    group
 }
 
 fn time(work: impl FnOnce()) -> f64 {
@@ -105,8 +133,7 @@ fn in_ms(duration: Duration) -> f64 {
 }
 
 /// How long the guest at `address` takes to answer, as seen from outside of its group.
-fn answer(vm: &Vm, address: Ipv4Addr) -> Result<f64> {
-    vm.check(&format!("busybox nc -lk -p {ECHO_PORT} -e /bin/cat >/dev/null 2>&1 &"));
+fn answer(address: Ipv4Addr) -> Result<f64> {
     let mut connection = poll_until("the guest answers", || TcpStream::connect((address, ECHO_PORT)).ok());
     connection.set_nodelay(true)?;
     let mut times = Vec::new();
