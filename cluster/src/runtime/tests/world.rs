@@ -155,6 +155,10 @@ impl HostWork for MadeUpHost {
         self.keep_view(place, view)?;
         Ok(self.keep(place, way))
     }
+
+    fn resume(&self, place: &Place) -> Result<(), String> {
+        Err(format!("'{}' is not paused: nothing is restored here", place.vm))
+    }
 }
 
 /// Hosts, named by their numbers, and a coordinator.
