@@ -115,7 +115,12 @@ fn serve(args: &CoordinatorArgs) -> Result<(), GroupError> {
     let (_kept, stop) = oneshot::channel();
     runtime
         .map_err(GroupError::Serve)?
-        .block_on(groups::serve(UnixListener::from(socket), Arc::new(coordinator), events, stop))
+        .block_on(groups::serve(
+            UnixListener::from(socket),
+            Arc::new(coordinator),
+            events,
+            stop,
+        ))
         .map_err(GroupError::Serve)
 }
 
