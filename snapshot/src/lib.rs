@@ -21,6 +21,7 @@ mod blob;
 pub mod chain;
 pub mod checksum;
 mod compose;
+pub mod early;
 pub mod error;
 pub mod files;
 pub mod image;

@@ -86,7 +86,9 @@ impl Run<'_> {
         if layer.is_flat() {
             // Who maps a flat file sees also what no checksum covers.
             let page_bytes = u64::from(entry.page_bytes);
-            let pages = extents.iter().map(|extent| extent.first * page_bytes..extent.end() * page_bytes);
+            let pages = extents
+                .iter()
+                .map(|extent| extent.first * page_bytes..extent.end() * page_bytes);
             let mut covered: Vec<_> = pages.chain(layer.tables()).collect();
             covered.sort_unstable_by_key(|covered| covered.start);
             let mut free_from = 0;

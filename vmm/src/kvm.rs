@@ -38,20 +38,55 @@ pub struct MemorySlots {
     pub memory: GuestMemory,
 }
 
-impl KvmVm {
-    /// Opens KVM, checks that it has what a VM needs, and creates a VM with RAM, interrupt controllers and timer.
+/// A VM that has nothing yet.
+pub struct BareVm {
+    kvm: Kvm,
+    fd: VmFd,
+    supported_cpuid: CpuId,
+}
+
+impl BareVm {
+    /// Opens KVM, checks that it has what a VM needs, and creates one. That is mostly waiting: Linux 6.1, among others, starts
+    /// a thread for it that it moves to the process's control groups, and for that waits until all CPUs have taken notice
+    /// (RCU).
     ///
     /// # Errors
     /// `/dev/kvm` is missing, not permitted, of another version, lacks a capability, or refused something.
-    pub fn create(memory: &GuestMemory) -> Result<Self, Error> {
+    pub fn create() -> Result<Self, Error> {
         let kvm = open()?;
         for (capability, name) in NEEDED_CAPABILITIES {
             if !kvm.check_extension(*capability) {
                 return Err(Error::KvmCapability { capability: name });
             }
         }
-        let supported_cpuid = supported_cpuid(&kvm)?;
-        let fd = Arc::new(kvm.create_vm().map_err(Error::kvm("create a VM"))?);
+        Ok(Self {
+            supported_cpuid: supported_cpuid(&kvm)?,
+            fd: kvm.create_vm().map_err(Error::kvm("create a VM"))?,
+            kvm,
+        })
+    }
+}
+
+impl KvmVm {
+    /// A VM with RAM, interrupt controllers and timer.
+    ///
+    /// # Errors
+    /// As [`BareVm::create`].
+    pub fn create(memory: &GuestMemory) -> Result<Self, Error> {
+        Self::equip(BareVm::create()?, memory)
+    }
+
+    /// Gives `bare` RAM, interrupt controllers and timer.
+    ///
+    /// # Errors
+    /// KVM refused something.
+    pub fn equip(bare: BareVm, memory: &GuestMemory) -> Result<Self, Error> {
+        let BareVm {
+            kvm,
+            fd,
+            supported_cpuid,
+        } = bare;
+        let fd = Arc::new(fd);
         let memory_slots = MemorySlots::map(fd.clone(), memory.clone())?;
         // These two come before the first vCPU; AMD hosts ignore them.
         fd.set_identity_map_address(KVM_IDENTITY_MAP)

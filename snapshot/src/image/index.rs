@@ -17,7 +17,7 @@ pub const CHUNK_BYTES_MAX: u32 = 1 << 20;
 pub const INDEX_BYTES_MAX: u64 = 1 << 30;
 
 /// Bytes of a page's checksum in a [table](Encoding::Paged).
-pub(crate) const CHECKSUM_BYTES: u64 = 16;
+pub(crate) const CHECKSUM_BYTES: u32 = 16;
 
 /// What an image's file holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +92,7 @@ impl Chunk {
     /// Bytes of its table, if it has one.
     pub fn table_bytes(&self) -> u64 {
         match self.encoding {
-            Encoding::Paged { .. } => self.pages.saturating_mul(CHECKSUM_BYTES),
+            Encoding::Paged { .. } => self.pages.saturating_mul(CHECKSUM_BYTES.into()),
             _ => 0,
         }
     }

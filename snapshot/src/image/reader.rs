@@ -256,7 +256,11 @@ fn read_verified(layer: &Layer, chunk: &Chunk, table: &[u8], slot: usize, bytes:
     for (number, page) in bytes.chunks_exact(page_bytes).enumerate() {
         if checksums.next() != Some(&Checksum::of(page).to_bytes()) {
             let offset = offset + (number * page_bytes) as u64;
-            return Err(Error::damaged(layer.path(), offset, "a page does not have its checksum"));
+            return Err(Error::damaged(
+                layer.path(),
+                offset,
+                "a page does not have its checksum",
+            ));
         }
     }
     Ok(())

@@ -61,7 +61,7 @@ impl Shape {
     /// at its own place too.
     fn flat_bytes(&self) -> u64 {
         let bytes = if self.is_paged() { CHECKSUM_BYTES } else { 0 };
-        self.pages * (u64::from(self.page_bytes) + bytes)
+        self.pages * u64::from(self.page_bytes + bytes)
     }
 }
 
@@ -302,7 +302,7 @@ impl ImageWriter {
         let pages = self.pending.chunks_exact(self.shape.page_bytes as usize);
         checksums.extend(pages.flat_map(|page| Checksum::of(page).to_bytes()));
         let table = match self.shape.layout {
-            Layout::Flat => self.shape.pages * u64::from(self.shape.page_bytes) + first * CHECKSUM_BYTES,
+            Layout::Flat => self.shape.pages * u64::from(self.shape.page_bytes) + first * u64::from(CHECKSUM_BYTES),
             _ => offset + self.pending.len() as u64,
         };
         (Encoding::Paged { table }, Checksum::of(checksums))

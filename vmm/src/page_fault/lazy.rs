@@ -1,9 +1,11 @@
 //! Filling memory from an image while the guest already runs.
 //!
 //! ```text
-//!  fault ──► thread "page-fault":  reads the pages around it ──► puts them
-//!            threads "prefetch":   read everything else ───► put it: first what the guest was about to write when
-//!                                  the snapshot was made, then the rest in order
+//!  fault ──► thread "page-fault":  reads the page, later those around it too ──► puts it
+//!            threads "prefetch":   read and put what a guest wants first, as was noted when the last was restored, or
+//!                                  what this one was about to write when the snapshot was made
+//!                                  ·  a rest, in which the guest comes to life; what it waited for is noted
+//!                                  ·  read and put the rest in order
 //!                                  nothing left: faults are the kernel's again; pages nobody touched are zero
 //! ```
 //! Pages are put under a lock, each once, so that a page that is there already is one somebody used too early. Every
@@ -17,6 +19,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cutover_devices::{GuestMemory, OnThread};
+use cutover_snapshot::early::{EARLY_PAGES_MAX, EarlyPages};
 use cutover_snapshot::error::Error as SnapshotError;
 use cutover_snapshot::image::{Image, KEPT_CHUNKS, Progress, Reader};
 use cutover_snapshot::size::ByteSize;
@@ -29,9 +32,17 @@ use super::uffd::Mode;
 use crate::Error;
 use crate::dirty::{Layout, PAGE_SIZE, PageRange, PageSet};
 
-/// Pages that are put for one fault, those around it: as many as most chunks of an image have. Who touches one page mostly
-/// touches another one there, and to wait once more takes as long as to put some ten pages.
+/// Pages that are put for one fault, those around it, once the guest has come to life: who touches one page mostly touches
+/// another one there. Before, it gets the page alone, if that can be read alone: of those around it, it wants one in six,
+/// and to wait once more takes as long as to put two or three.
 const AROUND_PAGES: u64 = 16;
+
+/// Pages that the guest was about to write when the snapshot was made and that are read before it runs, if nothing is noted
+/// of what it wants first.
+const GUESSED_PAGES: u64 = 1024;
+
+/// How many pages a guest has to wait for before that is noted.
+const NOTED_FROM: usize = 16;
 
 /// Pages that are read ahead at a time.
 const PIECE_PAGES: u64 = 64;
@@ -46,8 +57,9 @@ pub const WORKERS_MAX: usize = 64;
 /// How far reading ahead stands back for everything else on the host (`setpriority`).
 const PREFETCH_NICE: i32 = 10;
 
-/// How long reading ahead pauses when a page is waited for, for the first time: a guest that wakes up touches pages all
-/// over its memory, and should have the processor to itself until it has come to life.
+/// How long reading ahead pauses when what is wanted first is there, and when a page is waited for, for the first time: a
+/// guest that wakes up touches pages all over its memory, and should have the processor to itself until it has come to
+/// life.
 const HEAD_START: Duration = Duration::from_millis(25);
 
 /// Memory that is filled while the guest already runs. To be dropped only when nobody uses the memory any more: what is
@@ -75,6 +87,10 @@ struct Filling {
     ahead: PageSet,
     /// Those to begin with.
     first: std::vec::IntoIter<PageRange>,
+    /// How many of these are read before the guest has come to life.
+    early: u64,
+    /// What the guest waits for until it has come to life.
+    waking: Option<Waking>,
     /// Words before this one have no such page.
     cursor: usize,
     /// Threads that read ahead.
@@ -82,6 +98,13 @@ struct Filling {
     /// Called when all is there.
     done: Option<Box<dyn FnOnce() + Send>>,
     stage: Stage,
+}
+
+/// What is to be noted of a guest that comes to life.
+struct Waking {
+    /// Numbers of the pages that it has waited for, at most [`EARLY_PAGES_MAX`].
+    wanted: Vec<u64>,
+    noted: EarlyPages,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,13 +129,15 @@ enum Failure {
 
 impl LazyMemory {
     /// Begins to fill `memory`, which nobody has touched, from `image`: with as many threads for faults as `workers`, and
-    /// as many that read ahead; each calls `on_thread` first. Calls `done` when all is there.
+    /// as many that read ahead, beginning with what is `noted`; each calls `on_thread` first. Calls `done` when all is
+    /// there.
     ///
     /// # Errors
     /// The image is not of such a memory, or memory cannot be filled like that here; nothing has changed.
     pub fn start(
         memory: &GuestMemory,
         image: Image,
+        noted: EarlyPages,
         workers: usize,
         on_thread: OnThread,
         done: impl FnOnce() + Send + 'static,
@@ -120,15 +145,21 @@ impl LazyMemory {
         let space = Space::of_small_pages(memory)?;
         check_size(&space.layout, &image)?;
         let missing = PageSet::full(&space.layout);
-        let first: Vec<_> = (image.out_of_order().iter())
+        let first: Vec<_> = (noted.pages().iter().chain(image.out_of_order()))
             .flat_map(|pages| space.layout.numbered(pages.clone()))
             .collect();
+        let early = noted.pages().iter().map(|pages| pages.end - pages.start).sum();
         let workers = workers.clamp(1, WORKERS_MAX);
         let shared = Arc::new(Shared {
             filling: Mutex::new(Filling {
                 ahead: missing.clone(),
                 missing,
                 first: first.into_iter(),
+                early: if early == 0 { GUESSED_PAGES } else { early },
+                waking: Some(Waking {
+                    wanted: Vec::new(),
+                    noted,
+                }),
                 cursor: 0,
                 prefetching: workers,
                 done: Some(Box::new(done)),
@@ -218,6 +249,11 @@ impl Shared {
             self.is_in_use.store(true, Ordering::Relaxed);
             let around = layout.block(page.start, AROUND_PAGES);
             let (before, after) = around.split_at(page.start);
+            let number = layout.number(page.start).expect("a page of the memory");
+            if self.is_waking(number) && reader.at_once(number) == 1 {
+                self.put_run(reader, page, Zeros::Put)?;
+                continue;
+            }
             // First what somebody waits for.
             let put = self.put_run(reader, after, Zeros::Put)?;
             let (_, after) = after.split_at(put.end());
@@ -226,6 +262,28 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Whether the guest still comes to life; then it is remembered that it waits for page `number`.
+    fn is_waking(&self, number: u64) -> bool {
+        let mut filling = self.filling();
+        let Some(waking) = &mut filling.waking else {
+            return false;
+        };
+        if (waking.wanted.len() as u64) < EARLY_PAGES_MAX {
+            waking.wanted.push(number);
+        }
+        true
+    }
+
+    /// The guest has come to life: notes what it has waited for.
+    fn has_woken(&self) {
+        let waking = self.filling().waking.take();
+        if let Some(Waking { wanted, noted }) = waking.filter(|waking| waking.wanted.len() >= NOTED_FROM)
+            && let Err(error) = noted.note(wanted)
+        {
+            tracing::debug!(%error, "cannot note which pages are wanted first");
+        }
     }
 
     /// Fills of `range` what the reader has at hand.
@@ -243,23 +301,26 @@ impl Shared {
         Ok(())
     }
 
-    /// Fills everything in order, as far as others do not.
+    /// Fills what is wanted first, and later everything in order, as far as others do not.
     fn prefetch(&self, reader: &mut Reader) -> Result<(), Failure> {
+        while let Some(ranges) = self.next_early() {
+            for range in ranges {
+                self.put_all(reader, range, Zeros::Put)?;
+            }
+        }
         if let Err(error) = rustix::process::setpriority_process(None, PREFETCH_NICE) {
             tracing::debug!(%error, "cannot lower the priority of reading ahead");
         }
+        self.faults.rest(HEAD_START).map_err(Failure::Faults)?;
         let mut has_rested = false;
         while let Some(ranges) = self.next_piece() {
             if !has_rested && self.is_in_use.load(Ordering::Relaxed) {
                 has_rested = true;
                 self.faults.rest(HEAD_START).map_err(Failure::Faults)?;
+                self.has_woken();
             }
-            for mut rest in ranges {
-                while rest.pages > 0 {
-                    let put = self.put_run(reader, rest, Zeros::Leave)?;
-                    rest.start = put.end();
-                    rest.pages -= put.pages;
-                }
+            for range in ranges {
+                self.put_all(reader, range, Zeros::Leave)?;
             }
         }
         let mut filling = self.filling();
@@ -272,22 +333,38 @@ impl Shared {
         Ok(())
     }
 
+    /// Fills all of `range`.
+    fn put_all(&self, reader: &mut Reader, mut range: PageRange, zeros: Zeros) -> Result<(), Failure> {
+        while range.pages > 0 {
+            let put = self.put_run(reader, range, zeros)?;
+            range.start = put.end();
+            range.pages -= put.pages;
+        }
+        Ok(())
+    }
+
+    /// The next pages to be read before the guest has come to life.
+    fn next_early(&self) -> Option<Vec<PageRange>> {
+        let mut filling = self.filling();
+        if filling.early == 0 {
+            return None;
+        }
+        let ranges = filling.next_of_first()?;
+        let pages = ranges.iter().map(|range| range.pages).sum();
+        filling.early = filling.early.saturating_sub(pages);
+        Some(ranges)
+    }
+
     /// The next pages to be read ahead; none if all are there, or nobody needs them.
     fn next_piece(&self) -> Option<Vec<PageRange>> {
         let mut filling = self.filling();
         if filling.stage != Stage::Filling {
             return None;
         }
-        let Filling {
-            ahead, first, cursor, ..
-        } = &mut *filling;
-        for range in first {
-            let ranges: Vec<_> = ahead.ranges_in(range).collect();
-            ahead.remove_range(range);
-            if !ranges.is_empty() {
-                return Some(ranges);
-            }
+        if let Some(ranges) = filling.next_of_first() {
+            return Some(ranges);
         }
+        let Filling { ahead, cursor, .. } = &mut *filling;
         let ranges = ahead.take_first(cursor, PIECE_PAGES);
         Some(ranges).filter(|ranges| !ranges.is_empty())
     }
@@ -328,6 +405,18 @@ impl Shared {
             done.into_iter().for_each(|done| done());
         }
         self.ended.notify_all();
+    }
+}
+
+impl Filling {
+    /// The next pages of those to begin with.
+    fn next_of_first(&mut self) -> Option<Vec<PageRange>> {
+        let Self { ahead, first, .. } = self;
+        first.find_map(|range| {
+            let ranges: Vec<_> = ahead.ranges_in(range).collect();
+            ahead.remove_range(range);
+            Some(ranges).filter(|ranges| !ranges.is_empty())
+        })
     }
 }
 
@@ -377,7 +466,7 @@ fn read<'a>(
 ) -> Result<(PageRange, Option<&'a [u8]>), SnapshotError> {
     const IN_IMAGE: &str = "the image has the pages of the memory, see check_size";
     let number = layout.number(range.start).expect("a page of the memory");
-    let found = reader.at(number)?.expect(IN_IMAGE);
+    let found = reader.at_most(number, range.pages)?.expect(IN_IMAGE);
     let pages = range.pages.min(found.count);
     let run = PageRange { pages, ..range };
     let bytes = usize::try_from(pages * PAGE_SIZE).expect("a part of memory that is mapped");

@@ -112,6 +112,7 @@ const PAGE_FAULT: &[c_long] = &[
     libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_pread64,
+    libc::SYS_pwrite64,
     libc::SYS_recvfrom,
     libc::SYS_setpriority,
     libc::SYS_userfaultfd,
@@ -245,8 +246,8 @@ pub fn rules(kind: ThreadKind) -> BTreeMap<u32, Allowed> {
         ),
         ThreadKind::Vcpu => (&[CONSOLE_OUTPUT], &[ioctls::VCPU]),
         ThreadKind::Devices => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP], &[ioctls::DEVICES]),
-        ThreadKind::Disk => (&[DISK], &[]),
         ThreadKind::DevicesWithVsock => (&[DISK, CONSOLE_OUTPUT, EVENT_LOOP, VSOCK], &[ioctls::DEVICES]),
+        ThreadKind::Disk => (&[DISK], &[]),
         ThreadKind::Signals => (&[&[libc::SYS_rt_sigtimedwait]], &[]),
         ThreadKind::PageFault => (&[PAGE_FAULT], &[uffd::REQUESTS]),
         // It starts threads that serve page faults and that copy disks.
@@ -270,11 +271,11 @@ pub fn rules(kind: ThreadKind) -> BTreeMap<u32, Allowed> {
     let requests = requests.iter().chain([&ioctls::TERMINAL]).copied().flatten();
     let requests = requests.map(|&request| low_half(request)).collect();
     rules.insert(number(libc::SYS_ioctl), Allowed::WithSecond(requests));
-    if kind == ThreadKind::PageFault {
     if kind == ThreadKind::DevicesWithVsock {
         let family = libc::AF_UNIX.cast_unsigned();
         rules.insert(number(libc::SYS_socket), Allowed::WithFirst(vec![family]));
     }
+    if kind == ThreadKind::PageFault {
         // Huge pages are wanted again when all of memory is there.
         let operation = libc::PR_SET_THP_DISABLE.cast_unsigned();
         rules.insert(number(libc::SYS_prctl), Allowed::WithFirst(vec![operation]));
@@ -305,8 +306,8 @@ mod tests {
         for kind in [
             ThreadKind::Vcpu,
             ThreadKind::Devices,
-            ThreadKind::Disk,
             ThreadKind::DevicesWithVsock,
+            ThreadKind::Disk,
             ThreadKind::StateDriver,
             ThreadKind::PageFault,
             ThreadKind::Snapshot,

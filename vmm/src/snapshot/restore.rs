@@ -1,10 +1,10 @@
 //! A VM made of a snapshot.
 //!
 //! ```text
-//!  open     manifests, state, indices: every checksum but those of pages
-//!  check    the host's CPU, the spec with what is different, the memory's layout
-//!  ─────────────────────────────────── up to here nothing was created ───────────
-//!  memory   mapped as it is in the file, or filled as the guest touches it
+//!  open     manifests, state, indices: every checksum but those of pages         │ meanwhile KVM makes a VM
+//!  check    the host's CPU, the spec with what is different, the memory's layout │ that has nothing, which is
+//!  ─────────────────────── up to here nothing else was created ───────────────────│ mostly waiting
+//!  memory   mapped as it is in the file, or filled as the guest touches it       │
 //!  machine  devices and vCPUs of the spec, with the saved state
 //!  disks    filled behind the devices
 //! ```
@@ -12,9 +12,11 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use cutover_devices::GuestMemory;
 use cutover_snapshot::chain::Chain;
+use cutover_snapshot::early::EarlyPages;
 use cutover_snapshot::error::Error as SnapshotError;
 use cutover_snapshot::manifest::{MEMORY_IMAGE, Manifest, Parent};
 use cutover_snapshot::remote::Access;
@@ -32,6 +34,7 @@ use crate::control::Mailbox;
 use crate::device_manager::DiskLocks;
 use crate::dirty::Baseline;
 use crate::driver::Options;
+use crate::kvm::BareVm;
 use crate::machine::{Machine, Reserved, confined};
 use crate::page_fault::{self, ExternalMemory, LazyMemory};
 use crate::seccomp::ThreadKind;
@@ -70,18 +73,25 @@ enum MemorySource {
 /// # Errors
 /// As [`Vmm::restore`](crate::Vmm::restore).
 pub fn restore(request: &RestoreRequest, options: &Options, mailbox: &Arc<Mailbox>) -> Result<Restored, Error> {
-    let opened = Opened::open(request)?;
-    let spec = spec_of(&opened.manifest, request)?;
-    state::check_cpu(&opened.manifest.cpu)?;
-    let state = MachineState::read(&spec, &opened.sections)?;
-    let disks = opened.disks(&spec, request)?;
-    let countdown = Countdown::new(&options.events);
-    let mut filling = Filling::default();
-    let memory = opened.memory(&spec, request.trust, options, &countdown, &mut filling)?;
+    // What waits is this thread: a new one would not get to it while this one has the only processor.
+    let (bare, prepared) = thread::scope(|scope| {
+        let prepared = scope.spawn(|| Prepared::of(request, options));
+        let bare = BareVm::create();
+        (bare, prepared.join())
+    });
+    let Prepared {
+        opened,
+        spec,
+        state,
+        countdown,
+        mut filling,
+        memory,
+        disks,
+    } = prepared.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let disks = disks.map(DiskImages::create).transpose()?;
     // Until they are complete, disks have other names.
     let built = disks.as_ref().map_or_else(|| spec.clone(), |disks| disks.spec(&spec));
-    let reserved = Reserved::create(&built, memory, DiskLocks::Taken, options, mailbox)?;
+    let reserved = Reserved::create_of(bare?, &built, memory, DiskLocks::Taken, options, mailbox)?;
     let machine = reserved.load(&state, state.vm.passed_ns(request.clock))?;
     machine.renew_generation()?;
     if let Some(disks) = disks {
@@ -96,6 +106,39 @@ pub fn restore(request: &RestoreRequest, options: &Options, mailbox: &Arc<Mailbo
         machine,
         snapshots: Snapshots::of_restored(&request.source, filling, base),
     })
+}
+
+/// What takes no KVM.
+struct Prepared {
+    opened: Opened,
+    spec: VmSpec,
+    state: MachineState,
+    countdown: Countdown,
+    filling: Filling,
+    memory: GuestMemory,
+    disks: Option<DiskImages>,
+}
+
+impl Prepared {
+    fn of(request: &RestoreRequest, options: &Options) -> Result<Self, Error> {
+        let opened = Opened::open(request)?;
+        let spec = spec_of(&opened.manifest, request)?;
+        state::check_cpu(&opened.manifest.cpu)?;
+        let state = MachineState::read(&spec, &opened.sections)?;
+        let disks = opened.disks(&spec, request)?;
+        let countdown = Countdown::new(&options.events);
+        let mut filling = Filling::default();
+        let memory = opened.memory(&spec, request.trust, options, &countdown, &mut filling)?;
+        Ok(Self {
+            opened,
+            spec,
+            state,
+            countdown,
+            filling,
+            memory,
+            disks,
+        })
+    }
 }
 
 impl Opened {
@@ -170,6 +213,7 @@ impl Opened {
         match LazyMemory::start(
             &memory,
             image.clone(),
+            EarlyPages::of(chain),
             image.useful_readers(),
             on_thread,
             countdown.one_more(),

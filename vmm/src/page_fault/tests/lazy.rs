@@ -9,6 +9,7 @@ use std::thread;
 
 use cutover_devices::GuestMemory;
 use cutover_snapshot::chain::Chain;
+use cutover_snapshot::early::EarlyPages;
 use cutover_snapshot::image::{self, Image, Progress, Shape};
 use cutover_snapshot::manifest::{Base, CpuNeeds, MemoryRegion, Parent};
 use cutover_snapshot::store::{Snapshot, Store};
@@ -105,7 +106,7 @@ fn draft(memory: &GuestMemory, parent: Option<Parent>) -> Draft {
 }
 
 fn start(memory: &GuestMemory, image: Image, workers: usize) -> LazyMemory {
-    LazyMemory::start(memory, image, workers, confined(), || {}).unwrap()
+    LazyMemory::start(memory, image, EarlyPages::default(), workers, confined(), || {}).unwrap()
 }
 
 #[test]
@@ -197,7 +198,7 @@ fn when_all_is_there_it_is_told_and_page_faults_are_the_kernels_again() {
         let saved = Saved::chain(&memory);
         let (told, complete) = channel();
         let tell = move || told.send(()).unwrap();
-        let lazy = LazyMemory::start(&memory, saved.image(), 2, confined(), tell).unwrap();
+        let lazy = LazyMemory::start(&memory, saved.image(), EarlyPages::default(), 2, confined(), tell).unwrap();
         complete.recv().unwrap();
         lazy.wait(&|| true);
         let total = 4 << 20;
@@ -219,7 +220,7 @@ fn memory_that_is_being_filled_cannot_be_frozen() {
     let on_thread = Arc::new(move || {
         both.wait();
     });
-    let lazy = LazyMemory::start(&memory, Saved::chain(&memory).image(), 1, on_thread, || {}).unwrap();
+    let lazy = LazyMemory::start(&memory, Saved::chain(&memory).image(), EarlyPages::default(), 1, on_thread, || {}).unwrap();
     assert!(matches!(CopyOnWrite::arm(&memory, confined()), Err(Unavailable::Busy)));
     begun.wait();
     lazy.wait(&|| true);
@@ -244,7 +245,7 @@ fn memory_can_be_filled_before_it_is_used() {
 fn an_image_of_another_size_is_refused() {
     let saved = Saved::chain(&two_slots());
     let [memory, _] = both_kinds(4);
-    let refused = LazyMemory::start(&memory, saved.image(), 1, confined(), || {});
+    let refused = LazyMemory::start(&memory, saved.image(), EarlyPages::default(), 1, confined(), || {});
     assert!(matches!(refused, Err(Error::MemoryImage { .. })));
     assert!(matches!(fill(&memory, &saved.image()), Err(Error::MemoryImage { .. })));
 }
@@ -287,7 +288,7 @@ fn the_process_ends_when_a_thread_that_fills_memory_panics() {
     }
     let memory = two_slots();
     let on_thread = Arc::new(|| panic!("on purpose"));
-    let lazy = LazyMemory::start(&memory, Saved::chain(&memory).image(), 1, on_thread, || {}).unwrap();
+    let lazy = LazyMemory::start(&memory, Saved::chain(&memory).image(), EarlyPages::default(), 1, on_thread, || {}).unwrap();
     lazy.wait(&|| true);
     unreachable!("memory was filled");
 }
