@@ -210,6 +210,8 @@ pub const BENCHES: [Bench; 8] = [
             at_most("restore_128_ms", "128 MiB", "ms", RESTORE_MS),
             at_most("restore_512_ms", "512 MiB", "ms", RESTORE_MS),
             at_most("restore_2048_ms", "2 GiB", "ms", RESTORE_MS),
+            at_most("restore_chain_ms", "128 MiB, the last of a chain of ten", "ms", RESTORE_MS),
+            less("restore_first_ms", "128 MiB, the first restore of all", "ms"),
         ],
     },
     Bench {
