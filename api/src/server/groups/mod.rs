@@ -15,11 +15,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::{Extension, Router};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use cutover_cluster::engine::{self, GroupStatus, MemberState, Place};
 use cutover_cluster::id::{Host, Seat};
 use cutover_cluster::runtime::coordinator::{Ask, Coordinator, GroupView, Reply};
