@@ -84,7 +84,9 @@ pub fn sections(
 ) -> impl Iterator<Item = String> {
     let disks = disks.map(|id| format!("disk/{id}"));
     let nets = nets.map(|id| format!("net/{id}"));
-    let single = [("rng", rng), ("vsock", vsock)].into_iter();
-    let single = single.filter_map(|(name, is_there)| is_there.then(|| name.to_owned()));
+    let single = [("rng", rng), ("vsock", vsock)]
+        .into_iter()
+        .filter(|&(_, is_there)| is_there);
+    let single = single.map(|(name, _)| name.to_owned());
     disks.chain(nets).chain(single)
 }
