@@ -34,7 +34,7 @@ use crate::dirty::{Layout, PAGE_SIZE, PageRange, PageSet};
 
 /// Pages that are put for one fault, those around it, once the guest has come to life: who touches one page mostly touches
 /// another one there. Before, it gets the page alone, if that can be read alone: of those around it, it wants one in six,
-/// and to wait once more takes as long as to put two or three.
+/// and to wait once more takes as long as to put four.
 const AROUND_PAGES: u64 = 16;
 
 /// Pages that the guest was about to write when the snapshot was made and that are read before it runs, if nothing is noted
