@@ -99,7 +99,7 @@ fn verify_succeeds_on_what_is_sound_and_names_what_is_not() {
     fs::write(&path, bytes).expect("writable");
     let answer = cutover(&dir, "cutover snapshot verify @/child").expect("an answer");
     assert_eq!(answer.status, ExitStatus::Failure);
-    let expected = "base/memory.pages: damaged at byte 0: a chunk of pages does not have its checksum";
+    let expected = "base/memory.pages: damaged at byte 0: a page does not have its checksum";
     assert!(answer.text.contains(expected), "{}", answer.text);
     assert_eq!(answer.json["damage"].as_array().map(Vec::len), Some(1));
 

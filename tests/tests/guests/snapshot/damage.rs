@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use cutover_tests::cli::{Finished, cutover, finish};
 use cutover_tests::{Exit, ManagedVm, Monitor, Shelf, SmallFileSystem};
 
-/// Flips a bit of every 64th KiB of a file, from the first on that has content.
+/// Flips a bit of every page of a file.
 fn damage(shelf: &Shelf, file: &str) {
     let path = shelf.path("s0").join(file);
     let file = fs::OpenOptions::new()
@@ -16,7 +16,7 @@ fn damage(shelf: &Shelf, file: &str) {
         .expect("a file of the snapshot");
     let length = file.metadata().expect("a file").len();
     let mut byte = [0];
-    for offset in (0..length).step_by(64 << 10) {
+    for offset in (0..length).step_by(4 << 10) {
         file.read_exact_at(&mut byte, offset).expect("within the file");
         file.write_all_at(&[byte[0] ^ 1], offset).expect("within the file");
     }
