@@ -1,5 +1,7 @@
 //! [`Group`]: VMs on several [sites](Site) that are protected together, and the coordinator, which is outside of all.
 
+mod stored;
+
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

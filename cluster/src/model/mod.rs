@@ -11,6 +11,7 @@
 //! been heard since his lease ended, or is dead. Frames between guests arrive at once: one that takes longer comes after
 //! more cuts, not before.
 
+mod decisions;
 mod world;
 
 use stateright::{Checker, Model, Property};

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
-use crate::checkpoint::{CheckpointId, StoreRequest, StoredCut, StoredSnapshot};
-use crate::engine::{Action, Decided, Event, Group, Place, Record, Request, RequestId};
+use crate::checkpoint::{CheckpointId, StoredSnapshot};
+use crate::engine::{Action, Decided, Event, Group, Record};
 use crate::id::{Epoch, Generation, GroupId, Host, Identity, Incarnation, MemberId, Seat};
 use crate::lease::Nanos;
 use crate::member::{self, Member};
 use crate::message::{AgentHello, Envelope, FromAgent, FromSeat, SeatHello, ToAgent, ToSeat};
-use crate::sim::{Frame, Guest, Image, Shipment, Violation, Vm, no_orphans, output_is_kept};
+use crate::sim::{Frame, Guest, Image, Shipment, Violation, Vm};
 use crate::spec::{GroupSpec, Interval, MemberSpec, Timing};
 use crate::standby::{self, Standby};
 use crate::vm::{CutReport, MemberStatus, Notice, StandbyAddress, StandbyNotice};
@@ -551,88 +551,6 @@ impl World {
             // Since it calls only now, it has not been heard since its lease ended.
             self.calls(process);
         }
-    }
-
-    pub fn check_decision(&mut self, before: Decided) -> Result<(), Violation> {
-        let primaries: Vec<_> = self.journal.primaries().map(|primary| primary.seat).collect();
-        match (before, self.journal.decided) {
-            (Decided::RollingBack { cut }, Decided::Unprotected) => {
-                self.recovered = true;
-                let mut guests = BTreeMap::new();
-                for seat in primaries {
-                    let vm = self.processes.iter().find_map(|process| match &process.role {
-                        Role::Member { vm, .. } if process.seat == seat => Some(vm),
-                        _ => None,
-                    });
-                    let Some(vm) = vm else { continue };
-                    let released = self.released.entry(seat.member).or_default();
-                    output_is_kept(seat.member, &vm.guest, released)?;
-                    if Some(&vm.guest) != self.taken.get(&(seat.member, cut)) {
-                        return Err(Violation(format!("{seat} is not what it was at cut {cut}")));
-                    }
-                    guests.insert(seat.member, &vm.guest);
-                }
-                no_orphans(&guests)
-            }
-            (_, Decided::Protected { cut }) => {
-                for place in &self.journal.members {
-                    let Place::In {
-                        standby: Some(standby), ..
-                    } = place
-                    else {
-                        continue;
-                    };
-                    let has_cut = |process: &Process| match &process.role {
-                        Role::Standby { image, .. } | Role::Dead { image: Some(image) } => image.at(cut).is_some(),
-                        _ => false,
-                    };
-                    if !self
-                        .processes
-                        .iter()
-                        .any(|process| process.seat == standby.seat && has_cut(process))
-                    {
-                        return Err(Violation(format!(
-                            "cut {cut} is permanent, and {} lacks it",
-                            standby.seat
-                        )));
-                    }
-                }
-                let taken = |seat: &Seat| Some((seat.member, self.taken.get(&(seat.member, cut))?));
-                no_orphans(&primaries.iter().filter_map(taken).collect())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The next checkpoint, or the last that was asked for.
-    pub fn checkpoint(&self) -> CheckpointId {
-        CheckpointId(Uuid::from_u64_pair(u64::from(self.left.stores), 1))
-    }
-
-    /// Somebody wants a checkpoint to be stored.
-    pub fn stores(&mut self) {
-        let number = u64::from(self.left.stores);
-        let request = StoreRequest {
-            id: self.checkpoint(),
-            store: "/store".into(),
-            name: "checkpoint".to_owned(),
-            full: false,
-            compress: None,
-        };
-        self.decide(Event::Asked(RequestId(number), Request::Store(request)));
-    }
-
-    /// Whether what is stored is a checkpoint.
-    fn check_stored(&self, stored: &StoredCut) -> Result<(), Violation> {
-        let cut = stored.cut;
-        let of_cut = Uuid::from_u64_pair(cut, 0);
-        let is_whole = stored.snapshots.len() == self.journal.primaries().count()
-            && stored.snapshots.iter().all(|(_, snapshot)| snapshot.id == of_cut);
-        if !is_whole || self.journal.permanent() < Some(cut) {
-            return Err(Violation(format!("{stored:?} is no checkpoint of a permanent cut")));
-        }
-        let taken = |(member, _): &(MemberId, _)| Some((*member, self.taken.get(&(*member, cut))?));
-        no_orphans(&stored.snapshots.iter().filter_map(taken).collect())
     }
 
     /// Whether the coordinator may take a process for dead.

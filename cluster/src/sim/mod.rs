@@ -11,6 +11,7 @@
 //! is microseconds against a write to the journal.
 
 mod check;
+mod decisions;
 mod faults;
 mod guests;
 mod hosts;

@@ -2,6 +2,7 @@
 
 mod between_hosts;
 mod failures;
+mod stored;
 
 use cutover_tests::{Group, Guest, ParallelJob};
 
