@@ -20,7 +20,7 @@ use crate::{Group, Guest, ParallelJob, Protection};
 /// Where each member runs.
 const PLACES: [usize; 4] = [0, 0, 1, 1];
 /// Passes of the job that has little to do but send.
-const SORTS: u32 = 20;
+const SORTS: u32 = 5;
 /// Questions that are asked from outside, of which the median counts.
 const QUESTIONS: usize = 21;
 /// Where they are answered.
@@ -28,8 +28,12 @@ const ECHO_PORT: u16 = 7;
 /// The member that is lost.
 const LOST: usize = 1;
 
-/// How soon a silent member counts as lost.
-const SUSPICION: [&str; 6] = ["--heartbeat", "50ms", "--lease", "800ms", "--suspicion", "1s"];
+/// A group that is cut as often as the bars say, whose hosts count as lost after a second of silence.
+const TOGETHER: Protection = Protection {
+    interval: "100ms",
+    together: true,
+    suspicion: ["--heartbeat", "50ms", "--lease", "800ms", "--suspicion", "1s"],
+};
 
 /// Guests that all ways of a turn are measured with, one after the other.
 #[derive(Default)]
@@ -39,24 +43,22 @@ pub struct Turn {
 
 /// All ways in which the job is run; the last ends the turn with the loss of a member.
 pub fn contestants(turn: &Turn) -> Vec<Contestant<'_>> {
+    let every = |interval| Protection { interval, ..TOGETHER };
+    let alone = Protection {
+        together: false,
+        ..TOGETHER
+    };
     let ways = [
         ("unprotected", None),
-        ("400 ms", Some(("400ms", true))),
-        ("200 ms", Some(("200ms", true))),
-        ("25 ms", Some(("25ms", true))),
-        ("each alone", Some(("100ms", false))),
-        ("Cutover", Some(("100ms", true))),
+        ("Cutover", Some(TOGETHER)),
+        ("each alone", Some(alone)),
+        ("25 ms", Some(every("25ms"))),
+        ("200 ms", Some(every("200ms"))),
+        ("400 ms", Some(every("400ms"))),
     ];
-    let contestant = |(name, way): (&'static str, Option<(&'static str, bool)>)| Contestant {
+    let contestant = |(name, way): (&'static str, Option<Protection>)| Contestant {
         name,
-        measure: Box::new(move || {
-            let protection = way.map(|(interval, together)| Protection {
-                interval,
-                together,
-                suspicion: SUSPICION,
-            });
-            turn.measure(protection.as_ref())
-        }),
+        measure: Box::new(move || turn.measure(way.as_ref())),
     };
     let recovery = Contestant {
         name: "Cutover",
@@ -94,11 +96,12 @@ impl Turn {
         Ok(values)
     }
 
-    /// What the recovery takes of the group that was measured last.
+    /// What a recovery takes; it ends the turn.
     fn lose_member(&self) -> Result<Values> {
         let _awake = Awake::begin()?;
         let mut group = self.group.take().context("nothing was measured")?;
-        group.wait_until_protected();
+        group.unprotect();
+        group.protect_as(&TOGETHER);
         group.lose(&[LOST], 1, |group| group.vms[LOST].kill());
         let recovery = &group.status()["last_recovery"];
         let part = |(metric, part): (&'static str, &str)| {
