@@ -283,13 +283,43 @@ impl Snapshot {
         }
         if let Some(vsock) = &self.vm.devices.vsock {
             for (name, help, unit, count) in [
-                ("vsock_received_packets", "Packets given to the guest", None, vsock.rx_packets),
-                ("vsock_received", "Bytes of data given to the guest", Some(Unit::Bytes), vsock.rx_bytes),
-                ("vsock_sent_packets", "Packets taken from the guest", None, vsock.tx_packets),
-                ("vsock_sent", "Bytes of data taken from the guest", Some(Unit::Bytes), vsock.tx_bytes),
-                ("vsock_opened", "Connections to which both ends agreed", None, vsock.opened),
+                (
+                    "vsock_received_packets",
+                    "Packets given to the guest",
+                    None,
+                    vsock.rx_packets,
+                ),
+                (
+                    "vsock_received",
+                    "Bytes of data given to the guest",
+                    Some(Unit::Bytes),
+                    vsock.rx_bytes,
+                ),
+                (
+                    "vsock_sent_packets",
+                    "Packets taken from the guest",
+                    None,
+                    vsock.tx_packets,
+                ),
+                (
+                    "vsock_sent",
+                    "Bytes of data taken from the guest",
+                    Some(Unit::Bytes),
+                    vsock.tx_bytes,
+                ),
+                (
+                    "vsock_opened",
+                    "Connections to which both ends agreed",
+                    None,
+                    vsock.opened,
+                ),
                 ("vsock_closed", "Such connections that are over", None, vsock.closed),
-                ("vsock_refused", "Connections to which one end did not agree", None, vsock.refused),
+                (
+                    "vsock_refused",
+                    "Connections to which one end did not agree",
+                    None,
+                    vsock.refused,
+                ),
             ] {
                 families.counter(name, help, unit, count)?;
             }
@@ -489,7 +519,10 @@ mod tests {
         vm.devices.disks.clear();
         (vm.devices.rng, vm.devices.vsock) = (None, None);
         let text = text("web", vm, MigrationStatusV1::default(), LogCounts::default()).expect("a String takes it");
-        assert!(!["disk", "rng", "vsock"].iter().any(|kind| text.contains(kind)), "{text}");
+        assert!(
+            !["disk", "rng", "vsock"].iter().any(|kind| text.contains(kind)),
+            "{text}"
+        );
     }
 
     #[test]

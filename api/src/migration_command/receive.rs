@@ -304,8 +304,8 @@ mod tests {
             nets: BTreeMap::new(),
             disks: BTreeMap::new(),
             disks_dir: None,
-            serial: SerialSpec::Stdio,
             vsock: None,
+            serial: SerialSpec::Stdio,
         };
         assert_eq!(request, expected);
     }

@@ -345,8 +345,14 @@ fn a_forged_index_is_refused_with_the_reason() {
         fs::write(child.join("manifest.json"), &original.1).expect("writable");
     }
     reseal(&child, |manifest| set(manifest, "/images/0/index/version", json!(1)));
-    let error = Chain::open(&child).expect("a chain").image("memory").expect_err("older");
-    assert!(error.to_string().contains("a chunk of 1 pages in 4096 bytes"), "{error}");
+    let error = Chain::open(&child)
+        .expect("a chain")
+        .image("memory")
+        .expect_err("older");
+    assert!(
+        error.to_string().contains("a chunk of 1 pages in 4096 bytes"),
+        "{error}"
+    );
     reseal(&child, |manifest| set(manifest, "/images/0/index/version", json!(3)));
     let error = Chain::open(&child)
         .expect("a chain")

@@ -447,8 +447,7 @@ fn damage_is_told_with_the_object_and_the_offset() {
         .expect("not poisoned")
         .get_mut("store/base/disk-root.pages")
         .expect("there")[4099] ^= 1;
-    let expected =
-        "s3://bucket/store/base/disk-root.pages: damaged at byte 4096: a page does not have its checksum";
+    let expected = "s3://bucket/store/base/disk-root.pages: damaged at byte 4096: a page does not have its checksum";
     assert_eq!(complaints(&access(&[&server])), [expected]);
 }
 

@@ -220,7 +220,15 @@ fn memory_that_is_being_filled_cannot_be_frozen() {
     let on_thread = Arc::new(move || {
         both.wait();
     });
-    let lazy = LazyMemory::start(&memory, Saved::chain(&memory).image(), EarlyPages::default(), 1, on_thread, || {}).unwrap();
+    let lazy = LazyMemory::start(
+        &memory,
+        Saved::chain(&memory).image(),
+        EarlyPages::default(),
+        1,
+        on_thread,
+        || {},
+    )
+    .unwrap();
     assert!(matches!(CopyOnWrite::arm(&memory, confined()), Err(Unavailable::Busy)));
     begun.wait();
     lazy.wait(&|| true);
@@ -288,7 +296,15 @@ fn the_process_ends_when_a_thread_that_fills_memory_panics() {
     }
     let memory = two_slots();
     let on_thread = Arc::new(|| panic!("on purpose"));
-    let lazy = LazyMemory::start(&memory, Saved::chain(&memory).image(), EarlyPages::default(), 1, on_thread, || {}).unwrap();
+    let lazy = LazyMemory::start(
+        &memory,
+        Saved::chain(&memory).image(),
+        EarlyPages::default(),
+        1,
+        on_thread,
+        || {},
+    )
+    .unwrap();
     lazy.wait(&|| true);
     unreachable!("memory was filled");
 }
