@@ -26,7 +26,7 @@ const VMS: &str = "vms";
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 /// Most entries of a directory that are looked at.
 const ENTRIES_MAX: usize = 1 << 16;
-/// Most bytes of a name: that of a snapshot has [a few more](Order::snapshot_name).
+/// Most bytes of a name: that of a snapshot has [a few more](StoreRequest::snapshot_name).
 pub const NAME_MAX: usize = 55;
 
 /// A checkpoint of a group, made up when it is asked for.
