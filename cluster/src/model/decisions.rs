@@ -1,14 +1,12 @@
 //! What the coordinator of the model decides and stores, held against what is.
 
-use std::collections::BTreeMap;
-
 use uuid::Uuid;
 
 use super::world::{Process, Role, World};
 use crate::checkpoint::{CheckpointId, StoreRequest, StoredCut};
 use crate::engine::{Decided, Event, Place, Request, RequestId};
 use crate::id::{MemberId, Seat};
-use crate::sim::{Violation, no_orphans, output_is_kept};
+use crate::sim::{Violation, is_back_at, no_orphans};
 
 impl World {
     /// The journal says something new: is it so?
@@ -17,21 +15,11 @@ impl World {
         match (before, self.journal.decided) {
             (Decided::RollingBack { cut }, Decided::Unprotected) => {
                 self.recovered = true;
-                let mut guests = BTreeMap::new();
-                for seat in primaries {
-                    let vm = self.processes.iter().find_map(|process| match &process.role {
-                        Role::Member { vm, .. } if process.seat == seat => Some(vm),
-                        _ => None,
-                    });
-                    let Some(vm) = vm else { continue };
-                    let released = self.released.entry(seat.member).or_default();
-                    output_is_kept(seat.member, &vm.guest, released)?;
-                    if Some(&vm.guest) != self.taken.get(&(seat.member, cut)) {
-                        return Err(Violation(format!("{seat} is not what it was at cut {cut}")));
-                    }
-                    guests.insert(seat.member, &vm.guest);
-                }
-                no_orphans(&guests)
+                let guests = self.processes.iter().filter_map(|process| match &process.role {
+                    Role::Member { vm, .. } if primaries.contains(&process.seat) => Some((process.seat, &vm.guest)),
+                    _ => None,
+                });
+                is_back_at(cut, guests, &self.taken, &self.released)
             }
             (_, Decided::Protected { cut }) => {
                 for place in &self.journal.members {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::vm::Guest;
-use crate::id::MemberId;
+use crate::id::{Epoch, MemberId, Seat};
 
 /// Something that must not be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +32,28 @@ pub fn no_orphans(guests: &BTreeMap<MemberId, &Guest>) -> Result<(), Violation> 
     Ok(())
 }
 
+/// Everybody who went back is what it was at `cut`, which all fits together and with what has left the group.
+pub fn is_back_at<'a>(
+    cut: Epoch,
+    guests: impl Iterator<Item = (Seat, &'a Guest)>,
+    taken: &BTreeMap<(MemberId, Epoch), Guest>,
+    released: &BTreeMap<MemberId, BTreeSet<u64>>,
+) -> Result<(), Violation> {
+    let mut all = BTreeMap::new();
+    for (seat, guest) in guests {
+        if let Some(released) = released.get(&seat.member) {
+            output_is_kept(seat.member, guest, released)?;
+        }
+        if Some(guest) != taken.get(&(seat.member, cut)) {
+            return Err(Violation(format!("{seat} is not what it was at cut {cut}")));
+        }
+        all.insert(seat.member, guest);
+    }
+    no_orphans(&all)
+}
+
 /// What has left the group was sent by guests as they are after a rollback.
-pub fn output_is_kept(member: MemberId, guest: &Guest, released: &BTreeSet<u64>) -> Result<(), Violation> {
+fn output_is_kept(member: MemberId, guest: &Guest, released: &BTreeSet<u64>) -> Result<(), Violation> {
     let sent: BTreeSet<_> = guest.outputs.iter().copied().collect();
     match released.difference(&sent).next() {
         None => Ok(()),

@@ -1,8 +1,6 @@
 //! What the coordinator of the simulation decides, held against what is.
 
-use std::collections::BTreeMap;
-
-use super::check::{Violation, no_orphans, output_is_kept};
+use super::check::{Violation, is_back_at, no_orphans};
 use super::process::Role;
 use super::world::World;
 use crate::engine::{Decided, Place};
@@ -10,23 +8,13 @@ use crate::id::Seat;
 
 impl World {
     /// The journal says something new: is it so?
-    pub(super) fn check_decision(&mut self, before: Decided) -> Result<(), Violation> {
+    pub(super) fn check_decision(&self, before: Decided) -> Result<(), Violation> {
         let primaries: Vec<_> = self.journal.primaries().map(|primary| primary.seat).collect();
         match (before, self.journal.decided) {
             (Decided::RollingBack { cut }, Decided::Unprotected) => {
-                let mut guests = BTreeMap::new();
-                for seat in primaries {
-                    let process = self.process_of(seat);
-                    if let Some(vm) = process.and_then(|process| self.processes[process].vm()) {
-                        let released = self.released.entry(seat.member).or_default();
-                        output_is_kept(seat.member, &vm.guest, released)?;
-                        if Some(&vm.guest) != self.taken.get(&(seat.member, cut)) {
-                            return Err(Violation(format!("{seat} is not what it was at cut {cut}")));
-                        }
-                        guests.insert(seat.member, &vm.guest);
-                    }
-                }
-                no_orphans(&guests)
+                let guest = |seat| Some((seat, &self.processes[self.process_of(seat)?].vm()?.guest));
+                let guests = primaries.into_iter().filter_map(guest);
+                is_back_at(cut, guests, &self.taken, &self.released)
             }
             (_, Decided::Protected { cut }) => {
                 for place in &self.journal.members {

@@ -22,7 +22,7 @@ mod world;
 
 pub use check::Violation;
 #[cfg(test)]
-pub(crate) use check::{no_orphans, output_is_kept};
+pub(crate) use check::{is_back_at, no_orphans};
 pub use faults::Faults;
 #[cfg(test)]
 pub(crate) use vm::{Frame, Guest, Image, Shipment, Vm};
