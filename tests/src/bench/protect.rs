@@ -121,7 +121,7 @@ impl Turn {
 /// Guests that take the job, of which the first answers questions.
 fn boot() -> Group {
     let group = Group::boot(2, &PLACES, || Guest::micro().memory("512M"));
-    group.vms[0].check(&format!("busybox nc -lk -p {ECHO_PORT} -e /bin/cat >/dev/null 2>&1 &"));
+    group.vms[0].check(&format!("busybox nc -ll -p {ECHO_PORT} -e /bin/cat >/dev/null 2>&1 &"));
     group
 }
 
