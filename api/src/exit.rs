@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::process::{ExitCode, Termination};
 
 use cutover_vmm::Exit;
+use serde::Serialize;
 
 /// Exit codes of `cutover`. Those from 3 to 5 are of commands that run a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,12 @@ impl Termination for ExitStatus {
     fn report(self) -> ExitCode {
         ExitCode::from(self as u8)
     }
+}
+
+/// What `--json` prints of a value whose keys are all strings, as those of every answer and report are: a line for each of them.
+pub fn as_json(value: &impl Serialize) -> String {
+    let value = serde_json::to_value(value).expect("string keys only, which always can be written");
+    format!("{value:#}\n")
 }
 
 /// Writes `text` to `output`. A reader that has seen enough (`cutover … | head`) is no failure.

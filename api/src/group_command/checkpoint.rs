@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::client::name;
 use crate::client::{Screen, Side, Table, Vm, Work, WorkError, bytes, milliseconds};
-use crate::exit::{ExitStatus, report};
+use crate::exit::{ExitStatus, as_json, report};
 use crate::server::groups::types::{CheckpointRequestV1, CheckpointV1};
 use crate::server::v1::types::{COMPRESSION_MAX, ProgressV1};
 use crate::snapshot_command::progress;
@@ -95,7 +95,7 @@ enum CheckpointError {
 /// Has a checkpoint be stored, and tells what came of it.
 pub fn run(args: &CheckpointArgs, coordinator: &Vm, json: bool) -> ExitStatus {
     match store(args, coordinator) {
-        Ok(stored) if json => print(&pretty(&stored), json),
+        Ok(stored) if json => print(&as_json(&stored), json),
         Ok(stored) => print(&in_words(&args.store, &stored), json),
         Err(error) => {
             report(&error);
@@ -109,7 +109,7 @@ pub fn list(args: &CheckpointsArgs, json: bool) -> ExitStatus {
     match Manifest::list(&args.dir) {
         Ok(found) => {
             let found: Vec<_> = found.into_iter().map(CheckpointV1::from).collect();
-            print(&if json { pretty(&found) } else { table(&found) }, json)
+            print(&if json { as_json(&found) } else { table(&found) }, json)
         }
         Err(error) => {
             report(&error);
@@ -128,11 +128,6 @@ fn print(text: &str, json: bool) -> ExitStatus {
             ExitStatus::Failure
         }
     }
-}
-
-fn pretty(value: &impl serde::Serialize) -> String {
-    let value = serde_json::to_value(value).expect("string keys only, which always can be written");
-    format!("{value:#}\n")
 }
 
 fn store(args: &CheckpointArgs, coordinator: &Vm) -> Result<CheckpointV1, CheckpointError> {

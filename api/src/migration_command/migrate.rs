@@ -14,7 +14,7 @@ use hyper::StatusCode;
 use super::bar::MigrationBar;
 use super::{UsageError, check_endpoint};
 use crate::client::{ClientError, VmRef, Work, WorkError, bytes, milliseconds, one, time, timeout};
-use crate::exit::{ExitStatus, after_printing, report};
+use crate::exit::{ExitStatus, after_printing, as_json, report};
 use crate::runtime_dir::RuntimeDir;
 use crate::server::v1::types::{
     DOWNTIME_MAX_MS, MigrationCompressionV1, MigrationDisksV1, MigrationReportV1, MigrationStatusV1, MigrationV1,
@@ -187,8 +187,7 @@ pub fn run(args: &MigrateArgs) -> ExitStatus {
         }
     };
     let text = if args.json {
-        let object = serde_json::to_value(&moved).expect("a report has string keys only, which always can be written");
-        format!("{object:#}\n")
+        as_json(&moved)
     } else {
         in_words(&args.to, &moved)
     };

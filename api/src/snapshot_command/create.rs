@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::progress;
 use crate::client::{VmRef, Work, WorkError, bytes, milliseconds, one, time};
-use crate::exit::{ExitStatus, after_printing, report};
+use crate::exit::{ExitStatus, after_printing, as_json, report};
 use crate::runtime_dir::RuntimeDir;
 use crate::server::v1::types::{
     COMPRESSION_MAX, ProgressV1, SnapshotDisksV1, SnapshotKindV1, SnapshotMethodV1, SnapshotReportV1, SnapshotV1,
@@ -100,13 +100,7 @@ pub fn run(args: &CreateArgs, json: bool) -> ExitStatus {
             return ExitStatus::Failure;
         }
     };
-    let text = if json {
-        let object =
-            serde_json::to_value(&created).expect("a report has string keys only, which always can be written");
-        format!("{object:#}\n")
-    } else {
-        in_words(&created)
-    };
+    let text = if json { as_json(&created) } else { in_words(&created) };
     after_printing(text.as_bytes(), &mut io::stdout())
 }
 

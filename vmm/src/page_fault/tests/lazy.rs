@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use cutover_devices::GuestMemory;
+use cutover_devices::{GuestMemory, OnThread};
 use cutover_snapshot::chain::Chain;
 use cutover_snapshot::early::EarlyPages;
 use cutover_snapshot::image::{self, Image, Progress, Shape};
@@ -103,6 +103,12 @@ fn draft(memory: &GuestMemory, parent: Option<Parent>) -> Draft {
         memory: regions.collect(),
         cpu: CpuNeeds::default(),
     }
+}
+
+/// Filled with what it has now, by a thread that begins as told.
+fn filled_by(memory: &GuestMemory, on_thread: OnThread) -> LazyMemory {
+    let image = Saved::chain(memory).image();
+    LazyMemory::start(memory, image, EarlyPages::default(), 1, on_thread, || {}).unwrap()
 }
 
 fn start(memory: &GuestMemory, image: Image, workers: usize) -> LazyMemory {
@@ -220,15 +226,7 @@ fn memory_that_is_being_filled_cannot_be_frozen() {
     let on_thread = Arc::new(move || {
         both.wait();
     });
-    let lazy = LazyMemory::start(
-        &memory,
-        Saved::chain(&memory).image(),
-        EarlyPages::default(),
-        1,
-        on_thread,
-        || {},
-    )
-    .unwrap();
+    let lazy = filled_by(&memory, on_thread);
     assert!(matches!(CopyOnWrite::arm(&memory, confined()), Err(Unavailable::Busy)));
     begun.wait();
     lazy.wait(&|| true);
@@ -296,15 +294,7 @@ fn the_process_ends_when_a_thread_that_fills_memory_panics() {
     }
     let memory = two_slots();
     let on_thread = Arc::new(|| panic!("on purpose"));
-    let lazy = LazyMemory::start(
-        &memory,
-        Saved::chain(&memory).image(),
-        EarlyPages::default(),
-        1,
-        on_thread,
-        || {},
-    )
-    .unwrap();
+    let lazy = filled_by(&memory, on_thread);
     lazy.wait(&|| true);
     unreachable!("memory was filled");
 }
