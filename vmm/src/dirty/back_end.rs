@@ -10,6 +10,7 @@ use std::fmt;
 use std::io;
 
 use super::probe;
+use super::ring::RING_ENTRIES;
 use crate::Error;
 use crate::events::{EventKind, EventLog};
 use crate::page_fault::Unavailable;
@@ -69,6 +70,15 @@ pub enum Unfit {
         /// How many.
         pages: u64,
     },
+    /// It does not stop a vCPU in time.
+    #[error(
+        "it stopped the guest that tried it when {used} of the {RING_ENTRIES} entries of its ring were used, and loses \
+         pages when it is later than that"
+    )]
+    Late {
+        /// Entries that were used.
+        used: usize,
+    },
     /// A ring from which nothing can be taken.
     #[error("it stopped the guest that tried it because its ring was full, and there was nothing in it")]
     Stuck,
@@ -80,11 +90,16 @@ impl DirtyLog {
     /// # Errors
     /// It is not, and nothing else is wanted.
     pub(crate) fn settle(self, events: &EventLog) -> Result<BackEnd, Error> {
+        self.settle_by(probe::probe, events)
+    }
+
+    /// As [`settle`](Self::settle), where `probe` tells what is exact.
+    fn settle_by(self, probe: impl Fn(BackEnd) -> Result<BackEnd, Error>, events: &EventLog) -> Result<BackEnd, Error> {
         match self {
             Self::Bitmap => Ok(BackEnd::Bitmap),
-            Self::Ring => probe::probe(BackEnd::Ring),
-            Self::Scan => probe::probe(BackEnd::Scan),
-            Self::Auto => Ok(probe::probe(BackEnd::Ring).unwrap_or_else(|error| {
+            Self::Ring => probe(BackEnd::Ring),
+            Self::Scan => probe(BackEnd::Scan),
+            Self::Auto => Ok(probe(BackEnd::Ring).unwrap_or_else(|error| {
                 let reason = error.to_string();
                 tracing::info!(%reason, "KVM's bitmap notices what the guest writes");
                 events.push(EventKind::DirtyLogFallback { reason });
@@ -101,5 +116,55 @@ impl fmt::Display for BackEnd {
             Self::Ring => "ring",
             Self::Scan => "scan",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Which back end is used, whatever the host offers.
+
+    use super::*;
+
+    fn nothing_is_exact(back_end: BackEnd) -> Result<BackEnd, Error> {
+        Err(Error::DirtyLog {
+            log: back_end,
+            reason: Unfit::Stuck,
+        })
+    }
+
+    #[test]
+    fn what_is_asked_for_is_used_where_it_is_exact() {
+        let events = EventLog::default();
+        for (asked, back_end) in [
+            (DirtyLog::Bitmap, BackEnd::Bitmap),
+            (DirtyLog::Ring, BackEnd::Ring),
+            (DirtyLog::Scan, BackEnd::Scan),
+            (DirtyLog::Auto, BackEnd::Ring),
+        ] {
+            assert_eq!(asked.settle_by(Ok, &events).unwrap(), back_end);
+        }
+        assert!(events.since(0).events.is_empty());
+    }
+
+    #[test]
+    fn what_is_not_exact_is_refused_by_name() {
+        let events = EventLog::default();
+        for (asked, name) in [(DirtyLog::Ring, "ring"), (DirtyLog::Scan, "scan")] {
+            let text = asked.settle_by(nothing_is_exact, &events).unwrap_err().to_string();
+            assert!(
+                text.starts_with(&format!("--dirty-log {name} cannot be used here: ")),
+                "{text}"
+            );
+        }
+        assert!(events.since(0).events.is_empty());
+    }
+
+    #[test]
+    fn the_bitmap_replaces_what_nobody_insists_on_and_an_event_says_why() {
+        let events = EventLog::default();
+        let settled = DirtyLog::Auto.settle_by(nothing_is_exact, &events).unwrap();
+        assert_eq!(settled, BackEnd::Bitmap);
+        let told = events.since(0).events;
+        assert!(matches!(&told[..], [event] if matches!(event.kind, EventKind::DirtyLogFallback { .. })));
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!  write a few pages ─► harvest: these ─► harvest: none ─► the same pages again ─► harvest: these
-//!  write more pages than a ring has entries, twice ─► harvest: all of them ─► harvest: none
+//!  four times: write more pages than a ring has entries ─► harvest: all of them ─► harvest: none
 //! ```
-//! It takes a VM of its own, of which it is known that nobody else writes to it. KVMs differ here: of one that emulates
-//! each instruction, the ring was seen to lose pages when it was full.
+//! It takes a VM of its own, of which it is known that nobody else writes to it. KVMs differ here: one that emulates each
+//! instruction stops a vCPU whose ring is full only at the host's next timer tick, in time or not. So it also counts how
+//! much of a full ring is used.
 
 use std::sync::Arc;
 
@@ -52,6 +53,10 @@ const FEW: Pattern = Pattern {
     pages: 300,
     distance: 3 * PAGE_SIZE,
 };
+
+/// Entries of a ring that are unused when its vCPU stops because it is full. KVM keeps 64 back for what one exit may write
+/// (`KVM_DIRTY_RING_RSVD_ENTRIES`): of one that goes far into these, the next may go beyond.
+const SPARE: usize = 48;
 
 /// Too many for a ring.
 const MANY: Pattern = Pattern {
@@ -108,7 +113,7 @@ impl Guest {
 
     fn try_all(mut self) -> Result<(), Error> {
         let consumer = self.tracker.register(Baseline::Now)?;
-        for pattern in [FEW, FEW, MANY, MANY] {
+        for pattern in [FEW, FEW, MANY, MANY, MANY, MANY] {
             self.write(pattern)?;
             self.expect(&consumer, pattern)?;
             self.expect_nothing(&consumer)?;
@@ -132,15 +137,25 @@ impl Guest {
         loop {
             let reason = match self.vcpu.run() {
                 Ok(VcpuExit::IoOut(PORT, _)) => return Ok(()),
-                Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => match &self.rings {
-                    Some(rings) if rings.drain()? > 0 => continue,
-                    _ => return Err(self.unfit(Unfit::Stuck)),
-                },
+                Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
+                    self.drain()?;
+                    continue;
+                }
                 Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => continue,
                 Ok(exit) => format!("it tries --dirty-log {}, and exits with {exit:?}", self.back_end),
                 Err(error) => format!("it tries --dirty-log {}, and KVM_RUN failed: {error}", self.back_end),
             };
             return Err(Error::Vcpu { cpu: 0, reason });
+        }
+    }
+
+    /// Makes room in the ring of a vCPU that stopped because it is full.
+    fn drain(&self) -> Result<(), Error> {
+        let used = self.rings.as_ref().map_or(Ok(0), Rings::drain)?;
+        match used {
+            0 => Err(self.unfit(Unfit::Stuck)),
+            used if used > RING_ENTRIES - SPARE => Err(self.unfit(Unfit::Late { used })),
+            _ => Ok(()),
         }
     }
 
