@@ -9,7 +9,7 @@ use crate::workspace::{Package, Workspace, cargo};
 use crate::{process, ui};
 
 /// Which crates of the workspace each crate may use. One direction, no cycles.
-const EDGES: [(&str, &[&str]); 10] = [
+const EDGES: [(&str, &[&str]); 11] = [
     // For its tests.
     ("cutover-snapshot", &["cutover-bucket"]),
     ("cutover-devices", &["cutover-snapshot"]),
@@ -19,6 +19,7 @@ const EDGES: [(&str, &[&str]); 10] = [
         "cutover-vmm",
         &["cutover-snapshot", "cutover-devices", "cutover-migration"],
     ),
+    ("cutover-jail", &[]),
     (
         "cutover-api",
         &[
@@ -27,6 +28,7 @@ const EDGES: [(&str, &[&str]); 10] = [
             "cutover-migration",
             "cutover-cluster",
             "cutover-vmm",
+            "cutover-jail",
         ],
     ),
     ("cutover-guest", &[]),
