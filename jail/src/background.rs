@@ -17,10 +17,10 @@ use crate::told::{self, Teller};
 pub fn in_background(work: impl FnOnce(Teller) -> u8) -> Result<(), Error> {
     let (hearer, teller) = told::pair()?;
     if fork()?.is_none() {
+        drop(hearer);
         exit_with(|| {
             // A process that has just begun leads no group, so that nothing speaks against this.
             let _ = setsid();
-            // The other end is for the process that waits; kept here, it would do no harm.
             work(teller)
         });
     }

@@ -61,11 +61,9 @@ pub(crate) fn keep(
     };
     drop(teller);
     let monitor = pidfd_open(pid, PidfdFlags::empty()).map_err(Error::step("watch a process", "Linux 5.3"))?;
-    let confined = hearer.hear();
+    let mut confined = hearer.hear();
     if let Some(started) = started {
-        let confined = confined
-            .as_ref()
-            .map_or(Ok(()), |()| background::let_go_of_standard_streams());
+        confined = confined.and_then(|()| background::let_go_of_standard_streams());
         started.tell(&confined);
     }
     let ended = signals.pass_on_until_end(pid, &monitor)?;

@@ -13,10 +13,10 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags, chownat, fstatvfs, mknodat, openat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags, chownat, fstat, fstatvfs, mknodat, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, mount_remount, move_mount,
@@ -115,18 +115,16 @@ impl Root {
 
     /// A file of the host.
     fn add_file(&self, file: &SharedFile) -> Result<(), Error> {
-        let facts = fs::metadata(&file.path).map_err(Error::file("give the jail", &file.path))?;
+        // What is looked at is what is given, whatever becomes of the path.
         let tree = clone_of(&CWD, &file.path)?;
-        let kind = facts.file_type();
-        let is_device = kind.is_block_device() || kind.is_char_device();
-        // What is read-only on the host stays so.
-        let is_read_only = fstatvfs(&tree)
-            .map_err(Error::file("look at", &file.path))?
-            .f_flag
-            .contains(StatVfsMountFlags::RDONLY);
+        let look = || Ok((fstat(&tree)?.st_mode, fstatvfs(&tree)?.f_flag));
+        let (mode, mounted) = look().map_err(Error::file::<rustix::io::Errno>("look at", &file.path))?;
+        let kind = FileType::from_raw_mode(mode);
         let mut flags = MountFlags::empty();
-        flags.set(MountFlags::RDONLY, is_read_only || file.access == Access::Read);
-        flags.set(MountFlags::NODEV, !is_device);
+        // What is read-only on the host stays so.
+        let is_read_only = mounted.contains(StatVfsMountFlags::RDONLY) || file.access == Access::Read;
+        flags.set(MountFlags::RDONLY, is_read_only);
+        flags.set(MountFlags::NODEV, !kind.is_block_device() && !kind.is_char_device());
         self.add_tree(&tree, &file.at, kind.is_dir(), flags)
     }
 

@@ -33,7 +33,7 @@ const EDGES: [(&str, &[&str]); 11] = [
     ),
     ("cutover-guest", &[]),
     ("cutover-bucket", &[]),
-    ("cutover-tests", &["cutover-bucket", "cutover-guest"]),
+    ("cutover-tests", &["cutover-bucket", "cutover-guest", "cutover-jail"]),
     ("xtask", &[]),
 ];
 

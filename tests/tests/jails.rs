@@ -1,8 +1,9 @@
-//! What a program finds that runs in a jail: it tries all that a monitor could that a guest has taken over. Making a jail
-//! takes root.
+//! What a program finds that runs in a jail: it tries all that a monitor could that a guest has taken over.
+//!
+//! Making a jail takes root and `/dev/kvm`, which is why this is tested where guests run.
 
 use std::fs::{self, File, Permissions};
-use std::io;
+use std::io::{self, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -11,7 +12,7 @@ use std::process::{self, Command};
 use std::sync::mpsc::channel;
 use std::thread;
 
-use cutover_jail::{Access, CgroupSettings, Ended, Error, Jail, Limits, SharedFile, User};
+use cutover_jail::{Access, CgroupSettings, Ended, Error, Jail, Limits, SharedFile, User, in_background};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::{MountFlags, mount};
@@ -364,6 +365,28 @@ fn what_cannot_be_had_is_named_and_nothing_runs() {
     });
     assert!(
         error.contains("'nosuch' is not available") || error.contains("none are mounted"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_goes_on_in_the_background_has_begun_or_is_known_to_have_failed() {
+    let host = Host::new();
+    let begin = |jail: &Jail| {
+        let (mut ended, mut end) = io::pipe().expect("two descriptors");
+        in_background(move |started| {
+            let is_null = |fd| fs::read_link(format!("/proc/self/fd/{fd}")).is_ok_and(|path| path.ends_with("null"));
+            let result = jail.run(Some(started), || u8::from(![0, 1, 2].into_iter().all(is_null)));
+            write!(end, "{result:?}").map_or(1, |()| 0)
+        })?;
+        Ok::<_, Error>(io::read_to_string(&mut ended).expect("a pipe can be read"))
+    };
+    let mut jail = host.jail();
+    assert_eq!(begin(&jail).unwrap(), "Ok(Exited(0))");
+    jail.network = Some("/run/netns/none".into());
+    let error = begin(&jail).unwrap_err().to_string();
+    assert!(
+        error.starts_with("cannot open the network namespace /run/netns/none"),
         "{error}"
     );
 }
