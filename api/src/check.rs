@@ -72,7 +72,7 @@ fn can_run_guests(findings: &[Finding]) -> bool {
 /// What `facts` mean.
 pub fn findings(facts: &HostFacts) -> Vec<Finding> {
     let mut findings = kvm(&facts.kvm);
-    findings.push(extension(facts.extension));
+    findings.push(extension(&facts.extension));
     findings.push(optional(
         "/dev/net/tun",
         &facts.tun,
@@ -94,6 +94,9 @@ pub fn findings(facts: &HostFacts) -> Vec<Finding> {
     findings.push(memory(&facts.memory_available));
     findings
 }
+
+/// What to do where the kernel tells nothing of the machine.
+const NO_PROC: &str = "mount /proc; a jail has none of the machine, and needs none";
 
 fn kvm(kvm: &io::Result<KvmFacts>) -> Vec<Finding> {
     let facts = match kvm {
@@ -142,12 +145,13 @@ fn kvm_advice(error: &io::Error) -> &'static str {
     }
 }
 
-fn extension(extension: Option<CpuExtension>) -> Finding {
+fn extension(extension: &io::Result<Option<CpuExtension>>) -> Finding {
     const SUBJECT: &str = "CPU";
     match extension {
-        Some(CpuExtension::Vmx) => ok(SUBJECT, "Intel VT-x (vmx)".to_owned()),
-        Some(CpuExtension::Svm) => ok(SUBJECT, "AMD-V (svm)".to_owned()),
-        None => fail(
+        Ok(Some(CpuExtension::Vmx)) => ok(SUBJECT, "Intel VT-x (vmx)".to_owned()),
+        Ok(Some(CpuExtension::Svm)) => ok(SUBJECT, "AMD-V (svm)".to_owned()),
+        Err(error) => warn(SUBJECT, format!("unknown: {error}"), NO_PROC),
+        Ok(None) => fail(
             SUBJECT,
             "neither vmx nor svm among its flags: a KVM without them emulates the guest instruction by instruction, \
              and a stock Linux kernel dies at the first one the emulator lacks"
@@ -173,7 +177,7 @@ fn memory(available: &io::Result<ByteSize>) -> Finding {
                 ok(SUBJECT, detail)
             }
         }
-        Err(error) => warn(SUBJECT, format!("unknown: {error}"), "mount /proc"),
+        Err(error) => warn(SUBJECT, format!("unknown: {error}"), NO_PROC),
     }
 }
 
@@ -253,7 +257,7 @@ mod tests {
                 missing: Vec::new(),
                 cpus_max: 1024,
             }),
-            extension: Some(CpuExtension::Svm),
+            extension: Ok(Some(CpuExtension::Svm)),
             tun: Ok(()),
             io_uring: Ok(()),
             userfaultfd: Ok(()),
@@ -328,7 +332,7 @@ mod tests {
             ),
             (
                 HostFacts {
-                    extension: None,
+                    extension: Ok(None),
                     ..good()
                 },
                 "CPU",
@@ -394,7 +398,7 @@ mod tests {
     #[test]
     fn the_json_report_says_the_same() {
         let facts = HostFacts {
-            extension: None,
+            extension: Ok(None),
             ..good()
         };
         let report: serde_json::Value =

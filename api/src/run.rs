@@ -156,7 +156,7 @@ pub(crate) fn start_server(listener: Listener, instance: Arc<Instance>, options:
 
 /// Warns where guests are likely to fail for want of hardware.
 pub(crate) fn warn_of_emulation() {
-    if host::cpu_extension().is_none() {
+    if matches!(host::cpu_extension(), Ok(None)) {
         tracing::warn!(
             "this processor shows neither vmx nor svm: KVM emulates each instruction here, and a stock Linux kernel \
              does not get through its boot; see `cutover check`"

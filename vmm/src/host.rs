@@ -30,8 +30,8 @@ pub const NEEDED_CAPABILITIES: &[(Cap, &str)] = &[
 pub struct HostFacts {
     /// `/dev/kvm`, or why it cannot be opened.
     pub kvm: io::Result<KvmFacts>,
-    /// The processor's virtualization extension, as the kernel lists it among the CPU's flags.
-    pub extension: Option<CpuExtension>,
+    /// The processor's virtualization extension, as the kernel lists it among the CPU's flags, or why that cannot be read.
+    pub extension: io::Result<Option<CpuExtension>>,
     /// `/dev/net/tun`, or why it cannot be opened.
     pub tun: io::Result<()>,
     /// Whether an io_uring can be made, or why not.
@@ -74,12 +74,15 @@ pub fn probe() -> HostFacts {
     }
 }
 
-/// The virtualization extension of this machine's processors. None also if the kernel does not tell.
+/// The virtualization extension of this machine's processors, if they have one.
 ///
 /// Without one, `/dev/kvm` may exist all the same (a paravirtual back end that emulates the guest's instructions), but
 /// it does not get a stock Linux kernel through its boot.
-pub fn cpu_extension() -> Option<CpuExtension> {
-    extension_among_flags(&fs::read_to_string("/proc/cpuinfo").ok()?)
+///
+/// # Errors
+/// The kernel does not tell, as in a jail.
+pub fn cpu_extension() -> io::Result<Option<CpuExtension>> {
+    fs::read_to_string("/proc/cpuinfo").map(|cpuinfo| extension_among_flags(&cpuinfo))
 }
 
 fn extension_among_flags(cpuinfo: &str) -> Option<CpuExtension> {
