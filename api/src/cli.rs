@@ -266,6 +266,16 @@ pub fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     arguments
 }
 
+/// Whether `arguments` begin as those of a process that becomes a VM's monitor. Whether they are right is not known yet.
+pub fn is_about_a_new_vm(arguments: &[OsString]) -> bool {
+    let mut words = arguments.iter().skip(1).map(|word| word.to_str());
+    match words.next().flatten() {
+        Some("run" | "vmm" | "receive") => true,
+        Some("snapshot") => words.next().flatten() == Some("restore"),
+        _ => false,
+    }
+}
+
 const OVERVIEW: &str = "\
 Examples:
   Can this machine run guests?
@@ -367,9 +377,33 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// The words of a command line.
+    fn line(text: &str) -> Vec<OsString> {
+        text.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn a_process_knows_before_it_reads_its_command_line_that_it_will_need_a_vm() {
+        for text in [
+            "cutover run --kernel k",
+            "cutover vmm",
+            "cutover receive --listen x",
+            "cutover snapshot restore s",
+        ] {
+            assert!(is_about_a_new_vm(&line(text)), "{text}");
+        }
+        for text in [
+            "cutover",
+            "cutover vm list",
+            "cutover snapshot",
+            "cutover snapshot create restore",
+        ] {
+            assert!(!is_about_a_new_vm(&line(text)), "{text}");
+        }
+    }
+
     #[test]
     fn a_program_called_firecracker_takes_its_arguments() {
-        let line = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
         let given = line("/usr/bin/firecracker --api-sock a");
         assert_eq!(arguments(given), line("/usr/bin/firecracker vmm --api-sock a"));
         assert_eq!(arguments(line("cutover vmm")), line("cutover vmm"));

@@ -35,7 +35,11 @@ use exit::ExitStatus;
 /// The `cutover` program: reads the command line of this process, and does what it says.
 pub fn main() -> ExitStatus {
     cutover_vmm::seccomp::prepare_process();
-    match Cli::parse_from(cli::arguments(env::args_os())).command {
+    let arguments = cli::arguments(env::args_os());
+    if cli::is_about_a_new_vm(&arguments) {
+        cutover_vmm::begin_vm();
+    }
+    match Cli::parse_from(arguments).command {
         Command::Run(args) => run::run(&args),
         Command::Vmm(args) => vmm::vmm(&args),
         Command::Vm(args) => client::run(&args),

@@ -85,7 +85,12 @@ struct Driver {
     member: Option<Member>,
     /// Leave it as it is, rather than have it run first of all.
     as_it_is: bool,
+    /// When the process lets go of what only its start took.
+    settles_at: Option<Instant>,
 }
+
+/// How long a guest has the processor to itself before its monitor [settles](program_text::release).
+const SETTLING: Duration = Duration::from_millis(250);
 
 /// Told what the VM has done when it ends.
 type LastStats = Box<dyn FnOnce(VmStats)>;
@@ -215,7 +220,6 @@ impl Vmm {
                 ThreadKind::StateDriver
             })?;
         }
-        program_text::release();
         let exit = driver.run(machine, last);
         driver.enter(State::Ended);
         driver.log(match &exit {
@@ -251,11 +255,13 @@ impl Driver {
             migration: None,
             member: None,
             as_it_is: false,
+            settles_at: None,
         }
     }
 
     /// Runs `machine` and those that take its place; on return, the last is torn down.
     fn run(&mut self, mut machine: Machine, last: Option<LastStats>) -> Result<Exit, Error> {
+        self.settles_at = Some(Instant::now() + SETTLING);
         loop {
             if !std::mem::take(&mut self.as_it_is) {
                 self.request(&machine, Request::Resume)?;
@@ -341,12 +347,16 @@ impl Driver {
     /// When something is to be done even if nothing happens.
     fn deadline(&self) -> Option<Instant> {
         let meter = self.rate_meter.as_ref().map(RateMeter::expiry);
-        self.state.deadline().into_iter().chain(meter).min()
+        let deadlines = [self.state.deadline(), meter, self.settles_at];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Does what is to be done at `now`.
     fn pass_deadline(&mut self, machine: &Machine, now: Instant) -> Option<Outcome> {
         self.rate_meter.take_if(|meter| meter.expiry() <= now);
+        if self.settles_at.take_if(|at| *at <= now).is_some() {
+            program_text::release();
+        }
         let step = self.state.after_deadline(now)?;
         tracing::warn!(state = %self.state, "the guest has not ended in time, and is ended by force");
         self.log(EventKind::OperationForced { state: self.state });

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use cutover_devices::GuestMemory;
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::Error;
-use crate::host::{KVM_API_VERSION, NEEDED_CAPABILITIES};
-use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use crate::bare_vm::BareVm;
+use crate::host::KVM_API_VERSION;
 use crate::state::Inventory;
 
 /// A VM as KVM knows it, without vCPUs.
@@ -38,72 +38,22 @@ pub struct MemorySlots {
     pub memory: GuestMemory,
 }
 
-/// A VM that has nothing yet.
-pub struct BareVm {
-    kvm: Kvm,
-    fd: VmFd,
-    supported_cpuid: CpuId,
-}
-
-impl BareVm {
-    /// Opens KVM, checks that it has what a VM needs, and creates one. That is mostly waiting: Linux 6.1, among others, starts
-    /// a thread for it that it moves to the process's control groups, and for that waits until all CPUs have taken notice
-    /// (RCU).
-    ///
-    /// # Errors
-    /// `/dev/kvm` is missing, not permitted, of another version, lacks a capability, or refused something.
-    pub fn create() -> Result<Self, Error> {
-        let kvm = open()?;
-        for (capability, name) in NEEDED_CAPABILITIES {
-            if !kvm.check_extension(*capability) {
-                return Err(Error::KvmCapability { capability: name });
-            }
-        }
-        Ok(Self {
-            supported_cpuid: supported_cpuid(&kvm)?,
-            fd: kvm.create_vm().map_err(Error::kvm("create a VM"))?,
-            kvm,
-        })
-    }
-}
-
 impl KvmVm {
     /// A VM with RAM, interrupt controllers and timer.
     ///
     /// # Errors
-    /// As [`BareVm::create`].
+    /// As [`BareVm::take`], or KVM refused something.
     pub fn create(memory: &GuestMemory) -> Result<Self, Error> {
-        Self::equip(BareVm::create()?, memory)
-    }
-
-    /// Gives `bare` RAM, interrupt controllers and timer.
-    ///
-    /// # Errors
-    /// KVM refused something.
-    pub fn equip(bare: BareVm, memory: &GuestMemory) -> Result<Self, Error> {
         let BareVm {
             kvm,
             fd,
             supported_cpuid,
-        } = bare;
+        } = BareVm::take()?;
         let fd = Arc::new(fd);
-        let memory_slots = MemorySlots::map(fd.clone(), memory.clone())?;
-        // These two come before the first vCPU; AMD hosts ignore them.
-        fd.set_identity_map_address(KVM_IDENTITY_MAP)
-            .map_err(Error::kvm("place its identity map page"))?;
-        fd.set_tss_address(KVM_TSS)
-            .map_err(Error::kvm("place its task state segment"))?;
-        fd.create_irq_chip()
-            .map_err(Error::kvm("create the interrupt controllers"))?;
-        fd.create_pit2(kvm_pit_config {
-            flags: KVM_PIT_SPEAKER_DUMMY,
-            ..Default::default()
-        })
-        .map_err(Error::kvm("create the interval timer"))?;
         Ok(Self {
             inventory: Arc::new(Inventory::take(&kvm, &fd)?),
+            memory_slots: MemorySlots::map(fd.clone(), memory.clone())?,
             fd,
-            memory_slots,
             supported_cpuid,
             cpus_max: kvm.get_max_vcpus(),
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),

@@ -9,6 +9,7 @@
 //! ```
 
 mod acpi;
+mod bare_vm;
 mod boot;
 mod control;
 mod cpu;
@@ -37,6 +38,7 @@ pub mod stats;
 #[cfg(test)]
 mod testing;
 
+pub use bare_vm::begin as begin_vm;
 pub use control::{COMMANDS_MAX, Command, Controller, Reply};
 pub use device_manager::{DeviceStats, DiskUpdate, NetUpdate};
 pub use driver::{Options, Vmm};

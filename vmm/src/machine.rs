@@ -16,7 +16,7 @@ use crate::device_manager::{DeviceManager, DiskLocks};
 use crate::dirty::Tracker;
 use crate::driver::Options;
 use crate::events::{EventKind, EventLog};
-use crate::kvm::{BareVm, KvmVm};
+use crate::kvm::KvmVm;
 use crate::lifecycle::GuestEnd;
 use crate::seccomp::{self, ThreadKind};
 use crate::state::{MachineState, VmState};
@@ -159,23 +159,8 @@ impl Reserved {
         options: &Options,
         driver: &Arc<Mailbox>,
     ) -> Result<Self, Error> {
-        Self::create_of(BareVm::create()?, spec, memory, disk_locks, options, driver)
-    }
-
-    /// The same of a VM that is there already.
-    ///
-    /// # Errors
-    /// As [`create`](Self::create).
-    pub fn create_of(
-        bare: BareVm,
-        spec: &VmSpec,
-        memory: GuestMemory,
-        disk_locks: DiskLocks,
-        options: &Options,
-        driver: &Arc<Mailbox>,
-    ) -> Result<Self, Error> {
         spec.check()?;
-        let vm = KvmVm::equip(bare, &memory)?;
+        let vm = KvmVm::create(&memory)?;
         if usize::from(spec.cpus) > vm.cpus_max {
             return Err(Error::TooManyCpus {
                 asked: spec.cpus,

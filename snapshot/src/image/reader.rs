@@ -1,6 +1,6 @@
 //! Reading pages: no byte leaves this module whose chunk does not have its checksum.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use zstd::bulk::Decompressor;
@@ -29,7 +29,7 @@ pub struct Reader {
     /// Counts the uses of chunks.
     clock: u64,
     /// Verified tables, by layer and number of the chunk.
-    tables: HashMap<(u32, u32), Vec<u8>>,
+    tables: BTreeMap<(u32, u32), Vec<u8>>,
     /// Pages that were read by themselves.
     pages: Vec<u8>,
 }
@@ -62,7 +62,7 @@ impl Reader {
             kept: Vec::new(),
             most_kept,
             clock: 0,
-            tables: HashMap::new(),
+            tables: BTreeMap::new(),
             pages: Vec::new(),
         })
     }

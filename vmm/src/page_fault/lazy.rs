@@ -3,7 +3,8 @@
 //! ```text
 //!  fault ──► thread "page-fault":  reads the page, later those around it too ──► puts it
 //!            threads "prefetch":   read and put what a guest wants first, as was noted when the last was restored, or
-//!                                  what this one was about to write when the snapshot was made
+//!                                  what this one was about to write when the snapshot was made, and where a kernel
+//!                                  begins
 //!                                  ·  a rest, in which the guest comes to life; what it waited for is noted
 //!                                  ·  read and put the rest in order
 //!                                  nothing left: faults are the kernel's again; pages nobody touched are zero
@@ -13,6 +14,7 @@
 //! cannot be had ends the process: no guest runs on memory that is not what it was.
 
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -37,9 +39,14 @@ use crate::dirty::{Layout, PAGE_SIZE, PageRange, PageSet};
 /// and to wait once more takes as long as to put four.
 const AROUND_PAGES: u64 = 16;
 
-/// Pages that the guest was about to write when the snapshot was made and that are read before it runs, if nothing is noted
-/// of what it wants first.
+/// Pages that are read before the guest runs if nothing is noted of what it wants first: those that it was about to write
+/// when the snapshot was made, which it mostly wants, and after them [`KERNEL`].
 const GUESSED_PAGES: u64 = 1024;
+
+/// Pages where Linux is, unless it is moved (`CONFIG_PHYSICAL_START`), and has what runs all the time: interrupts, scheduler,
+/// timers. Of these a guest that comes to life was seen to want one in four. They are read while the processor would wait:
+/// for KVM, which takes its time to make a VM.
+const KERNEL: Range<u64> = 4096..4480;
 
 /// How many pages a guest has to wait for before that is noted.
 const NOTED_FROM: usize = 16;
@@ -145,10 +152,11 @@ impl LazyMemory {
         let space = Space::of_small_pages(memory)?;
         check_size(&space.layout, &image)?;
         let missing = PageSet::full(&space.layout);
-        let first: Vec<_> = (noted.pages().iter().chain(image.out_of_order()))
+        let early = noted.pages().iter().map(|pages| pages.end - pages.start).sum();
+        let guessed = (early == 0).then_some(&KERNEL);
+        let first: Vec<_> = (noted.pages().iter().chain(image.out_of_order()).chain(guessed))
             .flat_map(|pages| space.layout.numbered(pages.clone()))
             .collect();
-        let early = noted.pages().iter().map(|pages| pages.end - pages.start).sum();
         let workers = workers.clamp(1, WORKERS_MAX);
         let shared = Arc::new(Shared {
             filling: Mutex::new(Filling {

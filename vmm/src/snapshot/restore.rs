@@ -12,7 +12,6 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 
 use cutover_devices::GuestMemory;
 use cutover_snapshot::chain::Chain;
@@ -34,12 +33,11 @@ use crate::control::Mailbox;
 use crate::device_manager::DiskLocks;
 use crate::dirty::Baseline;
 use crate::driver::Options;
-use crate::kvm::BareVm;
 use crate::machine::{Machine, Reserved, confined};
 use crate::page_fault::{self, ExternalMemory, LazyMemory};
 use crate::seccomp::ThreadKind;
 use crate::state::{self, MachineState};
-use crate::{Error, memory, overrides};
+use crate::{Error, bare_vm, memory, overrides};
 
 /// A VM that is complete, but for what is still being filled.
 pub struct Restored {
@@ -73,12 +71,7 @@ enum MemorySource {
 /// # Errors
 /// As [`Vmm::restore`](crate::Vmm::restore).
 pub fn restore(request: &RestoreRequest, options: &Options, mailbox: &Arc<Mailbox>) -> Result<Restored, Error> {
-    // What waits is this thread: a new one would not get to it while this one has the only processor.
-    let (bare, prepared) = thread::scope(|scope| {
-        let prepared = scope.spawn(|| Prepared::of(request, options));
-        let bare = BareVm::create();
-        (bare, prepared.join())
-    });
+    bare_vm::begin();
     let Prepared {
         opened,
         spec,
@@ -87,11 +80,11 @@ pub fn restore(request: &RestoreRequest, options: &Options, mailbox: &Arc<Mailbo
         mut filling,
         memory,
         disks,
-    } = prepared.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    } = Prepared::of(request, options)?;
     let disks = disks.map(DiskImages::create).transpose()?;
     // Until they are complete, disks have other names.
     let built = disks.as_ref().map_or_else(|| spec.clone(), |disks| disks.spec(&spec));
-    let reserved = Reserved::create_of(bare?, &built, memory, DiskLocks::Taken, options, mailbox)?;
+    let reserved = Reserved::create(&built, memory, DiskLocks::Taken, options, mailbox)?;
     let machine = reserved.load(&state, state.vm.passed_ns(request.clock))?;
     machine.renew_generation()?;
     if let Some(disks) = disks {
