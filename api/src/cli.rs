@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use cutover_snapshot::size::ByteSize;
-use cutover_snapshot::spec::{BootProtocol, DiskSpec, NetSpec, SerialSpec, VsockSpec};
+use cutover_snapshot::spec::{BootProtocol, DiskSpec, MmdsSpec, NetSpec, SerialSpec, VsockSpec};
 use cutover_vmm::dirty::DirtyLog;
 
 use crate::client::{VM_HELP, VmArgs};
@@ -147,6 +147,17 @@ pub struct RunArgs {
     #[arg(long, value_name = "VSOCK", value_parser = options::vsock, help_heading = "Devices")]
     pub vsock: Option<VsockSpec>,
 
+    /// Have the metadata service (MMDS) answer the guest: [version=V1|V2][,address=ADDRESS][,net=ID][,imds-compat]
+    ///
+    /// The guest reads what --metadata or the API has put there at http://169.254.169.254, or another link-local ADDRESS,
+    /// through each of its network interfaces, or the one called ID. Version V2, the default, asks for a token. imds-compat
+    /// has all answers be as EC2's.
+    #[arg(
+        long, value_name = "MMDS", value_parser = options::mmds, num_args = 0..=1, default_missing_value = "",
+        help_heading = "Devices"
+    )]
+    pub mmds: Option<MmdsSpec>,
+
     /// Read the VM from a JSON file; options given beside it change or add to what it says
     ///
     /// A disk or network interface given as an option comes after those of the file; any other option replaces the
@@ -168,6 +179,10 @@ pub struct MonitorArgs {
     /// makes a new pseudo-terminal and prints its name.
     #[arg(long, value_name = "CONSOLE", value_parser = options::serial, help_heading = "Devices")]
     pub serial: Option<SerialSpec>,
+
+    /// What the metadata service tells at first: a JSON file
+    #[arg(long, value_name = "FILE", help_heading = "Devices")]
+    pub metadata: Option<PathBuf>,
 
     /// Name of the VM, for logs and `cutover vm`
     #[arg(long, value_name = "NAME", help_heading = "Monitor")]
@@ -413,7 +428,8 @@ mod tests {
     fn every_option_of_run_is_read() {
         let args = parse(
             "cutover run --kernel k --initrd i --cmdline quiet --cpus 4 --memory 5GiB --memory-shared --hugepages \
-             --disk path=a --disk path=b,readonly --net tap=t0 --net --rng --vsock cid=3,uds=v.sock --serial file=log --config c.json \
+             --disk path=a --disk path=b,readonly --net tap=t0 --net --rng --vsock cid=3,uds=v.sock --mmds version=V1,net=net0 \
+             --metadata m.json --serial file=log --config c.json \
              --name web --dirty-log auto --no-seccomp --log-level info,virtio=debug --log-format json --log-file l \
              --api --api-sock s",
         )
@@ -424,6 +440,8 @@ mod tests {
         assert_eq!(args.cpus, Some(4));
         assert_eq!(args.memory, Some(ByteSize::from_mib(5 << 10)));
         assert_eq!(args.vsock, options::vsock("cid=3,uds=v.sock").ok());
+        assert_eq!(args.mmds, options::mmds("version=V1,net=net0").ok());
+        assert_eq!(args.monitor.metadata, Some("m.json".into()));
         assert!(args.memory_shared && args.hugepages && args.rng && args.monitor.no_seccomp);
         assert_eq!(args.monitor.dirty_log, DirtyLogChoice::Auto);
         assert_eq!(

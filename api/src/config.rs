@@ -1,9 +1,12 @@
 //! The VM that a command line, with or without a configuration file, describes.
 
+use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use cutover_devices::mmds::Metadata;
 use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::{BootProtocol, BootSpec, DEFAULT_CMDLINE, MemorySpec, SerialSpec, SpecError, VmSpec};
 use serde::de::DeserializeOwned;
@@ -37,6 +40,14 @@ pub enum ConfigError {
     /// Nothing to boot.
     #[error("no kernel to boot: give --kernel FILE, or --config FILE")]
     NoKernel,
+    /// The metadata file cannot be read, or has no metadata in it.
+    #[error("the metadata file {} cannot be used", .path.display())]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// What is described is beyond some limit.
     #[error(transparent)]
     Spec(#[from] SpecError),
@@ -72,6 +83,25 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     })
 }
 
+/// Metadata of at most `limit` bytes: those of the file at `path`, if one is given.
+///
+/// # Errors
+/// It cannot be read, or has other things in it.
+pub fn metadata(path: Option<&Path>, limit: usize) -> Result<Arc<Metadata>, ConfigError> {
+    let metadata = Arc::new(Metadata::with_limit(limit));
+    let Some(path) = path else {
+        return Ok(metadata);
+    };
+    let failed = |source| ConfigError::Metadata {
+        path: path.to_owned(),
+        source,
+    };
+    let json = fs::read(path).map_err(|error| failed(error.into()))?;
+    let document = serde_json::from_slice(&json).map_err(|error| failed(error.into()))?;
+    metadata.put(document).map_err(|error| failed(error.into()))?;
+    Ok(metadata)
+}
+
 fn default_vm(kernel: &Path) -> VmSpec {
     VmSpec {
         name: None,
@@ -91,6 +121,7 @@ fn default_vm(kernel: &Path) -> VmSpec {
         nets: Vec::new(),
         rng: None,
         vsock: None,
+        mmds: None,
         serial: SerialSpec::Stdio,
     }
 }
@@ -125,13 +156,15 @@ fn apply(args: &RunArgs, spec: &mut VmSpec) {
     if args.vsock.is_some() {
         spec.vsock.clone_from(&args.vsock);
     }
+    if args.mmds.is_some() {
+        spec.mmds.clone_from(&args.mmds);
+    }
     spec.disks.extend_from_slice(&args.disks);
     spec.nets.extend_from_slice(&args.nets);
 }
 
 #[cfg(test)]
 mod tests {
-    use std::error::Error;
     use std::io::Write;
 
     use cutover_snapshot::spec::RngSpec;
@@ -161,6 +194,25 @@ mod tests {
         RunArgs {
             config: Some(file.path().to_owned()),
             ..RunArgs::default()
+        }
+    }
+
+    #[test]
+    fn metadata_are_those_of_the_file_if_there_is_one() {
+        assert_eq!(
+            metadata(None, 0).expect("nothing is needed").get(),
+            serde_json::Value::Null
+        );
+        let good = file(r#"{"a": "b"}"#);
+        assert_eq!(metadata(Some(good.path()), 9).expect("9 bytes").get()["a"], "b");
+        for (file, limit, reason) in [
+            (good, 8, "the metadata would take 9 bytes, of 8"),
+            (file("{"), 9, "EOF while parsing"),
+        ] {
+            let error = metadata(Some(file.path()), limit).expect_err(reason);
+            assert!(error.to_string().starts_with("the metadata file "), "{error}");
+            let source = error.source().expect("a reason").to_string();
+            assert!(source.starts_with(reason), "{source}");
         }
     }
 

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use cutover_devices::console::restore_terminal;
 use cutover_devices::listener::{ListenError, Listener};
+use cutover_devices::mmds::SIZE_LIMIT;
 use cutover_vmm::events::TooManySubscribers;
 use cutover_vmm::{Exit, Options, Vmm, host};
 
 use crate::cli::{MonitorArgs, RunArgs};
-use crate::config;
+use crate::config::{self, ConfigError};
 use crate::exit::{ExitStatus, report};
 use crate::log::{self, Logger};
 use crate::plan::Plan;
@@ -31,6 +32,8 @@ pub(crate) enum RunError {
     #[error("a VM with an API needs a name: give --name NAME, or say with --api-sock PATH where to listen")]
     NoName,
     #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
     Name(#[from] NameError),
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
@@ -46,7 +49,7 @@ impl RunError {
     /// How the process ends.
     pub(crate) fn status(&self) -> ExitStatus {
         match self {
-            Self::NoName | Self::Name(_) => ExitStatus::Usage,
+            Self::NoName | Self::Name(_) | Self::Config(_) => ExitStatus::Usage,
             _ => ExitStatus::Failure,
         }
     }
@@ -97,6 +100,7 @@ fn run_to_end(plan: &Plan, args: &MonitorArgs, logger: &Logger) -> Result<Exit, 
         seccomp: !args.no_seccomp,
         managed: listener.is_some(),
         dirty_log: args.dirty_log.into(),
+        metadata: config::metadata(args.metadata.as_deref(), SIZE_LIMIT)?,
         ..Options::default()
     };
     warn_of_emulation();
@@ -133,7 +137,7 @@ pub(crate) fn listen(name: Option<&str>, args: &MonitorArgs) -> Result<Option<Li
 
 fn serve(listener: Listener, vmm: &Vmm, options: &Options, logger: &Logger) -> Result<Server, RunError> {
     let id = id(vmm.spec().name.as_deref());
-    let instance = Instance::of_built(id, vmm.into(), options.events.clone(), logger.clone())?;
+    let instance = Instance::of_built(id, vmm.into(), options, logger.clone())?;
     start_server(listener, Arc::new(instance), options)
 }
 

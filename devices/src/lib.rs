@@ -9,6 +9,7 @@ pub mod event_loop;
 pub mod guest_event;
 pub mod i8042;
 pub mod listener;
+pub mod mmds;
 pub mod power;
 pub mod pvpanic;
 pub mod serial;

@@ -74,7 +74,8 @@ counters! {
 }
 
 counters! {
-    /// A network interface. Bytes are those of Ethernet frames, without the header that virtio puts before them.
+    /// A network interface. Bytes are those of Ethernet frames, without the header that virtio puts before them. What it
+    /// carries between the guest and the metadata service is not among them.
     NetStats, NetCounters (
         /// Which interface.
         id: String
@@ -126,6 +127,28 @@ counters! {
         /// Connections that one end asked for and the other did not agree to, and clients of the host that asked for nothing
         /// that there is.
         refused,
+    }
+}
+
+counters! {
+    /// The metadata service, at all interfaces of the VM.
+    MmdsStats, MmdsCounters () {
+        /// Frames of the guest for the service.
+        rx_frames,
+        /// Of these, those that it has no use for, or no room.
+        rx_dropped,
+        /// Frames given to the guest.
+        tx_frames,
+        /// Connections of the guest.
+        opened,
+        /// Of these, those that are over.
+        closed,
+        /// Requests answered, in whatever way.
+        requests,
+        /// Requests for metadata without a token.
+        no_token,
+        /// Requests for metadata with a token that is not good.
+        invalid_token,
     }
 }
 

@@ -74,6 +74,9 @@ pub struct VmSpec {
     /// The virtio socket device, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockSpec>,
+    /// The metadata service, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mmds: Option<MmdsSpec>,
     /// Where the guest's serial port `ttyS0` goes.
     #[serde(default)]
     pub serial: SerialSpec,
@@ -225,6 +228,39 @@ pub struct VsockSpec {
     pub uds: PathBuf,
 }
 
+/// The metadata service: what the host has to say, read by the guest over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MmdsSpec {
+    /// Who is given metadata.
+    #[serde(default)]
+    pub version: MmdsVersion,
+    /// Ids of the network interfaces at which it answers; all if there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<String>,
+    /// Its address there, of 169.254.1.0 to 169.254.254.255: link-local, and not reserved (RFC 3927 §2.1).
+    #[serde(default = "mmds_address")]
+    pub address: Ipv4Addr,
+    /// Answer in the form of EC2's service whatever the guest accepts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub imds_compat: bool,
+}
+
+/// Who is given metadata.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MmdsVersion {
+    /// Everybody in the guest.
+    V1,
+    /// Who asks with a token.
+    #[default]
+    V2,
+}
+
+/// Where the metadata service is unless told otherwise: EC2's.
+pub fn mmds_address() -> Ipv4Addr {
+    Ipv4Addr::new(169, 254, 169, 254)
+}
+
 /// Where the guest's serial port goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -321,6 +357,15 @@ pub enum SpecError {
     /// Empty, or more than [`UDS_PATH_MAX`] bytes.
     #[error("vsock: uds: {} cannot be used: the path has 1 to {UDS_PATH_MAX} bytes, so that _PORT can be appended", .0.display())]
     UdsPath(PathBuf),
+    /// No interface with this id.
+    #[error("mmds: nets: there is no network interface {0:?}")]
+    MmdsNet(String),
+    /// No interface at all.
+    #[error("mmds: the VM has no network interface at which the metadata service could answer")]
+    MmdsNowhere,
+    /// Not an address that nobody else can have.
+    #[error("mmds: address: {0} cannot be used: it is one of 169.254.1.0 to 169.254.254.255")]
+    MmdsAddress(Ipv4Addr),
     /// Less than [`MTU_MIN`].
     #[error("net: mtu: {0} is out of range: it is {MTU_MIN} to 65535 bytes")]
     Mtu(u16),

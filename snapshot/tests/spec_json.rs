@@ -2,8 +2,8 @@
 
 use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::{
-    BootProtocol, BootSpec, DEFAULT_CMDLINE, DiskIo, DiskSpec, MacAddr, MemorySpec, NetSpec, RateLimiterSpec, RngSpec,
-    SerialSpec, TapSpec, TokenBucketSpec, VmSpec, VsockSpec,
+    BootProtocol, BootSpec, DEFAULT_CMDLINE, DiskIo, DiskSpec, MacAddr, MemorySpec, MmdsSpec, MmdsVersion, NetSpec,
+    RateLimiterSpec, RngSpec, SerialSpec, TapSpec, TokenBucketSpec, VmSpec, VsockSpec,
 };
 
 const MINIMAL: &str = include_str!("../../resources/examples/minimal.json");
@@ -33,6 +33,7 @@ fn the_minimal_example_takes_every_default() {
         nets: Vec::new(),
         rng: None,
         vsock: None,
+        mmds: None,
         serial: SerialSpec::Stdio,
     };
     assert_eq!(read(MINIMAL), expected);
@@ -110,6 +111,12 @@ fn the_full_example_sets_every_field() {
         vsock: Some(VsockSpec {
             cid: 3,
             uds: "/run/cutover/web-1.vsock".into(),
+        }),
+        mmds: Some(MmdsSpec {
+            version: MmdsVersion::V1,
+            nets: vec!["uplink".to_owned()],
+            address: [169, 254, 169, 254].into(),
+            imds_compat: true,
         }),
         serial: SerialSpec::Socket("/run/cutover/web-1.console".into()),
     };

@@ -15,11 +15,13 @@ use cutover_devices::console::Console;
 use cutover_devices::event_loop::EventLoopHandle;
 use cutover_devices::guest_event::GuestEventSink;
 use cutover_devices::i8042::I8042;
+use cutover_devices::mmds::{self, Metadata};
 use cutover_devices::power::PowerControl;
 use cutover_devices::pvpanic::Pvpanic;
 use cutover_devices::serial::SerialPort;
 use cutover_devices::stats::{
-    DiskCounters, DiskStats, NetCounters, NetStats, RngCounters, RngStats, SerialStats, VsockCounters, VsockStats,
+    DiskCounters, DiskStats, MmdsStats, NetCounters, NetStats, RngCounters, RngStats, SerialStats, VsockCounters,
+    VsockStats,
 };
 use cutover_devices::virtio::block::Block;
 use cutover_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET};
@@ -52,6 +54,7 @@ pub struct DeviceManager {
     nets: Vec<Placed<Net, NetCounters>>,
     rng: Option<Arc<RngCounters>>,
     vsock: Option<(Arc<Mutex<Vsock>>, Arc<VsockCounters>)>,
+    mmds: Option<Arc<mmds::Service>>,
     serial: Arc<Mutex<SerialPort>>,
     event_loop: EventLoopHandle,
     nodes: Vec<VirtioNode>,
@@ -94,6 +97,18 @@ pub enum DiskLocks {
     Later,
 }
 
+/// What devices have to do with beside their VM.
+pub struct HostSide<'a> {
+    /// Where they serve their queues.
+    pub event_loop: &'a EventLoopHandle,
+    /// Where they tell what the guest tells.
+    pub events: &'a GuestEventSink,
+    /// What disk workers call first.
+    pub on_disk_thread: &'a OnThread,
+    /// What the metadata service tells, if there is one.
+    pub metadata: &'a Arc<Metadata>,
+}
+
 /// What the devices have done since the VM was built.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DeviceStats {
@@ -105,14 +120,15 @@ pub struct DeviceStats {
     pub rng: Option<RngStats>,
     /// The socket device, if there is one.
     pub vsock: Option<VsockStats>,
+    /// The metadata service, if there is one.
+    pub mmds: Option<MmdsStats>,
     /// The serial port.
     pub serial: SerialStats,
 }
 
 impl DeviceManager {
     /// Makes the devices of `spec`, puts them on `buses` and connects them to `vm`. They are new; the serial port has no
-    /// [console](Self::open_console) yet. Disks are locked as `disk_locks` says. Disk workers call `on_disk_thread`
-    /// first.
+    /// [console](Self::open_console) yet. Disks are locked as `disk_locks` says.
     ///
     /// # Errors
     /// A file, tap or console of a device cannot be had, or KVM refused a connection.
@@ -121,10 +137,9 @@ impl DeviceManager {
         disk_locks: DiskLocks,
         vm: &KvmVm,
         buses: &mut Buses,
-        event_loop: &EventLoopHandle,
-        events: &GuestEventSink,
-        on_disk_thread: &OnThread,
+        host: &HostSide<'_>,
     ) -> Result<Self, Error> {
+        let HostSide { event_loop, events, .. } = *host;
         let (power_button, new_generation) = (new_interrupt()?, new_interrupt()?);
         vm.connect_interrupt(&power_button, POWER_BUTTON_GSI)?;
         vm.connect_interrupt(&new_generation, NEW_GENERATION_GSI)?;
@@ -134,8 +149,8 @@ impl DeviceManager {
         let mut disks = Vec::new();
         for (index, disk) in spec.disks.iter().enumerate() {
             let block = match disk_locks {
-                DiskLocks::Taken => Block::open(disk, on_disk_thread)?,
-                DiskLocks::Later => Block::open_unlocked(disk, on_disk_thread)?,
+                DiskLocks::Taken => Block::open(disk, host.on_disk_thread)?,
+                DiskLocks::Later => Block::open_unlocked(disk, host.on_disk_thread)?,
             };
             let counters = block.counters().clone();
             let (device, transport) = builder.add(format!("virtio-blk{index}"), block)?;
@@ -146,18 +161,9 @@ impl DeviceManager {
                 counters,
             });
         }
-        let mut nets = Vec::new();
-        for (index, net) in spec.nets.iter().enumerate() {
-            let device = Net::open(net)?;
-            let counters = device.counters().clone();
-            let (device, transport) = builder.add(format!("virtio-net{index}"), device)?;
-            nets.push(Placed {
-                id: net.id_at(index),
-                device,
-                transport,
-                counters,
-            });
-        }
+        let mmds = spec.mmds.as_ref();
+        let mmds = mmds.map(|mmds| Arc::new(mmds::Service::new(mmds, host.metadata.clone())));
+        let nets = add_nets(spec, mmds.as_ref(), &mut builder)?;
         let mut rng = None;
         if let Some(spec) = &spec.rng {
             let device = Rng::new(spec)?;
@@ -181,6 +187,7 @@ impl DeviceManager {
             nets,
             rng,
             vsock,
+            mmds,
             serial,
             event_loop: event_loop.clone(),
             nodes,
@@ -206,6 +213,10 @@ impl DeviceManager {
         }
         for (net, (_, addresses)) in self.nets.iter().zip(&saved.addresses) {
             lock(&net.device).recall(addresses);
+        }
+        if let (Some(mmds), Some(metadata)) = (&self.mmds, &saved.metadata) {
+            let adopted = mmds.metadata().adopt(metadata);
+            adopted.map_err(|error| Error::SavedState(format!("its metadata are no JSON: {error}")))?;
         }
         Ok(())
     }
@@ -297,6 +308,7 @@ impl DeviceManager {
             nets: self.nets.iter().map(|net| net.counters.read(net.id.clone())).collect(),
             rng: self.rng.as_ref().map(|rng| rng.read()),
             vsock: self.vsock.as_ref().map(|(_, counters)| counters.read()),
+            mmds: self.mmds.as_ref().map(|mmds| mmds.counters().read()),
             serial: lock(&self.serial).counters().read(),
         }
     }
@@ -317,6 +329,7 @@ impl DeviceManager {
                 .iter()
                 .map(|net| (state::addresses_section(&net.id), lock(&net.device).addresses()))
                 .collect(),
+            metadata: self.mmds.as_ref().and_then(|mmds| mmds.metadata().save()),
         }
     }
 
@@ -386,6 +399,32 @@ fn add_serial_port(
     let port = Arc::new(Mutex::new(port));
     buses.ports.insert(COM1_PORT.into(), COM1_PORTS.into(), port.clone())?;
     Ok(port)
+}
+
+/// Adds the network interfaces, the metadata service at those where it is to be.
+fn add_nets(
+    spec: &VmSpec,
+    service: Option<&Arc<mmds::Service>>,
+    builder: &mut VirtioBuilder<'_>,
+) -> Result<Vec<Placed<Net, NetCounters>>, Error> {
+    let nets = spec.nets.iter().enumerate().map(|(index, net)| {
+        let id = net.id_at(index);
+        let mut device = Net::open(net)?;
+        if let (Some(mmds), Some(service)) = (&spec.mmds, service)
+            && mmds.is_at(&id)
+        {
+            device.serve_metadata(service.clone(), mmds.address, net.mtu)?;
+        }
+        let counters = device.counters().clone();
+        let (device, transport) = builder.add(format!("virtio-net{index}"), device)?;
+        Ok(Placed {
+            id,
+            device,
+            transport,
+            counters,
+        })
+    });
+    nets.collect()
 }
 
 fn new_interrupt() -> Result<EventFd, Error> {

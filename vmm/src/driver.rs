@@ -15,6 +15,7 @@ use std::ffi::CString;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cutover_devices::mmds::Metadata;
 use cutover_devices::virtio::net::random_mac;
 use cutover_snapshot::spec::VmSpec;
 
@@ -44,6 +45,8 @@ pub struct Options {
     pub dirty_log: DirtyLog,
     /// Where it is written what happens.
     pub events: EventLog,
+    /// What the VM's metadata service tells, if it has one.
+    pub metadata: Arc<Metadata>,
 }
 
 impl Default for Options {
@@ -53,6 +56,7 @@ impl Default for Options {
             managed: false,
             dirty_log: DirtyLog::default(),
             events: EventLog::default(),
+            metadata: Arc::default(),
         }
     }
 }

@@ -12,7 +12,7 @@ use kvm_bindings::CpuId;
 
 use crate::control::{Ending, Mailbox};
 use crate::cpu::{self, BareVcpu, Buses, Throttle, Vcpu, VcpuHandle};
-use crate::device_manager::{DeviceManager, DiskLocks};
+use crate::device_manager::{DeviceManager, DiskLocks, HostSide};
 use crate::dirty::Tracker;
 use crate::driver::Options;
 use crate::events::{EventKind, EventLog};
@@ -180,9 +180,12 @@ impl Reserved {
             disk_locks,
             &vm,
             &mut buses,
-            &event_loop.handle(),
-            &guest_events(driver.clone(), options.events.clone()),
-            &confined(options, ThreadKind::Disk),
+            &HostSide {
+                event_loop: &event_loop.handle(),
+                events: &guest_events(driver.clone(), options.events.clone()),
+                on_disk_thread: &confined(options, ThreadKind::Disk),
+                metadata: &options.metadata,
+            },
         )?;
         cpu::install_kick_handler()?;
         let vcpus = (0..spec.cpus)

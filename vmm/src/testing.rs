@@ -128,6 +128,7 @@ pub fn tiny_spec(kernel: &Path) -> VmSpec {
         nets: Vec::new(),
         rng: None,
         vsock: None,
+        mmds: None,
         serial: SerialSpec::Null,
     }
 }

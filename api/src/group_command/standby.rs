@@ -414,8 +414,8 @@ fn open_api(vmm: &Vmm, common: &Common, args: &StandbyArgs, options: &Options, l
             return None;
         }
     };
-    let (events, membership) = (options.events.clone(), common.membership.clone());
-    let instance = Instance::of_built(args.vm.to_string(), vmm.into(), events, logger.clone())
+    let membership = common.membership.clone();
+    let instance = Instance::of_built(args.vm.to_string(), vmm.into(), options, logger.clone())
         .map(|instance| Arc::new(instance.with_membership(membership)));
     let server = instance
         .map_err(run::RunError::from)

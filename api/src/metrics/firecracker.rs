@@ -185,6 +185,20 @@ fn groups(stats: &VmStats) -> BTreeMap<String, Numbers> {
         ]);
         groups.insert("vsock".to_owned(), numbers);
     }
+    if let Some(mmds) = &devices.mmds {
+        let numbers = Numbers::from([
+            ("rx_count", mmds.rx_frames),
+            ("rx_accepted", mmds.rx_frames - mmds.rx_dropped.min(mmds.rx_frames)),
+            ("rx_accepted_err", mmds.rx_dropped),
+            ("rx_no_token", mmds.no_token),
+            ("rx_invalid_token", mmds.invalid_token),
+            ("tx_count", mmds.requests),
+            ("tx_frames", mmds.tx_frames),
+            ("connections_created", mmds.opened),
+            ("connections_destroyed", mmds.closed),
+        ]);
+        groups.insert("mmds".to_owned(), numbers);
+    }
     groups
 }
 
@@ -308,6 +322,10 @@ mod tests {
                 "vsock": {
                     "rx_bytes_count": 10, "rx_packets_count": 10, "tx_bytes_count": 10, "tx_packets_count": 10,
                     "conns_added": 10, "conns_removed": 10,
+                },
+                "mmds": {
+                    "rx_count": 10, "rx_accepted": 0, "rx_accepted_err": 10, "rx_no_token": 10, "rx_invalid_token": 10,
+                    "tx_count": 10, "tx_frames": 10, "connections_created": 10, "connections_destroyed": 10,
                 },
                 "uart": { "read_count": 10, "write_count": 10 },
                 "vcpu": {

@@ -324,6 +324,32 @@ impl Snapshot {
                 families.counter(name, help, unit, count)?;
             }
         }
+        if let Some(mmds) = &self.vm.devices.mmds {
+            for (name, help, count) in [
+                (
+                    "mmds_received_frames",
+                    "Frames of the guest for the metadata service",
+                    mmds.rx_frames,
+                ),
+                (
+                    "mmds_dropped_frames",
+                    "Of these, those that it has no use or room for",
+                    mmds.rx_dropped,
+                ),
+                ("mmds_sent_frames", "Frames of the metadata service", mmds.tx_frames),
+                ("mmds_opened", "Connections to the metadata service", mmds.opened),
+                ("mmds_closed", "Such connections that are over", mmds.closed),
+                ("mmds_requests", "Requests answered, in whatever way", mmds.requests),
+                ("mmds_no_token", "Requests for metadata without a token", mmds.no_token),
+                (
+                    "mmds_invalid_token",
+                    "Requests for metadata with a token that is not good",
+                    mmds.invalid_token,
+                ),
+            ] {
+                families.counter(name, help, None, count)?;
+            }
+        }
         let serial = &self.vm.devices.serial;
         families.counter(
             "serial_output",
@@ -517,10 +543,10 @@ mod tests {
     fn kinds_of_devices_that_are_not_there_have_no_numbers() {
         let mut vm = stats(1);
         vm.devices.disks.clear();
-        (vm.devices.rng, vm.devices.vsock) = (None, None);
+        (vm.devices.rng, vm.devices.vsock, vm.devices.mmds) = (None, None, None);
         let text = text("web", vm, MigrationStatusV1::default(), LogCounts::default()).expect("a String takes it");
         assert!(
-            !["disk", "rng", "vsock"].iter().any(|kind| text.contains(kind)),
+            !["disk", "rng", "vsock", "mmds"].iter().any(|kind| text.contains(kind)),
             "{text}"
         );
     }

@@ -1,10 +1,10 @@
 //! Numbers to show.
 
-use cutover_devices::stats::{DiskStats, NetStats, RngStats, SerialStats, VsockStats};
+use cutover_devices::stats::{DiskStats, MmdsStats, NetStats, RngStats, SerialStats, VsockStats};
 use cutover_vmm::stats::{MemoryStats, VcpuExits, VcpuStats};
 use cutover_vmm::{DeviceStats, State, VmStats};
 
-/// What is counted of a VM with two vCPUs, two disks, an interface, an entropy and a vsock device, every number `count`.
+/// What is counted of a VM with two vCPUs, two disks, an interface, an entropy and a vsock device, and the metadata service, every number `count`.
 pub fn stats(count: u64) -> VmStats {
     let vcpu = |cpu| VcpuStats {
         cpu,
@@ -63,6 +63,16 @@ pub fn stats(count: u64) -> VmStats {
                 opened: count,
                 closed: count,
                 refused: count,
+            }),
+            mmds: Some(MmdsStats {
+                rx_frames: count,
+                rx_dropped: count,
+                tx_frames: count,
+                opened: count,
+                closed: count,
+                requests: count,
+                no_token: count,
+                invalid_token: count,
             }),
             serial: SerialStats {
                 output_bytes: count,

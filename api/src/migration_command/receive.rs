@@ -19,6 +19,7 @@ use std::thread;
 
 use clap::Args;
 use cutover_devices::console::keep_signals;
+use cutover_devices::mmds::SIZE_LIMIT;
 use cutover_migration::status::Phase;
 use cutover_migration::transport::Endpoint;
 use cutover_snapshot::spec::VmSpec;
@@ -31,6 +32,7 @@ use super::bar::MigrationBar;
 use super::{UsageError, check_endpoint};
 use crate::cli::MonitorArgs;
 use crate::client::LOOK_EVERY;
+use crate::config;
 use crate::exit::{ExitStatus, after_printing, with_causes};
 use crate::log::Logger;
 use crate::options;
@@ -156,6 +158,7 @@ fn receive(request: &ReceiveRequest, args: &MonitorArgs, logger: &Logger) -> Res
         seccomp: !args.no_seccomp,
         managed: args.api || args.api_sock.is_some(),
         dirty_log: args.dirty_log.into(),
+        metadata: config::metadata(args.metadata.as_deref(), SIZE_LIMIT)?,
         ..Options::default()
     };
     run::warn_of_emulation();
@@ -217,8 +220,7 @@ impl Front<'_> {
         let Some(listener) = run::listen(name, self.args)? else {
             return Ok(());
         };
-        let (events, logger) = (self.options.events.clone(), self.logger.clone());
-        let instance = Instance::of_arriving(run::id(name), self.status.clone(), events, logger)?;
+        let instance = Instance::of_arriving(run::id(name), self.status.clone(), self.options, self.logger.clone())?;
         let instance = Arc::new(instance);
         let server = run::start_server(listener, instance.clone(), self.options)?;
         self.open = Some((instance, server));

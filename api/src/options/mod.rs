@@ -2,6 +2,7 @@
 
 mod disk;
 mod key_value;
+mod mmds;
 mod net;
 mod pair;
 mod rate;
@@ -10,6 +11,7 @@ mod vsock;
 
 pub use disk::disk;
 pub use key_value::OptionError;
+pub use mmds::mmds;
 pub use net::net;
 pub use pair::{Twice, file_of, pair, tap_of, unique};
 pub use serial::serial;

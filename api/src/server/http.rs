@@ -9,6 +9,7 @@ use axum::http::header::{CONNECTION, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use cutover_devices::mmds::MetadataError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -80,6 +81,9 @@ pub enum Failure {
     /// The metrics file cannot be opened, or takes no more.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The metadata cannot be like that.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
     /// The coordinator of groups refused, or failed.
     #[error(transparent)]
     Cluster(#[from] cutover_cluster::Error),

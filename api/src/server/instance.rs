@@ -11,11 +11,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use axum::http::StatusCode;
+use cutover_devices::mmds::Metadata;
 use cutover_snapshot::spec::VmSpec;
 use cutover_vmm::dirty::DirtyRate;
 use cutover_vmm::events::{Subscription, TooManySubscribers};
 use cutover_vmm::snapshot::{RestoreRequest, SnapshotProgress, SnapshotReport, SnapshotRequest};
-use cutover_vmm::{Command, Controller, Error, EventLog, Refusal, Reply, Request, State, VmStats, Vmm};
+use cutover_vmm::{Command, Controller, Error, EventLog, Options, Refusal, Reply, Request, State, VmStats, Vmm};
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
@@ -76,6 +77,7 @@ pub struct Instance {
     vm: OnceLock<VmSender>,
     builder: Builder,
     events: EventLog,
+    metadata: Arc<Metadata>,
     logger: Logger,
     metrics: Mutex<Option<MetricsFile>>,
     migrations: Migrations,
@@ -100,21 +102,21 @@ fn sender(controller: Controller) -> VmSender {
 }
 
 impl Instance {
-    /// A VM that is to be configured, and then built by `builder`.
+    /// A VM that is to be configured, and then built by `builder`, with these `options`.
     ///
     /// # Errors
     /// Too many watch the events already.
-    pub fn new(id: String, builder: Builder, events: EventLog, logger: Logger) -> Result<Self, TooManySubscribers> {
-        Self::with(id, Setup::default(), builder, events, logger)
+    pub fn new(id: String, builder: Builder, options: &Options, logger: Logger) -> Result<Self, TooManySubscribers> {
+        Self::with(id, Setup::default(), builder, options, logger)
     }
 
-    /// A VM that was built without this API.
+    /// A VM that was built with `options`, without this API.
     ///
     /// # Errors
     /// Too many watch the events already.
-    pub fn of_built(id: String, built: Built, events: EventLog, logger: Logger) -> Result<Self, TooManySubscribers> {
+    pub fn of_built(id: String, built: Built, options: &Options, logger: Logger) -> Result<Self, TooManySubscribers> {
         // Its setup does not ask for another.
-        let instance = Self::with(id, Setup::of_started(&built.spec), Box::new(|_| ()), events, logger)?;
+        let instance = Self::with(id, Setup::of_started(&built.spec), Box::new(|_| ()), options, logger)?;
         instance.has_started(built.vm, built.controller);
         Ok(instance)
     }
@@ -123,9 +125,10 @@ impl Instance {
         id: String,
         setup: Setup,
         builder: Builder,
-        events: EventLog,
+        options: &Options,
         logger: Logger,
     ) -> Result<Self, TooManySubscribers> {
+        let (events, metadata) = (options.events.clone(), options.metadata.clone());
         let (change, changed) = watch::channel(());
         let subscription = events.subscribe(move || change.send_replace(()))?;
         Ok(Self {
@@ -134,6 +137,7 @@ impl Instance {
             vm: OnceLock::new(),
             builder,
             events,
+            metadata,
             logger,
             metrics: Mutex::default(),
             migrations: Migrations::default(),
@@ -159,6 +163,11 @@ impl Instance {
     /// What `--id` said.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// What the metadata service tells.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
     }
 
     /// Number of the newest event.

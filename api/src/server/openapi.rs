@@ -13,8 +13,8 @@ use axum::routing::get;
 use utoipa::OpenApi;
 
 use super::firecracker::{
-    actions, boot_source, drives, entropy, instance_info, logger, machine_config, metrics, network_interfaces, serial,
-    snapshot, vm, vsock,
+    actions, boot_source, drives, entropy, instance_info, logger, machine_config, metrics, mmds, network_interfaces,
+    serial, snapshot, vm, vsock,
 };
 use super::instance::Instance;
 use super::v1::{self, dirty_rate, events, info, migration, power, protection, restore, snapshots, stats};
@@ -36,7 +36,7 @@ const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../res
     paths(
         instance_info::get, instance_info::version, actions::put, boot_source::put, drives::put, drives::patch,
         entropy::put, logger::put, machine_config::get, machine_config::put, machine_config::patch, metrics::put,
-        network_interfaces::put, network_interfaces::patch, serial::put, snapshot::create, snapshot::load, vm::patch,
+        mmds::configure, mmds::put, mmds::patch, mmds::get, network_interfaces::put, network_interfaces::patch, serial::put, snapshot::create, snapshot::load, vm::patch,
         vm::config, vsock::put, events::get, info::get, v1::metrics::get, power::put, stats::get, dirty_rate::get,
         snapshots::post, snapshots::progress, snapshots::cancel, restore::put, restore::get, migration::post,
         migration::get, migration::cancel, migration::receive, migration::reclaim, protection::put, protection::get,

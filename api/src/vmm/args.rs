@@ -38,6 +38,14 @@ pub struct VmmArgs {
     #[arg(long, value_name = "FILE", help_heading = "VM")]
     pub config_file: Option<PathBuf>,
 
+    /// What the metadata service tells at first: a JSON file, as the body of PUT /mmds
+    #[arg(long, value_name = "FILE", help_heading = "VM")]
+    pub metadata: Option<PathBuf>,
+
+    /// Most bytes of the metadata [default: that of a request's body]
+    #[arg(long, value_name = "BYTES", help_heading = "VM")]
+    pub mmds_size_limit: Option<usize>,
+
     /// Append the log to FILE, which may be a named pipe, instead of writing it to the standard error
     #[arg(long, value_name = "FILE", help_heading = "Log")]
     pub log_path: Option<PathBuf>,
@@ -105,12 +113,6 @@ pub struct Unsupported {
     /// The filters are built in.
     #[arg(long, hide = true, value_name = "FILE")]
     pub seccomp_filter: Option<PathBuf>,
-    /// There is no metadata service.
-    #[arg(long, hide = true, value_name = "FILE")]
-    pub metadata: Option<PathBuf>,
-    /// There is no metadata service.
-    #[arg(long, hide = true, value_name = "BYTES")]
-    pub mmds_size_limit: Option<usize>,
     /// Snapshots have a format of their own.
     #[arg(long, hide = true)]
     pub snapshot_version: bool,
@@ -133,12 +135,6 @@ impl Unsupported {
                 self.seccomp_filter.is_some(),
                 "--seccomp-filter",
                 "the filters are built in",
-            ),
-            (self.metadata.is_some(), "--metadata", "there is no metadata service"),
-            (
-                self.mmds_size_limit.is_some(),
-                "--mmds-size-limit",
-                "there is no metadata service",
             ),
             (
                 self.snapshot_version,
@@ -166,6 +162,11 @@ impl VmmArgs {
             show_level: self.show_level.then_some(true),
             show_origin: self.show_log_origin.then_some(true),
         }
+    }
+
+    /// Most bytes of the metadata.
+    pub fn metadata_max(&self) -> usize {
+        self.mmds_size_limit.unwrap_or(self.http_api_max_payload_size)
     }
 
     /// What the options say about metrics.
@@ -264,8 +265,6 @@ mod tests {
             ("--boot-timer", "--boot-timer"),
             ("--enable-pci", "--enable-pci"),
             ("--seccomp-filter f", "--seccomp-filter"),
-            ("--metadata f", "--metadata"),
-            ("--mmds-size-limit 1", "--mmds-size-limit"),
             ("--snapshot-version", "--snapshot-version"),
             ("--describe-snapshot f", "--describe-snapshot"),
         ] {

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use cutover_devices::listener::{ListenError, Listener};
 use cutover_vmm::events::TooManySubscribers;
-use cutover_vmm::{Controller, EventLog, Exit, Options, Vmm};
+use cutover_vmm::{Controller, Exit, Options, Vmm};
 
 use crate::config::{self, ConfigError};
 use crate::exit::{ExitStatus, report};
@@ -106,7 +106,8 @@ fn serve_with(args: &VmmArgs, listener: Option<Listener>, logger: &Logger) -> Re
         seccomp: !args.no_seccomp,
         managed: true,
         dirty_log: args.dirty_log.into(),
-        events: EventLog::default(),
+        metadata: config::metadata(args.metadata.as_deref(), args.metadata_max())?,
+        ..Options::default()
     };
     let (await_me, awaited) = channel();
     let controller = Arc::<OnceLock<Controller>>::default();
@@ -116,7 +117,7 @@ fn serve_with(args: &VmmArgs, listener: Option<Listener>, logger: &Logger) -> Re
         args.id.to_string(),
         // A main thread that is gone has dropped the request, which is answer enough.
         Box::new(move |build| drop(await_me.send(Awaited::Build(Box::new(build))))),
-        options.events.clone(),
+        &options,
         logger.clone(),
     )?);
     serve_signals(signals, controller.clone(), instance.clone(), quit, &options)?;

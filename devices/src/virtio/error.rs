@@ -195,7 +195,7 @@ pub enum DeviceError {
 
 impl DeviceError {
     /// For `map_err` on a system call that was to do `action`.
-    pub(super) fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
+    pub(crate) fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::System {
             action,
             source: source.into(),

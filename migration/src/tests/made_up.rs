@@ -496,6 +496,7 @@ fn spec(bytes: u64) -> VmSpec {
         nets: Vec::new(),
         rng: None,
         vsock: None,
+        mmds: None,
         serial: SerialSpec::Null,
     }
 }

@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::{
     BootSpec, CID_MAX, CID_MIN, CMDLINE_MAX, CPUS_MAX, DEVICES_MAX, DISK_SERIAL_MAX, DiskSpec, ID_MAX, MEMORY_MAX,
-    MEMORY_MIN, MTU_MIN, MemorySpec, NAME_MAX, NetSpec, SpecError, TAP_NAME_MAX, TapSpec, UDS_PATH_MAX, VmSpec,
-    VsockSpec,
+    MEMORY_MIN, MTU_MIN, MemorySpec, MmdsSpec, NAME_MAX, NetSpec, SpecError, TAP_NAME_MAX, TapSpec, UDS_PATH_MAX,
+    VmSpec, VsockSpec,
 };
 use crate::size::ByteSize;
 
@@ -36,6 +36,7 @@ impl VmSpec {
         self.disks.iter().try_for_each(DiskSpec::check)?;
         self.nets.iter().try_for_each(NetSpec::check)?;
         self.vsock.iter().try_for_each(VsockSpec::check)?;
+        self.mmds.iter().try_for_each(|mmds| mmds.check(&self.nets))?;
         let disk_ids = self.disks.iter().enumerate().map(|(index, disk)| disk.id_at(index));
         let net_ids = self.nets.iter().enumerate().map(|(index, net)| net.id_at(index));
         check_ids("disk", disk_ids)?;
@@ -48,6 +49,32 @@ impl VmSpec {
     pub fn devices(&self) -> usize {
         let single = [self.rng.is_some(), self.vsock.is_some()];
         self.disks.len() + self.nets.len() + single.into_iter().filter(|&is_there| is_there).count()
+    }
+}
+
+impl MmdsSpec {
+    /// Whether the service can be at interfaces of `nets`, which are all of its VM.
+    ///
+    /// # Errors
+    /// There is no such interface, or its address cannot be used.
+    pub fn check(&self, nets: &[NetSpec]) -> Result<(), SpecError> {
+        let [first, second, third, _] = self.address.octets();
+        if (first, second) != (169, 254) || [0, 255].contains(&third) {
+            return Err(SpecError::MmdsAddress(self.address));
+        }
+        let has = |id: &String| nets.iter().enumerate().any(|(index, net)| net.id_at(index) == *id);
+        if let Some(id) = self.nets.iter().find(|id| !has(id)) {
+            return Err(SpecError::MmdsNet(id.clone()));
+        }
+        if nets.is_empty() {
+            return Err(SpecError::MmdsNowhere);
+        }
+        Ok(())
+    }
+
+    /// Whether it answers at the interface `id`.
+    pub fn is_at(&self, id: &str) -> bool {
+        self.nets.is_empty() || self.nets.iter().any(|net| net == id)
     }
 }
 
@@ -169,7 +196,7 @@ fn no_tap_taken_twice(nets: &[NetSpec]) -> Result<(), SpecError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{BootProtocol, DEFAULT_CMDLINE, DiskIo, RateLimiterSpec, RngSpec, SerialSpec};
+    use super::super::{BootProtocol, DEFAULT_CMDLINE, DiskIo, MmdsVersion, RateLimiterSpec, RngSpec, SerialSpec};
     use super::*;
 
     fn spec() -> VmSpec {
@@ -191,6 +218,7 @@ mod tests {
             nets: Vec::new(),
             rng: None,
             vsock: None,
+            mmds: None,
             serial: SerialSpec::Stdio,
         }
     }
@@ -329,6 +357,43 @@ mod tests {
             }),
             "17 devices (disks, network interfaces, rng, vsock) are too many: a VM has interrupt lines for 16"
         );
+    }
+
+    fn mmds(nets: &[&str], address: [u8; 4]) -> MmdsSpec {
+        MmdsSpec {
+            version: MmdsVersion::V2,
+            nets: nets.iter().map(|&id| id.to_owned()).collect(),
+            address: address.into(),
+            imds_compat: false,
+        }
+    }
+
+    #[test]
+    fn the_metadata_service_has_a_link_local_address_at_interfaces_that_there_are() {
+        let with = |nets: Vec<NetSpec>, mmds: MmdsSpec| {
+            check(|vm| {
+                vm.nets = nets;
+                vm.mmds = Some(mmds);
+            })
+        };
+        let two = || vec![tap("t0"), tap("t1")];
+        for ids in [&[][..], &["net1"], &["net0", "net1"]] {
+            with(two(), mmds(ids, [169, 254, 1, 0])).expect("interfaces that there are");
+        }
+        assert!(mmds(&[], [169, 254, 1, 1]).is_at("net7"));
+        assert!(mmds(&["a"], [169, 254, 1, 1]).is_at("a") && !mmds(&["a"], [169, 254, 1, 1]).is_at("b"));
+        let refused = with(two(), mmds(&["net0", "eth0"], [169, 254, 254, 255]));
+        assert_eq!(refused, Err(SpecError::MmdsNet("eth0".to_owned())));
+        assert_eq!(
+            with(Vec::new(), mmds(&[], [169, 254, 1, 1])),
+            Err(SpecError::MmdsNowhere)
+        );
+        for address in [[169, 254, 0, 255], [169, 254, 255, 0], [169, 253, 1, 1], [10, 0, 0, 1]] {
+            assert_eq!(
+                with(two(), mmds(&[], address)),
+                Err(SpecError::MmdsAddress(address.into()))
+            );
+        }
     }
 
     #[test]

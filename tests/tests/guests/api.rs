@@ -255,7 +255,7 @@ fn hostile_clients_are_dropped_or_refused_while_the_guest_goes_on() {
         ("PATCH", "/vm", json!({ "state": "Paused", "force": true })),
         ("PUT", "/v1/power", json!({ "action": "destroy", "timeout_ms": -1 })),
         ("PUT", "/actions", json!({ "action_type": "InstanceStart" })),
-        ("PUT", "/mmds", json!({})),
+        ("PUT", "/pmem/p", json!({})),
     ] {
         api.request(method, path, Some(&body)).fault();
     }

@@ -17,6 +17,7 @@ mod lifecycle;
 mod limits;
 mod memory;
 mod migration;
+mod mmds;
 mod net;
 mod pause;
 mod power;

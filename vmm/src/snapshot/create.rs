@@ -221,7 +221,9 @@ impl Prepared {
     ///
     /// # Errors
     /// As of [`freeze`](Self::freeze).
-    pub fn keep(self, machine: &Machine, state: MachineState) -> Result<Frozen, Error> {
+    pub fn keep(self, machine: &Machine, mut state: MachineState) -> Result<Frozen, Error> {
+        // Clones have metadata of their own, or none: what is told to one VM, such as its credentials, is not for another.
+        state.devices.metadata = None;
         let Self {
             inputs,
             mut output,

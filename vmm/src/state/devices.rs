@@ -1,8 +1,10 @@
 //! The state of the devices: a section for each virtio device, named by its kind and id, one for the serial port, and one
-//! for each network interface with the addresses that the guest was seen to use there.
+//! for each network interface with the addresses that the guest was seen to use there, and one for the metadata, if there are
+//! any.
 //!
 //! The keyboard controller, the power control port and pvpanic remember nothing.
 
+use cutover_devices::mmds::MetadataState;
 use cutover_devices::serial::SerialState;
 use cutover_devices::virtio::mmio::TransportState;
 use cutover_devices::virtio::net::AddressesState;
@@ -12,6 +14,7 @@ use cutover_snapshot::spec::VmSpec;
 use crate::Error;
 
 const SERIAL: &str = "serial";
+const METADATA: &str = "metadata";
 
 /// The state of all devices, as it is saved. Not to be trusted when it is read back: the devices check it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub struct DevicesState {
     pub virtio: Vec<(String, TransportState)>,
     /// Addresses of the guest behind the network interfaces, with the names of their sections, in order.
     pub addresses: Vec<(String, AddressesState)>,
+    /// What the metadata service tells. Goes where the VM goes, but not into snapshots, of which others are made.
+    pub metadata: Option<MetadataState>,
 }
 
 impl DevicesState {
@@ -37,6 +42,9 @@ impl DevicesState {
         for (name, addresses) in &self.addresses {
             to.section(name, addresses)?;
         }
+        if let Some(metadata) = &self.metadata {
+            to.section(METADATA, metadata)?;
+        }
         Ok(())
     }
 
@@ -51,11 +59,11 @@ impl DevicesState {
             let state = from.read(&name)?;
             Ok((name, state))
         });
+        let has = |name: &str| from.names().any(|section| section == name);
         let addresses = nets().map(|id| {
             let name = addresses_section(&id);
             // State from before there was such a section knows of none.
-            let is_there = from.names().any(|section| section == name);
-            let addresses = if is_there {
+            let addresses = if has(&name) {
                 from.read(&name)?
             } else {
                 AddressesState::default()
@@ -66,6 +74,7 @@ impl DevicesState {
             serial: from.read(SERIAL)?,
             virtio: virtio.collect::<Result<_, Error>>()?,
             addresses: addresses.collect::<Result<_, Error>>()?,
+            metadata: has(METADATA).then(|| from.read(METADATA)).transpose()?,
         })
     }
 }

@@ -10,6 +10,7 @@ use super::entropy::EntropyDevice;
 use super::logger::LoggerConfiguration;
 use super::machine_config::MachineConfiguration;
 use super::metrics::MetricsConfiguration;
+use super::mmds::MmdsConfig;
 use super::network_interfaces::NetworkInterface;
 use super::rejection::Rejection;
 use super::setup::{Change, Configuration};
@@ -37,6 +38,9 @@ pub struct FullConfiguration {
     /// The socket device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockDevice>,
+    /// The metadata service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mmds_config: Option<MmdsConfig>,
     /// The log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<LoggerConfiguration>,
@@ -58,10 +62,6 @@ pub struct FullConfiguration {
     /// Not supported.
     #[serde(default, skip_serializing)]
     #[schema(ignore)]
-    pub mmds_config: Option<Value>,
-    /// Not supported.
-    #[serde(default, skip_serializing)]
-    #[schema(ignore)]
     pub pmem: Vec<Value>,
 }
 
@@ -73,7 +73,6 @@ impl TryFrom<FullConfiguration> for Vec<Change> {
             (file.balloon.is_some(), "balloon"),
             (file.cpu_config.is_some(), "cpu-config"),
             (file.memory_hotplug.is_some(), "memory-hotplug"),
-            (file.mmds_config.is_some(), "mmds-config"),
             (!file.pmem.is_empty(), "pmem"),
         ] {
             if is_given {
@@ -89,6 +88,7 @@ impl TryFrom<FullConfiguration> for Vec<Change> {
         changes.extend(file.network_interfaces.into_iter().map(Change::NetworkInterface));
         changes.extend(file.entropy.map(Change::Entropy));
         changes.extend(file.vsock.map(Change::Vsock));
+        changes.extend(file.mmds_config.map(Change::Mmds));
         Ok(changes)
     }
 }
@@ -102,6 +102,7 @@ impl From<Configuration> for FullConfiguration {
             network_interfaces: configuration.network_interfaces,
             entropy: configuration.entropy,
             vsock: configuration.vsock,
+            mmds_config: configuration.mmds,
             logger: configuration.logger,
             metrics: configuration.metrics,
             ..Self::default()
@@ -128,7 +129,8 @@ mod tests {
             "iface_id": "eth0", "guest_mac": "06:00:c0:a8:00:02", "host_dev_name": "tap0",
             "rx_rate_limiter": null, "tx_rate_limiter": null
         }],
-        "vsock": { "guest_cid": 3, "uds_path": "v.sock" }, "logger": null, "metrics": null, "mmds-config": null, "entropy": null, "pmem": [],
+        "vsock": { "guest_cid": 3, "uds_path": "v.sock" }, "logger": null, "metrics": null, "mmds-config": { "version": "V2", "network_interfaces": ["eth0"] },
+        "entropy": null, "pmem": [],
         "memory-hotplug": null
     }"#;
 
@@ -164,7 +166,6 @@ mod tests {
             (r#""balloon":{"amount_mib":1}"#, "balloon"),
             (r#""cpu-config":"template.json""#, "cpu-config"),
             (r#""memory-hotplug":{}"#, "memory-hotplug"),
-            (r#""mmds-config":{"network_interfaces":[]}"#, "mmds-config"),
             (r#""pmem":[{}]"#, "pmem"),
         ] {
             let file: FullConfiguration = serde_json::from_str(&format!("{{{field}}}")).expect(field);

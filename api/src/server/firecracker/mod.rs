@@ -19,6 +19,7 @@ pub mod instance_info;
 pub mod logger;
 pub mod machine_config;
 pub mod metrics;
+pub mod mmds;
 pub mod network_interfaces;
 pub mod rate_limiter;
 pub mod rejection;
@@ -43,6 +44,8 @@ pub fn routes() -> Router<Arc<Instance>> {
         .route("/logger", put(logger::put))
         .route("/machine-config", machine_config)
         .route("/metrics", put(metrics::put))
+        .route("/mmds", get(mmds::get).put(mmds::put).patch(mmds::patch))
+        .route("/mmds/config", put(mmds::configure))
         .route(
             "/network-interfaces/{iface_id}",
             put(network_interfaces::put).patch(network_interfaces::patch),

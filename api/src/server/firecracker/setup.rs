@@ -11,7 +11,9 @@
 //!
 //! Files, taps and consoles are opened at the start; nothing here looks at the host.
 
-use cutover_snapshot::spec::{BootProtocol, BootSpec, DEVICES_MAX, ID_MAX, RngSpec, SerialSpec, SpecError, VmSpec};
+use cutover_snapshot::spec::{
+    BootProtocol, BootSpec, DEVICES_MAX, ID_MAX, MmdsSpec, RngSpec, SerialSpec, SpecError, VmSpec,
+};
 
 use super::boot_source::BootSource;
 use super::drives::Drive;
@@ -19,6 +21,7 @@ use super::entropy::EntropyDevice;
 use super::logger::LoggerConfiguration;
 use super::machine_config::{MachineConfiguration, MachineConfigurationPatch};
 use super::metrics::MetricsConfiguration;
+use super::mmds::MmdsConfig;
 use super::network_interfaces::NetworkInterface;
 use super::rejection::Rejection;
 use super::serial::SerialDevice;
@@ -39,6 +42,8 @@ pub struct Configuration {
     pub entropy: Option<EntropyDevice>,
     /// The socket device.
     pub vsock: Option<VsockDevice>,
+    /// The metadata service.
+    pub mmds: Option<MmdsConfig>,
     /// Where the serial console goes.
     pub serial: SerialSpec,
     /// What was last said about the log.
@@ -64,6 +69,8 @@ pub enum Change {
     Entropy(EntropyDevice),
     /// `PUT /vsock`.
     Vsock(VsockDevice),
+    /// `PUT /mmds/config`.
+    Mmds(MmdsConfig),
     /// `PUT /serial`.
     Serial(SerialDevice),
     /// `PUT /logger`.
@@ -82,6 +89,7 @@ impl Change {
             Self::NetworkInterface(_) => "a network interface",
             Self::Entropy(_) => "the entropy device",
             Self::Vsock(_) => "the vsock device",
+            Self::Mmds(_) => "the metadata service",
             Self::Serial(_) => "the serial console",
             Self::Logger(_) => "the log",
             Self::Metrics(_) => "the metrics file",
@@ -256,6 +264,7 @@ impl Configuration {
                 self.vsock = Some(device);
                 Ok(())
             }
+            Change::Mmds(config) => self.put_mmds(config),
             Change::Serial(device) => {
                 device.check()?;
                 self.serial = device.spec();
@@ -329,6 +338,17 @@ impl Configuration {
         Ok(())
     }
 
+    /// Has the service be at interfaces that there are.
+    fn put_mmds(&mut self, config: MmdsConfig) -> Result<(), Rejection> {
+        if config.network_interfaces.is_empty() {
+            return Err(SpecError::MmdsNowhere.into());
+        }
+        let nets: Vec<_> = self.network_interfaces.iter().map(NetworkInterface::spec).collect();
+        MmdsSpec::from(&config).check(&nets)?;
+        self.mmds = Some(config);
+        Ok(())
+    }
+
     /// Whether one more device fits.
     fn check_room(&self) -> Result<(), Rejection> {
         let single = usize::from(self.entropy.is_some()) + usize::from(self.vsock.is_some());
@@ -348,6 +368,7 @@ impl Configuration {
             (!self.network_interfaces.is_empty(), "a network interface"),
             (self.entropy.is_some(), "the entropy device"),
             (self.vsock.is_some(), "the vsock device"),
+            (self.mmds.is_some(), "the metadata service"),
         ]
         .into_iter()
         .find_map(|(is_described, subject)| is_described.then_some(subject))
@@ -394,6 +415,7 @@ impl Configuration {
             nets: self.network_interfaces.iter().map(NetworkInterface::spec).collect(),
             rng: self.entropy.map(RngSpec::from),
             vsock: self.vsock.as_ref().map(VsockDevice::spec),
+            mmds: self.mmds.as_ref().map(MmdsSpec::from),
             serial: self.serial.clone(),
         })
     }
@@ -427,6 +449,7 @@ impl From<&VmSpec> for Configuration {
                 .collect(),
             entropy: spec.rng.map(EntropyDevice::from),
             vsock: spec.vsock.as_ref().map(VsockDevice::from),
+            mmds: MmdsConfig::of(spec),
             serial: spec.serial.clone(),
             logger: None,
             metrics: None,

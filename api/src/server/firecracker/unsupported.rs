@@ -1,11 +1,10 @@
 //! The paths of Firecracker's API that this one does not have: refused by name, so that a client knows why.
 
 /// Beginnings of paths, and what they are about.
-const PATHS: [(&str, &str); 5] = [
+const PATHS: [(&str, &str); 4] = [
     ("/balloon", "balloon devices"),
     ("/cpu-config", "CPU configurations"),
     ("/hotplug", "memory hotplug"),
-    ("/mmds", "the metadata service (MMDS)"),
     ("/pmem", "pmem devices"),
 ];
 
@@ -25,12 +24,11 @@ mod tests {
     #[test]
     fn firecrackers_other_paths_are_known_by_what_they_are_about() {
         for (path, about) in [
-            ("/mmds", Some("the metadata service (MMDS)")),
-            ("/mmds/config", Some("the metadata service (MMDS)")),
+            ("/pmem", Some("pmem devices")),
             ("/hotplug/memory", Some("memory hotplug")),
             ("/balloon/hinting/start", Some("balloon devices")),
-            ("/mmdsx", None),
-            ("/drives/mmds", None),
+            ("/pmemx", None),
+            ("/drives/pmem", None),
         ] {
             assert_eq!(feature(path), about, "{path}");
         }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use axum::http::StatusCode;
 use cutover_vmm::events::TooManySubscribers;
 use cutover_vmm::migration::{MigrateRequest, MigrationReport, MigrationStatus, ReceiveRequest};
-use cutover_vmm::{Command, Error, EventLog, Refusal};
+use cutover_vmm::{Command, Error, Options, Refusal};
 
 use super::{Instance, lock};
 use crate::exit::with_causes;
@@ -83,10 +83,10 @@ impl Instance {
     pub fn of_arriving(
         id: String,
         status: Arc<MigrationStatus>,
-        events: EventLog,
+        options: &Options,
         logger: Logger,
     ) -> Result<Self, TooManySubscribers> {
-        let instance = Self::with(id, Setup::of_arriving(), Box::new(|_| ()), events, logger)?;
+        let instance = Self::with(id, Setup::of_arriving(), Box::new(|_| ()), options, logger)?;
         instance.migrations.arrives(status);
         Ok(instance)
     }

@@ -79,9 +79,10 @@ impl Fake {
     fn with_builder(told: Arc<Mutex<Told>>, builder: Builder) -> Self {
         let directory = tempfile::tempdir().expect("directory");
         let listener = Listener::bind(&directory.path().join("api"), 16).expect("free path");
-        let events = EventLog::default();
+        let vmm_options = cutover_vmm::Options::default();
+        let events = vmm_options.events.clone();
         let logger = Logger::open(&LogArgs::default()).expect("the standard error is there");
-        let instance = Instance::new("test".to_owned(), builder, events.clone(), logger).expect("the first subscriber");
+        let instance = Instance::new("test".to_owned(), builder, &vmm_options, logger).expect("the first subscriber");
         let options = Options {
             seccomp: false,
             body_max: BODY_MAX,

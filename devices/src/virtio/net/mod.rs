@@ -4,9 +4,13 @@
 //! and virtio share. `rx` brings frames in; `tx` takes frames out, all of them through the `gate`. Each direction has its
 //! own rate limiter: what waits for one is left on the tap or in the guest's queue.
 //!
+//! Frames for the [metadata service](crate::mmds), if it is at this interface, go there instead of out, and its own come in
+//! before those on the tap.
+//!
 //! What frames tell of the guest's `addresses` is kept, so that after a migration it can be made known to the LAN where
 //! the guest is now: that is `announce`.
 
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -30,6 +34,7 @@ use super::queue::QueueError;
 use super::rate_limiter::Throttle;
 use super::{ConfigSpace, DeviceError, Notifier, StartedQueues, VirtioDevice, has_feature};
 use crate::CheckpointSoon;
+use crate::mmds;
 use crate::stats::NetCounters;
 
 mod addresses;
@@ -61,6 +66,7 @@ const RX_RESUME: u32 = 3;
 const TX_RESUME: u32 = 4;
 const ANNOUNCE: u32 = 5;
 const GATE: u32 = 6;
+const MMDS: u32 = 7;
 
 /// A virtio network interface.
 pub struct Net {
@@ -80,6 +86,8 @@ struct Cable {
     gate: Gate,
     /// The guest's addresses.
     seen: Addresses,
+    /// What answers some frames itself.
+    mmds: Option<mmds::Endpoint>,
 }
 
 /// What holds frames back, in each direction.
@@ -151,6 +159,7 @@ impl Net {
                 tap,
                 gate,
                 seen: Addresses::default(),
+                mmds: None,
             },
             announcer: Announcer::new()?,
             config: ConfigSpace::new(config.as_slice().to_vec()),
@@ -161,6 +170,20 @@ impl Net {
             counters,
             service: None,
         })
+    }
+
+    /// Has `service` answer at `address`. The MTU of the interface is `mtu`, if it is told one.
+    ///
+    /// # Errors
+    /// The operating system refused what that takes.
+    pub fn serve_metadata(
+        &mut self,
+        service: Arc<mmds::Service>,
+        address: Ipv4Addr,
+        mtu: Option<u16>,
+    ) -> Result<(), DeviceError> {
+        self.cable.mmds = Some(mmds::Endpoint::new(service, address, mtu, HEADER_LEN)?);
+        Ok(())
     }
 
     /// The tap device for another process on this host, which goes on with it when this one has stopped.
@@ -278,19 +301,23 @@ impl Limits {
 
 impl Service {
     fn serve(&mut self, cable: &mut Cable, limits: &mut Limits, events: Events) -> Result<(), QueueError> {
-        let Cable { tap, gate, seen } = cable;
         let writable = events.event_set().contains(EventSet::OUT);
         match events.data() {
-            RX_DOORBELL | RX_RESUME => self.rx.serve(tap, seen, &mut limits.rx, &self.notifier),
-            TX_DOORBELL | TX_RESUME => self.tx.serve(gate, seen, &mut limits.tx, &self.notifier),
-            GATE => self.tx.serve_after_flush(gate, seen, &mut limits.tx, &self.notifier),
+            RX_DOORBELL | RX_RESUME => self.rx.serve(cable, &mut limits.rx, &self.notifier)?,
+            TX_DOORBELL | TX_RESUME => self.tx.serve(cable, &mut limits.tx, &self.notifier)?,
+            GATE => self.tx.serve_after_flush(cable, &mut limits.tx, &self.notifier)?,
+            MMDS => cable.mmds.iter_mut().for_each(mmds::Endpoint::go_on),
             _ => {
                 if writable {
-                    self.tx.serve_after_flush(gate, seen, &mut limits.tx, &self.notifier)?;
+                    self.tx.serve_after_flush(cable, &mut limits.tx, &self.notifier)?;
                 }
-                self.rx.serve(tap, seen, &mut limits.rx, &self.notifier)
+                self.rx.serve(cable, &mut limits.rx, &self.notifier)?;
             }
         }
+        if cable.mmds.as_ref().is_some_and(mmds::Endpoint::has_next) {
+            self.rx.serve(cable, &mut limits.rx, &self.notifier)?;
+        }
+        Ok(())
     }
 }
 
@@ -354,6 +381,7 @@ impl MutEventSubscriber for Net {
             self.limits.ignore(ops);
             self.announcer.ignore(ops);
             self.cable.gate.ignore(ops);
+            self.cable.mmds.iter().for_each(|mmds| mmds.ignore(ops));
         }
     }
 
@@ -369,7 +397,8 @@ impl MutEventSubscriber for Net {
             .and_then(|()| self.cable.tap.watch(ops, TAP))
             .and_then(|()| self.limits.watch(ops))
             .and_then(|()| self.announcer.watch(ops, ANNOUNCE))
-            .and_then(|()| self.cable.gate.watch(ops, GATE));
+            .and_then(|()| self.cable.gate.watch(ops, GATE))
+            .and_then(|()| self.cable.mmds.iter().try_for_each(|mmds| mmds.watch(ops, MMDS)));
         if let Err(error) = watched {
             service.notifier.fail(error);
         }

@@ -1,4 +1,4 @@
-//! Frames for the guest: from the tap straight into the buffers the driver posted.
+//! Frames for the guest: from the tap straight into the buffers the driver posted. Those of the metadata service come first.
 //!
 //! The length of a frame is not known before it is read. With mergeable buffers, as many are kept posted as the longest
 //! frame needs, and a frame takes of them what it fills; without, each buffer has to hold a whole frame. When there
@@ -12,9 +12,8 @@ use std::sync::Arc;
 
 use virtio_queue::Queue;
 
-use super::addresses::Addresses;
-use super::tap::Tap;
-use super::{FRAME_LEN_MAX, FRAMES_PER_TURN, HEADER_LEN};
+use super::{Cable, FRAME_LEN_MAX, FRAMES_PER_TURN, HEADER_LEN};
+use crate::mmds::Endpoint;
 use crate::stats::NetCounters;
 use crate::virtio::buffers::GuestBuffers;
 use crate::virtio::log_limit::LogLimit;
@@ -60,14 +59,8 @@ impl Receiver {
     }
 
     /// Moves frames until there are none, or no buffers, or the limits are used up, or others have to get their turn.
-    /// What they tell of the guest's addresses is noted in `seen`.
-    pub fn serve(
-        &mut self,
-        tap: &Tap,
-        seen: &mut Addresses,
-        throttle: &mut Throttle,
-        notifier: &Notifier,
-    ) -> Result<(), QueueError> {
+    /// What they tell of the guest's addresses is noted.
+    pub fn serve(&mut self, cable: &mut Cable, throttle: &mut Throttle, notifier: &Notifier) -> Result<(), QueueError> {
         if throttle.is_waiting() {
             return Ok(());
         }
@@ -78,7 +71,7 @@ impl Receiver {
             } else if !throttle.allows_any() {
                 self.counters.rx_throttled.add(1);
                 break;
-            } else if !self.post_buffers(&mut turn)? || !self.receive(tap, seen, throttle, notifier)? {
+            } else if !self.post_buffers(&mut turn)? || !self.receive(cable, throttle, notifier)? {
                 break;
             }
         }
@@ -93,17 +86,18 @@ impl Receiver {
     }
 
     /// Takes one frame in; false if there is none.
-    fn receive(
-        &mut self,
-        tap: &Tap,
-        seen: &mut Addresses,
-        throttle: &mut Throttle,
-        notifier: &Notifier,
-    ) -> Result<bool, QueueError> {
-        match tap.receive(&self.space) {
+    fn receive(&mut self, cable: &mut Cable, throttle: &mut Throttle, notifier: &Notifier) -> Result<bool, QueueError> {
+        if let Some(frame) = cable.mmds.as_mut().and_then(Endpoint::next_frame) {
+            // What does not fit is lost, as with frames from the tap.
+            let len = self.space.copy_from(0, &frame)?;
+            throttle.charge((frame.len() - HEADER_LEN) as u64);
+            self.deliver(len)?;
+            return Ok(true);
+        }
+        match cable.tap.receive(&self.space) {
             Ok(len) if len < HEADER_LEN => Ok(false),
             Ok(len) => {
-                seen.received(&self.space, len);
+                cable.seen.received(&self.space, len);
                 let frame_len = (len - HEADER_LEN) as u64;
                 throttle.charge(frame_len);
                 self.counters.rx_frames.add(1);

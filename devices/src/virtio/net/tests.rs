@@ -16,6 +16,7 @@ mod announce;
 mod dirty_pages;
 mod gate;
 mod limits;
+mod mmds;
 
 const RX: usize = 0;
 const TX: usize = 1;

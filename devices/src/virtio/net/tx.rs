@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use virtio_queue::Queue;
 
-use super::addresses::Addresses;
-use super::gate::{Gate, Passage};
-use super::{FRAME_LEN_MAX, FRAMES_PER_TURN, HEADER_LEN};
+use super::gate::Passage;
+use super::{Cable, FRAME_LEN_MAX, FRAMES_PER_TURN, HEADER_LEN};
+use crate::mmds::{CLAIM_LEN, Endpoint};
 use crate::stats::NetCounters;
+use crate::virtio::buffers::GuestBuffers;
 use crate::virtio::queue::{Chain, QueueError, Turn};
 use crate::virtio::rate_limiter::Throttle;
 use crate::virtio::{Notifier, ServedQueue};
@@ -39,30 +40,23 @@ impl Transmitter {
     }
 
     /// Moves frames until there are none, or no room, or the limits are used up, or others have to get their turn. What
-    /// they tell of the guest's addresses is noted in `seen`.
-    pub fn serve(
-        &mut self,
-        gate: &mut Gate,
-        seen: &mut Addresses,
-        throttle: &mut Throttle,
-        notifier: &Notifier,
-    ) -> Result<(), QueueError> {
+    /// they tell of the guest's addresses is noted.
+    pub fn serve(&mut self, cable: &mut Cable, throttle: &mut Throttle, notifier: &Notifier) -> Result<(), QueueError> {
         let mut turn = self.queue.begin_turn(FRAMES_PER_TURN)?;
-        while self.next_frame(&mut turn, throttle)? && self.send(gate, seen)? {}
+        while self.next_frame(&mut turn, throttle)? && self.send(cable)? {}
         self.queue.notify(notifier)
     }
 
     /// Has the gate send what it holds and may send; if a frame waited for that, frames are moved again.
     pub fn serve_after_flush(
         &mut self,
-        gate: &mut Gate,
-        seen: &mut Addresses,
+        cable: &mut Cable,
         throttle: &mut Throttle,
         notifier: &Notifier,
     ) -> Result<(), QueueError> {
-        gate.flush();
+        cable.gate.flush();
         if self.held {
-            self.serve(gate, seen, throttle, notifier)?;
+            self.serve(cable, throttle, notifier)?;
         }
         Ok(())
     }
@@ -93,26 +87,55 @@ impl Transmitter {
     }
 
     /// Sends the frame in `chain` on its way; false if it has to wait.
-    fn send(&mut self, gate: &mut Gate, seen: &mut Addresses) -> Result<bool, QueueError> {
+    fn send(&mut self, cable: &mut Cable) -> Result<bool, QueueError> {
         let frame = &self.chain.readable;
-        let passage = if (HEADER_LEN..=FRAME_LEN_MAX).contains(&frame.len()) {
-            gate.pass(frame)
-        } else {
+        let passage = if !(HEADER_LEN..=FRAME_LEN_MAX).contains(&frame.len()) {
             let reason = format!("{} bytes make no frame", frame.len());
-            gate.refuse(&io::Error::new(io::ErrorKind::InvalidInput, reason));
+            cable.gate.refuse(&io::Error::new(io::ErrorKind::InvalidInput, reason));
             Passage::Refused
+        } else if let Some(mmds) = &mut cable.mmds
+            && hand_over(frame, mmds)?
+        {
+            self.done()?;
+            return Ok(true);
+        } else {
+            cable.gate.pass(frame)
         };
         match passage {
             Passage::Taken => {
-                seen.sent(frame);
+                cable.seen.sent(frame);
                 self.counters.tx_frames.add(1);
                 self.counters.tx_bytes.add(self.frame_len());
             }
             Passage::Refused => {}
             Passage::Waits => return Ok(false),
         }
-        self.held = false;
-        self.queue.push_used(self.chain.head, 0)?;
+        self.done()?;
         Ok(true)
     }
+
+    /// Gives the buffers of the frame in `chain` back.
+    fn done(&mut self) -> Result<(), QueueError> {
+        self.held = false;
+        self.queue.push_used(self.chain.head, 0)
+    }
+}
+
+/// Gives `frame` to the metadata service if it is for that; whether it is.
+fn hand_over(frame: &GuestBuffers, mmds: &mut Endpoint) -> Result<bool, QueueError> {
+    let mut beginning = [0; HEADER_LEN + CLAIM_LEN];
+    if frame.copy_to(&mut beginning)? < beginning.len() {
+        return Ok(false);
+    }
+    let (_, first) = beginning.split_last_chunk().expect("it ends with what is claimed by");
+    if !mmds.claims(first) {
+        return Ok(false);
+    }
+    // The guest may write to its frame meanwhile: what it was claimed by is not looked at again.
+    let mut copy = vec![0; frame.len()];
+    let len = frame.copy_to(&mut copy)?;
+    copy.truncate(len);
+    copy.drain(..HEADER_LEN.min(len));
+    mmds.take(copy);
+    Ok(true)
 }

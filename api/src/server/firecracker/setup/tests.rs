@@ -38,6 +38,10 @@ fn vsock() -> VsockDevice {
     read(r#"{"guest_cid":3,"uds_path":"v.sock"}"#)
 }
 
+fn mmds() -> MmdsConfig {
+    read(r#"{"network_interfaces":["eth0"]}"#)
+}
+
 #[test]
 fn a_kernel_is_enough_for_a_vm_of_firecrackers_default_size() {
     let spec = configured([boot_source()]).start().expect("a VM");
@@ -64,6 +68,7 @@ fn everything_that_is_configured_becomes_part_of_the_vm() {
         Change::NetworkInterface(interface("eth0", "02:00:00:00:00:01")),
         Change::Entropy(EntropyDevice::default()),
         Change::Vsock(vsock()),
+        Change::Mmds(mmds()),
         Change::Serial(read(r#"{"serial_out_path":"console"}"#)),
     ]);
     let spec = setup.start().expect("a VM");
@@ -77,6 +82,7 @@ fn everything_that_is_configured_becomes_part_of_the_vm() {
         (Some(RngSpec::default()), SerialSpec::File("console".into()))
     );
     assert_eq!(spec.vsock, Some(vsock().spec()));
+    assert_eq!(spec.mmds, Some(MmdsSpec::from(&mmds())));
 }
 
 #[test]
@@ -110,6 +116,18 @@ fn there_is_one_root_device_and_each_address_is_there_once() {
     assert_eq!(second, Err(Rejection::RootTaken("a".to_owned())));
     let twin = setup.configure(Change::NetworkInterface(interface("eth1", "02:00:00:00:00:01")));
     assert!(matches!(twin, Err(Rejection::MacTaken { .. })), "{twin:?}");
+}
+
+#[test]
+fn the_metadata_service_is_at_interfaces_that_are_configured_before() {
+    let mut setup = Setup::default();
+    let unknown = Err(Rejection::Spec(SpecError::MmdsNet("eth0".to_owned())));
+    assert_eq!(setup.configure(Change::Mmds(mmds())), unknown);
+    let mut setup = configured([Change::NetworkInterface(interface("eth0", "02:00:00:00:00:01"))]);
+    let nowhere = read(r#"{"network_interfaces":[]}"#);
+    let nowhere = setup.configure(Change::Mmds(nowhere));
+    assert_eq!(nowhere, Err(Rejection::Spec(SpecError::MmdsNowhere)));
+    setup.configure(Change::Mmds(mmds())).expect("there is one");
 }
 
 #[test]
@@ -230,6 +248,7 @@ fn the_setup_of_a_vm_that_runs_describes_that_vm() {
         Change::NetworkInterface(interface("eth0", "02:00:00:00:00:01")),
         Change::Entropy(EntropyDevice::default()),
         Change::Vsock(vsock()),
+        Change::Mmds(mmds()),
     ]);
     let spec = setup.start().expect("a VM");
     assert_eq!(Setup::of_started(&spec).configuration().draft(), Ok(spec));
@@ -243,6 +262,7 @@ fn any_change() -> impl Strategy<Value = Change> {
         (id(), 0_u8..3).prop_map(|(id, n)| Change::NetworkInterface(interface(&id, &format!("02:00:00:00:00:0{n}")))),
         Just(Change::Entropy(EntropyDevice::default())),
         Just(Change::Vsock(vsock())),
+        Just(Change::Mmds(read(r#"{"network_interfaces":["id0"]}"#))),
     ]
 }
 

@@ -20,13 +20,18 @@ fn ethernet(mac: [u8; 6], ethertype: u16, packet: &[u8]) -> Vec<u8> {
 
 /// An ARP request of `address` for another.
 pub fn arp(mac: [u8; 6], address: &str) -> Vec<u8> {
+    arp_for(mac, address, Ipv4Addr::new(192, 0, 2, 1))
+}
+
+/// The same for `other`.
+pub fn arp_for(mac: [u8; 6], address: &str, other: Ipv4Addr) -> Vec<u8> {
     let address: Ipv4Addr = address.parse().unwrap();
     let packet = [
         &[0, 1, 8, 0, 6, 4, 0, 1][..],
         &mac,
         &address.octets(),
         &[0; 6],
-        &[192, 0, 2, 1],
+        &other.octets(),
     ];
     ethernet(mac, 0x0806, &packet.concat())
 }
