@@ -6,6 +6,8 @@
 //!  migrations ── status ────┘
 //! ```
 
+#[cfg(test)]
+mod dashboard;
 pub mod firecracker;
 pub mod migration;
 pub mod prometheus;
