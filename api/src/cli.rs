@@ -16,6 +16,7 @@ use crate::client::{VM_HELP, VmArgs};
 use crate::group_command::{
     BACKUP_HELP, BackupArgs, COORDINATOR_HELP, CoordinatorArgs, GROUP_HELP, GroupArgs, STANDBY_HELP, StandbyArgs,
 };
+use crate::jail_command::{JAIL_HELP, JailArgs};
 use crate::log::LogArgs;
 use crate::migration_command::{MIGRATE_HELP, MigrateArgs, RECEIVE_HELP, ReceiveArgs, TLS_HELP, TlsArgs};
 use crate::options;
@@ -64,6 +65,9 @@ pub enum Command {
     /// Keep the image of a VM, and become it when that is lost; started by `cutover backup`
     #[command(hide = true, after_help = STANDBY_HELP)]
     Standby(Box<StandbyArgs>),
+    /// Run a command that runs a VM with least privilege
+    #[command(after_help = JAIL_HELP)]
+    Jail(Box<JailArgs>),
     /// Make certificates by which hosts know each other
     #[command(after_help = TLS_HELP)]
     Tls(TlsArgs),
@@ -310,6 +314,9 @@ Examples:
   Move a VM to another host while it runs:
     cutover receive --listen tls://[::]:7000 --name web --api    (there)
     cutover migrate web --to tls://there:7000                    (here)
+
+  Run a VM with no more rights than it needs:
+    cutover jail --help
 
   Protect VMs against the loss of their hosts:
     cutover group --help

@@ -30,6 +30,25 @@ pub enum ExitStatus {
     HandedOver = 7,
 }
 
+impl ExitStatus {
+    const ALL: [Self; 8] = [
+        Self::Success,
+        Self::Failure,
+        Self::Usage,
+        Self::Reboot,
+        Self::Panic,
+        Self::Ended,
+        Self::Partly,
+        Self::HandedOver,
+    ];
+
+    /// That of another process of this program, by its exit code.
+    pub fn of_code(code: u8) -> Self {
+        let known = Self::ALL.into_iter().find(|status| *status as u8 == code);
+        known.unwrap_or(Self::Failure)
+    }
+}
+
 impl From<Exit> for ExitStatus {
     fn from(exit: Exit) -> Self {
         match exit {
@@ -121,6 +140,10 @@ mod tests {
         ] {
             assert_eq!(ExitStatus::from(exit) as u8, code, "{exit:?}");
         }
+        for status in ExitStatus::ALL {
+            assert_eq!(ExitStatus::of_code(status as u8), status);
+        }
+        assert_eq!(ExitStatus::of_code(101), ExitStatus::Failure);
         assert_eq!(ExitStatus::Failure as u8, 1);
         assert_eq!(ExitStatus::Usage as u8, 2);
         assert_eq!(ExitStatus::Partly as u8, 6);

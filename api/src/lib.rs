@@ -11,6 +11,7 @@ pub mod client;
 pub mod config;
 pub mod exit;
 pub mod group_command;
+mod jail_command;
 pub mod log;
 mod member;
 pub mod metrics;
@@ -36,10 +37,15 @@ use exit::ExitStatus;
 pub fn main() -> ExitStatus {
     cutover_vmm::seccomp::prepare_process();
     let arguments = cli::arguments(env::args_os());
+    // Not in `cutover jail`, where it would be made outside of the jail.
     if cli::is_about_a_new_vm(&arguments) {
         cutover_vmm::begin_vm();
     }
-    match Cli::parse_from(arguments).command {
+    carry_out(Cli::parse_from(arguments).command)
+}
+
+fn carry_out(command: Command) -> ExitStatus {
+    match command {
         Command::Run(args) => run::run(&args),
         Command::Vmm(args) => vmm::vmm(&args),
         Command::Vm(args) => client::run(&args),
@@ -50,6 +56,7 @@ pub fn main() -> ExitStatus {
         Command::Backup(args) => group_command::backup(&args),
         Command::Standby(args) => group_command::standby(&args),
         Command::Group(args) => group_command::group(&args),
+        Command::Jail(args) => jail_command::run(*args),
         Command::Tls(args) => migration_command::tls(&args),
         Command::Check(args) => check::check(&args),
         Command::Completions { shell } => {

@@ -99,6 +99,40 @@ fn check_says_the_same_in_text_in_json_and_in_its_exit_code() {
 }
 
 #[test]
+fn a_confined_command_says_what_it_says_and_ends_as_it_ends() {
+    let plain = cutover(&["completions", "bash"]);
+    let confined = cutover(&["jail", "--landlock", "--", "completions", "bash"]);
+    assert_eq!((confined.status.code(), confined.stdout), (Some(0), plain.stdout));
+    for (arguments, part) in [
+        (&["jail", "--landlock", "--", "run"][..], "no kernel to boot"),
+        (&["jail", "--landlock", "--", "walk"], "unrecognized subcommand 'walk'"),
+        (&["jail", "--landlock"], "required arguments were not provided"),
+        (
+            &["jail", "--landlock", "--", "jail", "--", "run"],
+            "does not run itself",
+        ),
+        (
+            &["jail", "--landlock", "--uid", "3000", "--", "run"],
+            "--uid takes root",
+        ),
+        (&["jail", "--id", "../web", "--", "run"], "'../web' is not a VM's name"),
+        (&["jail", "--cgroup", "cgroup.procs=1", "--", "run"], "write FILE=VALUE"),
+    ] {
+        let message = refused(arguments, 2);
+        assert!(message.contains(part), "{message}");
+    }
+    let none = "/nonexistent/disk";
+    let message = refused(
+        &["jail", "--landlock", "--file", &format!("path={none}"), "--", "run"],
+        1,
+    );
+    assert!(
+        message.contains(&format!("cannot allow {none}: No such file")),
+        "{message}"
+    );
+}
+
+#[test]
 fn completion_scripts_go_to_the_standard_output() {
     for (shell, sign) in [
         ("bash", "complete -F _cutover"),

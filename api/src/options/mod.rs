@@ -7,6 +7,7 @@ mod net;
 mod pair;
 mod rate;
 mod serial;
+mod shared_file;
 mod vsock;
 
 pub use disk::disk;
@@ -15,4 +16,5 @@ pub use mmds::mmds;
 pub use net::net;
 pub use pair::{Twice, file_of, pair, tap_of, unique};
 pub use serial::serial;
+pub use shared_file::{resource_limits, shared_file};
 pub use vsock::{vsock, vsock_uds};
