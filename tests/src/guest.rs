@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::environment::guest_file;
 use crate::vm::Vm;
-use crate::{Disk, Lan, Monitor, Network, Terminal};
+use crate::{Disk, Jail, Lan, Monitor, Network, Terminal};
 
 /// The kernel's messages stay off the console, but for warnings; a panic ends the guest at once.
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
@@ -24,6 +24,8 @@ pub struct Guest {
     arguments: Vec<OsString>,
     /// A command that executes its own arguments after it has changed something about its process.
     wrapper: Vec<OsString>,
+    /// Options of `cutover jail`, in which the monitor then runs.
+    jail: Vec<OsString>,
     greeting: Greeting,
 }
 
@@ -47,6 +49,7 @@ impl Guest {
             memory: "128M".to_owned(),
             arguments: Vec::new(),
             wrapper: Vec::new(),
+            jail: Vec::new(),
             greeting: Greeting::Agent,
         }
     }
@@ -129,6 +132,17 @@ impl Guest {
         self
     }
 
+    /// Starts the monitor in `jail`; the process that is started is the monitor's keeper then.
+    pub fn in_jail(self, jail: &Jail) -> Self {
+        self.confined(jail.options())
+    }
+
+    /// Starts the monitor by `cutover jail` with `options`.
+    pub fn confined<S: AsRef<OsStr>>(mut self, options: impl IntoIterator<Item = S>) -> Self {
+        self.jail = options.into_iter().map(|option| option.as_ref().to_owned()).collect();
+        self
+    }
+
     /// Starts the monitor and waits for nothing.
     #[track_caller]
     pub fn start(&self) -> Vm {
@@ -159,6 +173,9 @@ impl Guest {
                 wrapper
             }
         };
+        if !self.jail.is_empty() {
+            command.arg("jail").args(&self.jail).arg("--");
+        }
         command
             .arg("run")
             .arg("--kernel")

@@ -13,6 +13,7 @@ mod disk;
 mod faults;
 mod foreign_clients;
 mod group;
+mod jail;
 mod lifecycle;
 mod limits;
 mod memory;
