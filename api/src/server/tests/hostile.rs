@@ -184,13 +184,16 @@ fn one_connection_serves_many_requests() {
     assert_eq!(answers.body.matches("firecracker_version").count(), 10);
 }
 
-/// Runs the connections of a server whose clock goes on as soon as nothing else does.
-fn with_a_hasty_clock(client: impl FnOnce(UnixStream) + Send + 'static) {
+/// Runs the connections of a server whose clock goes on as soon as nothing else does. Its client has sent all of `request`
+/// before: the clock waits for nobody.
+fn with_a_hasty_clock(request: &[u8], client: impl FnOnce(UnixStream) + Send + 'static) {
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path().join("api");
     let listener = std::os::unix::net::UnixListener::bind(&path).expect("free path");
     listener.set_nonblocking(true).expect("a socket");
-    let client = std::thread::spawn(move || client(connect(&path)));
+    let mut stream = connect(&path);
+    stream.write_all(request).expect("sent");
+    let client = std::thread::spawn(move || client(stream));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)
@@ -214,10 +217,7 @@ fn with_a_hasty_clock(client: impl FnOnce(UnixStream) + Send + 'static) {
 
 #[test]
 fn a_client_that_sends_half_a_header_is_dropped_in_time() {
-    with_a_hasty_clock(|mut client| {
-        client
-            .write_all(b"PUT /boot-source HTTP/1.1\r\nContent-")
-            .expect("sent");
+    with_a_hasty_clock(b"PUT /boot-source HTTP/1.1\r\nContent-", |mut client| {
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).expect("the server ends the connection");
         assert_eq!(answer, b"");
@@ -226,24 +226,22 @@ fn a_client_that_sends_half_a_header_is_dropped_in_time() {
 
 #[test]
 fn a_client_that_sends_half_a_body_is_told_and_dropped_in_time() {
-    with_a_hasty_clock(|client| {
-        let request = b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{";
-        let answer = exchange(client, request);
+    let request = b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{";
+    with_a_hasty_clock(request, |client| {
+        let answer = exchange(client, b"");
         assert_eq!((answer.status, answer.fault().contains("has not arrived")), (408, true));
     });
 }
 
 #[test]
 fn a_client_that_is_silent_is_dropped_in_time() {
-    with_a_hasty_clock(|mut client| {
+    with_a_hasty_clock(b"", |mut client| {
         assert_eq!(client.read(&mut [0]).expect("the server ends the connection"), 0);
     });
 }
 
 #[test]
 fn a_client_that_waits_for_an_answer_is_not_dropped_however_long_that_takes() {
-    with_a_hasty_clock(|client| {
-        let request = b"GET /long HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
-        assert_eq!(exchange(client, request).status, 200);
-    });
+    let request = b"GET /long HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+    with_a_hasty_clock(request, |client| assert_eq!(exchange(client, b"").status, 200));
 }
