@@ -11,22 +11,27 @@ use std::time::Duration;
 
 use cutover_devices::THREAD_STACK_SIZE;
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Cap, VmFd};
 use vmm_sys_util::signal::block_signal;
 
 use crate::Error;
 use crate::host::NEEDED_CAPABILITIES;
 use crate::kvm::{open, supported_cpuid};
 use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use crate::state::Inventory;
 
 /// A VM without memory, vCPUs and devices.
 pub struct BareVm {
-    /// KVM.
-    pub kvm: Kvm,
     /// The VM's file descriptor.
     pub fd: VmFd,
     /// What CPUs may show a guest on this host.
     pub supported_cpuid: CpuId,
+    /// Most vCPUs KVM allows.
+    pub cpus_max: usize,
+    /// Whether the local APIC's timer has the TSC-deadline mode.
+    pub tsc_deadline: bool,
+    /// What there is of a vCPU's state.
+    pub inventory: Inventory,
 }
 
 /// What the thread that creates it takes of a processor before it waits.
@@ -94,8 +99,10 @@ impl BareVm {
         .map_err(Error::kvm("create the interval timer"))?;
         Ok(Self {
             supported_cpuid: supported_cpuid(&kvm)?,
+            cpus_max: kvm.get_max_vcpus(),
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            inventory: Inventory::take(&kvm, &fd)?,
             fd,
-            kvm,
         })
     }
 }

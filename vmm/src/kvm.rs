@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cutover_devices::GuestMemory;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -45,18 +45,20 @@ impl KvmVm {
     /// As [`BareVm::take`], or KVM refused something.
     pub fn create(memory: &GuestMemory) -> Result<Self, Error> {
         let BareVm {
-            kvm,
             fd,
             supported_cpuid,
+            cpus_max,
+            tsc_deadline,
+            inventory,
         } = BareVm::take()?;
         let fd = Arc::new(fd);
         Ok(Self {
-            inventory: Arc::new(Inventory::take(&kvm, &fd)?),
             memory_slots: MemorySlots::map(fd.clone(), memory.clone())?,
             fd,
             supported_cpuid,
-            cpus_max: kvm.get_max_vcpus(),
-            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            cpus_max,
+            tsc_deadline,
+            inventory: Arc::new(inventory),
         })
     }
 

@@ -160,6 +160,15 @@ impl Reserved {
         driver: &Arc<Mailbox>,
     ) -> Result<Self, Error> {
         spec.check()?;
+        // What takes no VM comes first: one that was begun may not be there yet.
+        let kind = match spec.vsock {
+            Some(_) => ThreadKind::DevicesWithVsock,
+            None => ThreadKind::Devices,
+        };
+        let on_loop_thread = confined(options, kind);
+        let event_loop = EventLoop::spawn("devices", move || on_loop_thread())?;
+        let on_disk_thread = confined(options, ThreadKind::Disk);
+        let on_vcpu_thread = confined(options, ThreadKind::Vcpu);
         let vm = KvmVm::create(&memory)?;
         if usize::from(spec.cpus) > vm.cpus_max {
             return Err(Error::TooManyCpus {
@@ -168,12 +177,6 @@ impl Reserved {
             });
         }
         let tracker = Tracker::new(&vm, options.dirty_log.settle(&options.events)?)?;
-        let kind = match spec.vsock {
-            Some(_) => ThreadKind::DevicesWithVsock,
-            None => ThreadKind::Devices,
-        };
-        let on_loop_thread = confined(options, kind);
-        let event_loop = EventLoop::spawn("devices", move || on_loop_thread())?;
         let mut buses = Buses::default();
         let devices = DeviceManager::create(
             spec,
@@ -183,7 +186,7 @@ impl Reserved {
             &HostSide {
                 event_loop: &event_loop.handle(),
                 events: &guest_events(driver.clone(), options.events.clone()),
-                on_disk_thread: &confined(options, ThreadKind::Disk),
+                on_disk_thread: &on_disk_thread,
                 metadata: &options.metadata,
             },
         )?;
@@ -191,7 +194,6 @@ impl Reserved {
         let vcpus = (0..spec.cpus)
             .map(|cpu| BareVcpu::create(&vm, cpu, &tracker))
             .collect::<Result<Vec<_>, _>>()?;
-        let on_vcpu_thread = confined(options, ThreadKind::Vcpu);
         let threads = vcpus
             .iter()
             .map(|vcpu| vcpu.spawn_thread(&vm, buses.clone(), driver.clone(), on_vcpu_thread.clone()))

@@ -44,9 +44,9 @@ const AROUND_PAGES: u64 = 16;
 const GUESSED_PAGES: u64 = 1024;
 
 /// Pages where Linux is, unless it is moved (`CONFIG_PHYSICAL_START`), and has what runs all the time: interrupts, scheduler,
-/// timers. Of these a guest that comes to life was seen to want one in four. They are read while the processor would wait:
-/// for KVM, which takes its time to make a VM.
-const KERNEL: Range<u64> = 4096..4480;
+/// timers. Of the first third of these a guest that comes to life was seen to want one in four, then one in fourteen. They
+/// are read until the guest runs: in that time the processor would wait for KVM.
+const KERNEL: Range<u64> = 4096..4992;
 
 /// How many pages a guest has to wait for before that is noted.
 const NOTED_FROM: usize = 16;
@@ -96,6 +96,8 @@ struct Filling {
     first: std::vec::IntoIter<PageRange>,
     /// How many of these are read before the guest has come to life.
     early: u64,
+    /// Whether these are guesses, which are read only as long as nobody waits for a page.
+    guesses: bool,
     /// What the guest waits for until it has come to life.
     waking: Option<Waking>,
     /// Words before this one have no such page.
@@ -153,9 +155,11 @@ impl LazyMemory {
         check_size(&space.layout, &image)?;
         let missing = PageSet::full(&space.layout);
         let early = noted.pages().iter().map(|pages| pages.end - pages.start).sum();
-        let guessed = (early == 0).then_some(&KERNEL);
+        let guesses = early == 0;
+        let guessed = guesses.then_some(&KERNEL);
         let first: Vec<_> = (noted.pages().iter().chain(image.out_of_order()).chain(guessed))
             .flat_map(|pages| space.layout.numbered(pages.clone()))
+            .flat_map(|range| range.parts(PIECE_PAGES))
             .collect();
         let workers = workers.clamp(1, WORKERS_MAX);
         let shared = Arc::new(Shared {
@@ -163,7 +167,8 @@ impl LazyMemory {
                 ahead: missing.clone(),
                 missing,
                 first: first.into_iter(),
-                early: if early == 0 { GUESSED_PAGES } else { early },
+                early: if guesses { GUESSED_PAGES } else { early },
+                guesses,
                 waking: Some(Waking {
                     wanted: Vec::new(),
                     noted,
@@ -354,7 +359,7 @@ impl Shared {
     /// The next pages to be read before the guest has come to life.
     fn next_early(&self) -> Option<Vec<PageRange>> {
         let mut filling = self.filling();
-        if filling.early == 0 {
+        if filling.early == 0 || (filling.guesses && self.is_in_use.load(Ordering::Relaxed)) {
             return None;
         }
         let ranges = filling.next_of_first()?;
