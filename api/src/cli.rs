@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use cutover_snapshot::size::ByteSize;
-use cutover_snapshot::spec::{BootProtocol, DiskSpec, MmdsSpec, NetSpec, SerialSpec, VsockSpec};
+use cutover_snapshot::spec::{BalloonSpec, BootProtocol, DiskSpec, MmdsSpec, NetSpec, SerialSpec, VsockSpec};
 use cutover_vmm::dirty::DirtyLog;
 
 use crate::client::{VM_HELP, VmArgs};
@@ -161,6 +161,14 @@ pub struct RunArgs {
         help_heading = "Devices"
     )]
     pub mmds: Option<MmdsSpec>,
+
+    /// Give the guest a memory balloon: amount=SIZE[,deflate-on-oom][,stats=SECONDS][,reporting]
+    ///
+    /// The guest gives SIZE of its memory back to the host, none if not given; how much is changed while it runs, over the
+    /// API. With "deflate-on-oom" it takes some back before it is out of memory, with "stats" it tells every so many
+    /// seconds how it uses its memory, and with "reporting" it gives back what it does not use, without being asked.
+    #[arg(long, value_name = "BALLOON", value_parser = options::balloon, help_heading = "Devices")]
+    pub balloon: Option<BalloonSpec>,
 
     /// Read the VM from a JSON file; options given beside it change or add to what it says
     ///
@@ -436,6 +444,7 @@ mod tests {
         let args = parse(
             "cutover run --kernel k --initrd i --cmdline quiet --cpus 4 --memory 5GiB --memory-shared --hugepages \
              --disk path=a --disk path=b,readonly --net tap=t0 --net --rng --vsock cid=3,uds=v.sock --mmds version=V1,net=net0 \
+             --balloon amount=64M,reporting \
              --metadata m.json --serial file=log --config c.json \
              --name web --dirty-log auto --no-seccomp --log-level info,virtio=debug --log-format json --log-file l \
              --api --api-sock s",
@@ -449,6 +458,7 @@ mod tests {
         assert_eq!(args.vsock, options::vsock("cid=3,uds=v.sock").ok());
         assert_eq!(args.mmds, options::mmds("version=V1,net=net0").ok());
         assert_eq!(args.monitor.metadata, Some("m.json".into()));
+        assert_eq!(args.balloon, options::balloon("amount=64M,reporting").ok());
         assert!(args.memory_shared && args.hugepages && args.rng && args.monitor.no_seccomp);
         assert_eq!(args.monitor.dirty_log, DirtyLogChoice::Auto);
         assert_eq!(

@@ -122,6 +122,7 @@ fn default_vm(kernel: &Path) -> VmSpec {
         rng: None,
         vsock: None,
         mmds: None,
+        balloon: None,
         serial: SerialSpec::Stdio,
     }
 }
@@ -152,6 +153,9 @@ fn apply(args: &RunArgs, spec: &mut VmSpec) {
     spec.memory.hugepages |= args.hugepages;
     if args.rng {
         spec.rng.get_or_insert_default();
+    }
+    if args.balloon.is_some() {
+        spec.balloon = args.balloon;
     }
     if args.vsock.is_some() {
         spec.vsock.clone_from(&args.vsock);

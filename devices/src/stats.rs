@@ -153,6 +153,24 @@ counters! {
 }
 
 counters! {
+    /// The balloon.
+    BalloonCounts, BalloonCounters () {
+        /// Lists of pages that the guest put into the balloon.
+        inflated,
+        /// Lists of pages that it took out of it.
+        deflated,
+        /// Times it told how it uses its memory.
+        statistics,
+        /// Lists of free pages that it reported.
+        reported,
+        /// Bytes of these.
+        reported_bytes,
+        /// Bytes of memory that the host got, from the balloon or as free pages.
+        reclaimed_bytes,
+    }
+}
+
+counters! {
     /// The serial port.
     SerialStats, SerialCounters () {
         /// Bytes the guest wrote.

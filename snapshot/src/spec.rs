@@ -77,6 +77,9 @@ pub struct VmSpec {
     /// The metadata service, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mmds: Option<MmdsSpec>,
+    /// The virtio balloon, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonSpec>,
     /// Where the guest's serial port `ttyS0` goes.
     #[serde(default)]
     pub serial: SerialSpec,
@@ -261,6 +264,24 @@ pub fn mmds_address() -> Ipv4Addr {
     Ipv4Addr::new(169, 254, 169, 254)
 }
 
+/// The virtio balloon: memory that the guest gives back to its host while that has better use for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonSpec {
+    /// How much the guest is asked for, in whole MiB, at most all of its memory.
+    #[serde(default)]
+    pub amount: ByteSize,
+    /// The guest may take memory out of the balloon before it is out of it.
+    #[serde(default)]
+    pub deflate_on_oom: bool,
+    /// Every how many seconds the guest tells of its memory; never if 0.
+    #[serde(default)]
+    pub stats_interval_s: u16,
+    /// The guest reports memory that it does not use, without being asked.
+    #[serde(default)]
+    pub free_page_reporting: bool,
+}
+
 /// Where the guest's serial port goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -312,7 +333,7 @@ pub enum SpecError {
     CmdlineNul(usize),
     /// More than [`DEVICES_MAX`] virtio devices.
     #[error(
-        "{0} devices (disks, network interfaces, rng, vsock) are too many: a VM has interrupt lines for {DEVICES_MAX}"
+        "{0} devices (disks, network interfaces, rng, vsock, balloon) are too many: a VM has interrupt lines for {DEVICES_MAX}"
     )]
     Devices(usize),
     /// Not an id.
@@ -366,9 +387,27 @@ pub enum SpecError {
     /// Not an address that nobody else can have.
     #[error("mmds: address: {0} cannot be used: it is one of 169.254.1.0 to 169.254.254.255")]
     MmdsAddress(Ipv4Addr),
+    /// Not whole MiB, or more than the guest has.
+    #[error(
+        "balloon: amount: {amount} cannot be asked for: it is a multiple of 1M, at most the guest's memory of {memory}"
+    )]
+    BalloonAmount {
+        /// What was asked for.
+        amount: ByteSize,
+        /// What there is.
+        memory: ByteSize,
+    },
     /// Less than [`MTU_MIN`].
     #[error("net: mtu: {0} is out of range: it is {MTU_MIN} to 65535 bytes")]
     Mtu(u16),
+}
+
+impl BalloonSpec {
+    /// The amount in pages of 4 KiB; all there can be if it is not that of a balloon that was
+    /// [checked](VmSpec::check).
+    pub fn pages(&self) -> u32 {
+        u32::try_from(self.amount.bytes() >> 12).unwrap_or(u32::MAX)
+    }
 }
 
 impl DiskSpec {

@@ -2,8 +2,8 @@
 
 use cutover_snapshot::size::ByteSize;
 use cutover_snapshot::spec::{
-    BootProtocol, BootSpec, DEFAULT_CMDLINE, DiskIo, DiskSpec, MacAddr, MemorySpec, MmdsSpec, MmdsVersion, NetSpec,
-    RateLimiterSpec, RngSpec, SerialSpec, TapSpec, TokenBucketSpec, VmSpec, VsockSpec,
+    BalloonSpec, BootProtocol, BootSpec, DEFAULT_CMDLINE, DiskIo, DiskSpec, MacAddr, MemorySpec, MmdsSpec, MmdsVersion,
+    NetSpec, RateLimiterSpec, RngSpec, SerialSpec, TapSpec, TokenBucketSpec, VmSpec, VsockSpec,
 };
 
 const MINIMAL: &str = include_str!("../../resources/examples/minimal.json");
@@ -34,6 +34,7 @@ fn the_minimal_example_takes_every_default() {
         rng: None,
         vsock: None,
         mmds: None,
+        balloon: None,
         serial: SerialSpec::Stdio,
     };
     assert_eq!(read(MINIMAL), expected);
@@ -117,6 +118,12 @@ fn the_full_example_sets_every_field() {
             nets: vec!["uplink".to_owned()],
             address: [169, 254, 169, 254].into(),
             imds_compat: true,
+        }),
+        balloon: Some(BalloonSpec {
+            amount: ByteSize::from_mib(512),
+            deflate_on_oom: true,
+            stats_interval_s: 5,
+            free_page_reporting: true,
         }),
         serial: SerialSpec::Socket("/run/cutover/web-1.console".into()),
     };

@@ -2,6 +2,7 @@
 //!
 //! Addresses and lines follow from the order in the spec alone, so that the same spec always gives the same machine.
 
+mod balloon;
 pub mod epochs;
 mod hand_over;
 mod output;
@@ -20,9 +21,10 @@ use cutover_devices::power::PowerControl;
 use cutover_devices::pvpanic::Pvpanic;
 use cutover_devices::serial::SerialPort;
 use cutover_devices::stats::{
-    DiskCounters, DiskStats, MmdsStats, NetCounters, NetStats, RngCounters, RngStats, SerialStats, VsockCounters,
-    VsockStats,
+    BalloonCounters, BalloonCounts, DiskCounters, DiskStats, MmdsStats, NetCounters, NetStats, RngCounters, RngStats,
+    SerialStats, VsockCounters, VsockStats,
 };
+use cutover_devices::virtio::balloon::Balloon;
 use cutover_devices::virtio::block::Block;
 use cutover_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET};
 use cutover_devices::virtio::net::Net;
@@ -42,8 +44,10 @@ use crate::layout::{
     COM1_GSI, COM1_PORT, COM1_PORTS, I8042_PORT, I8042_PORTS, NEW_GENERATION_GSI, POWER_BUTTON_GSI, POWER_PORT,
     PVPANIC_PORT, VIRTIO_GSI_FIRST, VIRTIO_GSI_LAST, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START, VIRTIO_WINDOW,
 };
+use crate::reclaim::Reclaim;
 use crate::state::{self, DevicesState};
 
+pub use self::balloon::BalloonUpdate;
 pub use self::epochs::DiskCuts;
 pub use self::hand_over::DiskFlusher;
 
@@ -55,6 +59,8 @@ pub struct DeviceManager {
     rng: Option<Arc<RngCounters>>,
     vsock: Option<(Arc<Mutex<Vsock>>, Arc<VsockCounters>)>,
     mmds: Option<Arc<mmds::Service>>,
+    balloon: Option<Placed<Balloon, BalloonCounters>>,
+    reclaim: Reclaim,
     serial: Arc<Mutex<SerialPort>>,
     event_loop: EventLoopHandle,
     nodes: Vec<VirtioNode>,
@@ -122,6 +128,8 @@ pub struct DeviceStats {
     pub vsock: Option<VsockStats>,
     /// The metadata service, if there is one.
     pub mmds: Option<MmdsStats>,
+    /// The balloon, if there is one.
+    pub balloon: Option<BalloonCounts>,
     /// The serial port.
     pub serial: SerialStats,
 }
@@ -180,6 +188,11 @@ impl DeviceManager {
             let (device, _) = builder.add("virtio-vsock".to_owned(), device)?;
             vsock = Some((device, counters));
         }
+        let reclaim = Reclaim::of(&vm.memory_slots.memory);
+        let balloon = match &spec.balloon {
+            Some(spec) => Some(builder.add_balloon(spec, &reclaim)?),
+            None => None,
+        };
         let VirtioBuilder { virtio, nodes, .. } = builder;
         Ok(Self {
             virtio,
@@ -188,6 +201,8 @@ impl DeviceManager {
             rng,
             vsock,
             mmds,
+            balloon,
+            reclaim,
             serial,
             event_loop: event_loop.clone(),
             nodes,
@@ -309,6 +324,7 @@ impl DeviceManager {
             rng: self.rng.as_ref().map(|rng| rng.read()),
             vsock: self.vsock.as_ref().map(|(_, counters)| counters.read()),
             mmds: self.mmds.as_ref().map(|mmds| mmds.counters().read()),
+            balloon: self.balloon.as_ref().map(|balloon| balloon.counters.read()),
             serial: lock(&self.serial).counters().read(),
         }
     }
@@ -317,7 +333,12 @@ impl DeviceManager {
     pub fn save(&self) -> DevicesState {
         let disks = self.disks.iter().map(|disk| disk.id.clone());
         let nets = self.nets.iter().map(|net| net.id.clone());
-        let names = state::device_sections(disks, nets, self.rng.is_some(), self.vsock.is_some());
+        let single = state::SingleDevices {
+            rng: self.rng.is_some(),
+            vsock: self.vsock.is_some(),
+            balloon: self.balloon.is_some(),
+        };
+        let names = state::device_sections(disks, nets, single);
         DevicesState {
             serial: lock(&self.serial).save(),
             virtio: names

@@ -20,7 +20,7 @@ use cutover_devices::virtio::net::random_mac;
 use cutover_snapshot::spec::VmSpec;
 
 use crate::control::{Command, Controller, Ending, JobStep, Mailbox, Message, Reply};
-use crate::device_manager::{DiskUpdate, NetUpdate};
+use crate::device_manager::{BalloonUpdate, DiskUpdate, NetUpdate};
 use crate::dirty::{DirtyLog, DirtyRate, RateMeter};
 use crate::events::{EventKind, EventLog};
 use crate::job::Context;
@@ -383,6 +383,8 @@ impl Driver {
             Command::DirtyRate(reply) => reply.send(self.dirty_rate(machine)),
             Command::UpdateDisk { id, update, reply } => reply.send(self.update_disk(machine, id, &update)),
             Command::UpdateNet { id, update, reply } => reply.send(self.update_net(machine, id, &update)),
+            Command::UpdateBalloon { update, reply } => reply.send(self.update_balloon(machine, &update)),
+            Command::BalloonStatistics(reply) => reply.send(machine.devices.balloon_statistics()),
             Command::Snapshot { request, reply } => self.begin_snapshot(machine, request, reply),
             Command::SnapshotProgress(reply) => reply.send(Ok(self.snapshots.progress())),
             Command::CancelSnapshot(reply) => reply.send(self.snapshots.cancel().map_err(Error::from)),
@@ -509,6 +511,24 @@ impl Driver {
             net.tx_rate_limiter = net.tx_rate_limiter.updated(update.tx_rate_limiter.unwrap_or_default());
         }
         self.log(EventKind::NetworkInterfaceUpdated { interface: id });
+        Ok(())
+    }
+
+    /// Changes what is asked of the balloon of `machine`, and of those that will take its place.
+    fn update_balloon(&mut self, machine: &Machine, update: &BalloonUpdate) -> Result<(), Error> {
+        self.accept_update()?;
+        let mut spec = self.spec.clone();
+        let balloon = spec.balloon.as_mut().ok_or(Error::NoBalloon)?;
+        let before = balloon.stats_interval_s;
+        update.apply(balloon);
+        if (before == 0) != (balloon.stats_interval_s == 0) {
+            return Err(Error::BalloonStatistics(before));
+        }
+        let after = *balloon;
+        spec.check()?;
+        machine.devices.update_balloon(&after, update)?;
+        self.spec = spec;
+        self.log(EventKind::BalloonUpdated);
         Ok(())
     }
 

@@ -235,6 +235,12 @@ pub enum Error {
     /// The same of a socket device.
     #[error("the VM has no vsock device that could have the socket '{}'", .0.display())]
     NoVsock(PathBuf),
+    /// Asked about a balloon that there is none of.
+    #[error("the VM has no balloon device")]
+    NoBalloon,
+    /// Whether there are statistics is settled when the VM is built.
+    #[error("balloon: statistics cannot be switched on or off any more: they are taken every {0} s, 0 being never")]
+    BalloonStatistics(u16),
     /// Saved state cannot be written or read.
     #[error(transparent)]
     Snapshot(#[from] cutover_snapshot::Error),

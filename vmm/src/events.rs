@@ -95,6 +95,8 @@ pub enum EventKind {
         /// Id of the interface.
         interface: String,
     },
+    /// The balloon is asked for another amount of memory, or for statistics at another interval.
+    BalloonUpdated,
     /// A snapshot is being made.
     SnapshotStarted {
         /// Where it goes: its directory, or the file with its state.

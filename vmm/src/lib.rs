@@ -31,6 +31,7 @@ mod overrides;
 pub mod page_fault;
 mod program_text;
 pub mod protection;
+mod reclaim;
 pub mod seccomp;
 pub mod snapshot;
 mod state;
@@ -40,7 +41,7 @@ mod testing;
 
 pub use bare_vm::begin as begin_vm;
 pub use control::{COMMANDS_MAX, Command, Controller, Reply};
-pub use device_manager::{DeviceStats, DiskUpdate, NetUpdate};
+pub use device_manager::{BalloonUpdate, DeviceStats, DiskUpdate, NetUpdate};
 pub use driver::{Options, Vmm};
 pub use error::Error;
 pub use events::EventLog;

@@ -129,6 +129,7 @@ pub fn tiny_spec(kernel: &Path) -> VmSpec {
         rng: None,
         vsock: None,
         mmds: None,
+        balloon: None,
         serial: SerialSpec::Null,
     }
 }

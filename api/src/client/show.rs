@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
+use cutover_snapshot::size::ByteSize;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
@@ -100,6 +101,11 @@ pub fn info(name: &str, info: &InfoV1) -> String {
     line("rng", if info.rng { "yes" } else { "no" });
     if let Some(vsock) = &info.vsock {
         line("vsock", &format!("cid {} uds {}", vsock.cid, vsock.uds));
+    }
+    if let Some(balloon) = &info.balloon {
+        let reporting = if balloon.free_page_reporting { " reporting" } else { "" };
+        let amount = ByteSize::from_bytes(balloon.amount_bytes);
+        line("balloon", &format!("amount {amount}{reporting}"));
     }
     line("console", &console(&info.serial));
     text

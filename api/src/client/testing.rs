@@ -22,6 +22,7 @@ pub fn info(id: &str) -> InfoV1 {
         nets: Vec::new(),
         rng: true,
         vsock: None,
+        balloon: None,
         serial: SerialInfoV1::Null,
         last_event: 7,
     }

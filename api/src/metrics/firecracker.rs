@@ -199,6 +199,16 @@ fn groups(stats: &VmStats) -> BTreeMap<String, Numbers> {
         ]);
         groups.insert("mmds".to_owned(), numbers);
     }
+    if let Some(balloon) = &devices.balloon {
+        let numbers = Numbers::from([
+            ("inflate_count", balloon.inflated),
+            ("deflate_count", balloon.deflated),
+            ("stats_updates_count", balloon.statistics),
+            ("free_page_report_count", balloon.reported),
+            ("free_page_report_freed", balloon.reported_bytes),
+        ]);
+        groups.insert("balloon".to_owned(), numbers);
+    }
     groups
 }
 
@@ -326,6 +336,10 @@ mod tests {
                 "mmds": {
                     "rx_count": 10, "rx_accepted": 0, "rx_accepted_err": 10, "rx_no_token": 10, "rx_invalid_token": 10,
                     "tx_count": 10, "tx_frames": 10, "connections_created": 10, "connections_destroyed": 10,
+                },
+                "balloon": {
+                    "inflate_count": 10, "deflate_count": 10, "stats_updates_count": 10,
+                    "free_page_report_count": 10, "free_page_report_freed": 10,
                 },
                 "uart": { "read_count": 10, "write_count": 10 },
                 "vcpu": {

@@ -350,6 +350,23 @@ impl Snapshot {
                 families.counter(name, help, None, count)?;
             }
         }
+        if let Some(balloon) = &self.vm.devices.balloon {
+            for (name, help, unit, count) in [
+                ("inflated", "Lists of pages put into it", None, balloon.inflated),
+                ("deflated", "Lists of pages taken out", None, balloon.deflated),
+                ("told", "Times the guest told", None, balloon.statistics),
+                ("reports", "Lists of free pages", None, balloon.reported),
+                ("reported", "Bytes of these", Some(Unit::Bytes), balloon.reported_bytes),
+                (
+                    "reclaimed",
+                    "Bytes the host got",
+                    Some(Unit::Bytes),
+                    balloon.reclaimed_bytes,
+                ),
+            ] {
+                families.counter(&format!("balloon_{name}"), help, unit, count)?;
+            }
+        }
         let serial = &self.vm.devices.serial;
         families.counter(
             "serial_output",
@@ -543,10 +560,12 @@ mod tests {
     fn kinds_of_devices_that_are_not_there_have_no_numbers() {
         let mut vm = stats(1);
         vm.devices.disks.clear();
-        (vm.devices.rng, vm.devices.vsock, vm.devices.mmds) = (None, None, None);
+        (vm.devices.rng, vm.devices.vsock, vm.devices.mmds, vm.devices.balloon) = (None, None, None, None);
         let text = text("web", vm, MigrationStatusV1::default(), LogCounts::default()).expect("a String takes it");
         assert!(
-            !["disk", "rng", "vsock", "mmds"].iter().any(|kind| text.contains(kind)),
+            !["disk", "rng", "vsock", "mmds", "balloon"]
+                .iter()
+                .any(|kind| text.contains(kind)),
             "{text}"
         );
     }

@@ -1,10 +1,11 @@
 //! Numbers to show.
 
-use cutover_devices::stats::{DiskStats, MmdsStats, NetStats, RngStats, SerialStats, VsockStats};
+use cutover_devices::stats::{BalloonCounts, DiskStats, MmdsStats, NetStats, RngStats, SerialStats, VsockStats};
 use cutover_vmm::stats::{MemoryStats, VcpuExits, VcpuStats};
 use cutover_vmm::{DeviceStats, State, VmStats};
 
-/// What is counted of a VM with two vCPUs, two disks, an interface, an entropy and a vsock device, and the metadata service, every number `count`.
+/// What is counted of a VM with two vCPUs, two disks, an interface, an entropy and a vsock device, the metadata service,
+/// and a balloon, every number `count`.
 pub fn stats(count: u64) -> VmStats {
     let vcpu = |cpu| VcpuStats {
         cpu,
@@ -73,6 +74,14 @@ pub fn stats(count: u64) -> VmStats {
                 requests: count,
                 no_token: count,
                 invalid_token: count,
+            }),
+            balloon: Some(BalloonCounts {
+                inflated: count,
+                deflated: count,
+                statistics: count,
+                reported: count,
+                reported_bytes: count,
+                reclaimed_bytes: count,
             }),
             serial: SerialStats {
                 output_bytes: count,

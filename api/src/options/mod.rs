@@ -1,5 +1,6 @@
 //! Option values that have a grammar of their own: `path=disk.img,readonly`, `tap=tap0,mac=…`, `file=console.log`.
 
+mod balloon;
 mod disk;
 mod key_value;
 mod mmds;
@@ -10,6 +11,7 @@ mod serial;
 mod shared_file;
 mod vsock;
 
+pub use balloon::balloon;
 pub use disk::disk;
 pub use key_value::OptionError;
 pub use mmds::mmds;

@@ -12,11 +12,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use axum::http::StatusCode;
 use cutover_devices::mmds::Metadata;
+use cutover_devices::virtio::balloon::Statistics;
 use cutover_snapshot::spec::VmSpec;
 use cutover_vmm::dirty::DirtyRate;
 use cutover_vmm::events::{Subscription, TooManySubscribers};
 use cutover_vmm::snapshot::{RestoreRequest, SnapshotProgress, SnapshotReport, SnapshotRequest};
-use cutover_vmm::{Command, Controller, Error, EventLog, Options, Refusal, Reply, Request, State, VmStats, Vmm};
+use cutover_vmm::{
+    BalloonUpdate, Command, Controller, Error, EventLog, Options, Refusal, Reply, Request, State, VmStats, Vmm,
+};
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
@@ -387,6 +390,38 @@ impl Instance {
         self.ask(|reply| Command::UpdateNet { id, update, reply }, note_down)
             .await?;
         Ok(StatusCode::NO_CONTENT)
+    }
+
+    /// Changes what the balloon is asked for.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be asked for that; nothing has changed.
+    pub async fn update_balloon(self: &Arc<Self>, update: BalloonUpdate) -> Outcome {
+        self.setup().balloon()?;
+        let instance = self.clone();
+        let note_down = move |updated: &Result<(), Error>| {
+            if updated.is_ok()
+                && let Ok(balloon) = instance.setup().balloon()
+            {
+                let mut spec = balloon.spec();
+                update.apply(&mut spec);
+                *balloon = (&spec).into();
+            }
+        };
+        self.ask(|reply| Command::UpdateBalloon { update, reply }, note_down)
+            .await?;
+        Ok(StatusCode::NO_CONTENT)
+    }
+
+    /// How the balloon does.
+    ///
+    /// # Errors
+    /// There is none, or its guest tells nothing.
+    pub async fn balloon_statistics(&self) -> Result<Statistics, Failure> {
+        if self.setup().balloon()?.stats_polling_interval_s == 0 {
+            return Err(Rejection::NoBalloonStatistics.into());
+        }
+        self.ask(Command::BalloonStatistics, |_| ()).await
     }
 
     /// Makes a snapshot; the answer comes when it is permanent.

@@ -13,8 +13,8 @@ use axum::routing::get;
 use utoipa::OpenApi;
 
 use super::firecracker::{
-    actions, boot_source, drives, entropy, instance_info, logger, machine_config, metrics, mmds, network_interfaces,
-    serial, snapshot, vm, vsock,
+    actions, balloon, boot_source, drives, entropy, instance_info, logger, machine_config, metrics, mmds,
+    network_interfaces, serial, snapshot, vm, vsock,
 };
 use super::instance::Instance;
 use super::v1::{self, dirty_rate, events, info, migration, power, protection, restore, snapshots, stats};
@@ -34,7 +34,8 @@ const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../res
         (name = "cutover", description = "Cutover's own")
     ),
     paths(
-        instance_info::get, instance_info::version, actions::put, boot_source::put, drives::put, drives::patch,
+        instance_info::get, instance_info::version, actions::put, balloon::put, balloon::patch,
+        balloon::get, balloon::patch_statistics, balloon::get_statistics, boot_source::put, drives::put, drives::patch,
         entropy::put, logger::put, machine_config::get, machine_config::put, machine_config::patch, metrics::put,
         mmds::configure, mmds::put, mmds::patch, mmds::get, network_interfaces::put, network_interfaces::patch, serial::put, snapshot::create, snapshot::load, vm::patch,
         vm::config, vsock::put, events::get, info::get, v1::metrics::get, power::put, stats::get, dirty_rate::get,

@@ -235,6 +235,11 @@ impl GuestBuffers {
         parts.collect()
     }
 
+    /// The guest ranges that make up what is left, with their bytes.
+    pub fn guest_ranges(&self) -> impl Iterator<Item = (GuestAddress, usize)> {
+        self.ranges(0, usize::MAX)
+    }
+
     /// The guest ranges that make up `count` bytes from `offset` on, or as much as there is.
     fn ranges(&self, offset: usize, count: usize) -> impl Iterator<Item = (GuestAddress, usize)> {
         let (mut skip, mut left) = (offset, count);

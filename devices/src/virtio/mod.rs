@@ -18,6 +18,7 @@ pub use error::DeviceError;
 pub use notifier::Notifier;
 pub use queue::ServedQueue;
 
+pub mod balloon;
 pub mod block;
 mod buffers;
 mod config_space;
@@ -51,9 +52,13 @@ pub trait VirtioDevice: event_manager::MutEventSubscriber + Send {
     fn device_type(&self) -> u32;
     /// Largest size of each queue, a power of two; its length is the number of queues.
     fn queue_sizes(&self) -> &[u16];
+    /// How many of these queues, the first ones, a driver sets up that accepts `features`.
+    fn queues_with(&self, _features: u64) -> usize {
+        self.queue_sizes().len()
+    }
     /// Feature bits offered beyond [`TRANSPORT_FEATURES`].
     fn features(&self) -> u64;
-    /// The configuration space, which the driver can only read.
+    /// The configuration space.
     fn config(&self) -> ConfigSpace;
     /// Begins to serve `queues`. Called on the event loop's thread, before the device is made a subscriber.
     ///
@@ -67,7 +72,7 @@ pub trait VirtioDevice: event_manager::MutEventSubscriber + Send {
 
 /// What a device gets when it starts.
 pub struct StartedQueues {
-    /// One for each of [`VirtioDevice::queue_sizes`], validated against guest memory.
+    /// One for each of the [queues](VirtioDevice::queues_with) that there are, validated against guest memory.
     pub queues: Vec<ServedQueue>,
     /// Feature bits the driver accepted.
     pub features: u64,
@@ -79,10 +84,10 @@ pub struct StartedQueues {
 }
 
 impl StartedQueues {
-    /// The queues by name.
+    /// The queues by name, of a device that always has all of them.
     ///
     /// # Panics
-    /// If there are not `N`: the transport hands a device as many queues as it has sizes.
+    /// If there are not `N`: the transport hands such a device as many queues as it has sizes.
     fn take_queues<const N: usize>(&mut self) -> [ServedQueue; N] {
         let queues = std::mem::take(&mut self.queues);
         let count = queues.len();

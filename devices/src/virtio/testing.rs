@@ -24,7 +24,7 @@ use crate::guest_event::{Recorded, recorder};
 
 /// Descriptors of every queue of the fake driver.
 pub const QUEUE_SIZE: u16 = 16;
-/// Where tests may put data: above the rings of up to three queues.
+/// Where tests may put data: above the rings of up to four queues.
 pub const DATA: u64 = 0x1_0000;
 /// Guest memory from address 0 on; behind it there is none up to [`HIGH_START`].
 pub const LOW_SIZE: usize = 0x40_0000;
@@ -161,7 +161,12 @@ impl Guest {
 
     /// Sets every queue up, empty.
     pub fn set_queues_up(&mut self) {
-        for index in 0..self.queues.len() {
+        self.set_first_queues_up(self.queues.len());
+    }
+
+    /// Sets the first `count` queues up, empty.
+    pub fn set_first_queues_up(&mut self, count: usize) {
+        for index in 0..count {
             self.queues[index] = DriverQueue::new(index);
             let queue = &self.queues[index];
             let (descriptors, available, used) = (queue.base, queue.available_ring(), queue.used_ring());

@@ -497,6 +497,7 @@ fn spec(bytes: u64) -> VmSpec {
         rng: None,
         vsock: None,
         mmds: None,
+        balloon: None,
         serial: SerialSpec::Null,
     }
 }

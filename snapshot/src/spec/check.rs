@@ -4,14 +4,15 @@ use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 
 use super::{
-    BootSpec, CID_MAX, CID_MIN, CMDLINE_MAX, CPUS_MAX, DEVICES_MAX, DISK_SERIAL_MAX, DiskSpec, ID_MAX, MEMORY_MAX,
-    MEMORY_MIN, MTU_MIN, MemorySpec, MmdsSpec, NAME_MAX, NetSpec, SpecError, TAP_NAME_MAX, TapSpec, UDS_PATH_MAX,
-    VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, CID_MAX, CID_MIN, CMDLINE_MAX, CPUS_MAX, DEVICES_MAX, DISK_SERIAL_MAX, DiskSpec, ID_MAX,
+    MEMORY_MAX, MEMORY_MIN, MTU_MIN, MemorySpec, MmdsSpec, NAME_MAX, NetSpec, SpecError, TAP_NAME_MAX, TapSpec,
+    UDS_PATH_MAX, VmSpec, VsockSpec,
 };
 use crate::size::ByteSize;
 
 const PAGE: ByteSize = ByteSize::from_bytes(4096);
 const HUGE_PAGE: ByteSize = ByteSize::from_mib(2);
+const MIB: ByteSize = ByteSize::from_mib(1);
 
 impl VmSpec {
     /// Whether this describes a VM that some host could build.
@@ -37,6 +38,9 @@ impl VmSpec {
         self.nets.iter().try_for_each(NetSpec::check)?;
         self.vsock.iter().try_for_each(VsockSpec::check)?;
         self.mmds.iter().try_for_each(|mmds| mmds.check(&self.nets))?;
+        self.balloon
+            .iter()
+            .try_for_each(|balloon| balloon.check(&self.memory))?;
         let disk_ids = self.disks.iter().enumerate().map(|(index, disk)| disk.id_at(index));
         let net_ids = self.nets.iter().enumerate().map(|(index, net)| net.id_at(index));
         check_ids("disk", disk_ids)?;
@@ -47,7 +51,7 @@ impl VmSpec {
 
     /// How many virtio devices it has.
     pub fn devices(&self) -> usize {
-        let single = [self.rng.is_some(), self.vsock.is_some()];
+        let single = [self.rng.is_some(), self.vsock.is_some(), self.balloon.is_some()];
         self.disks.len() + self.nets.len() + single.into_iter().filter(|&is_there| is_there).count()
     }
 }
@@ -90,6 +94,18 @@ impl VsockSpec {
         let path = self.uds.as_os_str().as_bytes();
         if !(1..=UDS_PATH_MAX).contains(&path.len()) || path.contains(&0) {
             return Err(SpecError::UdsPath(self.uds.clone()));
+        }
+        Ok(())
+    }
+}
+
+impl BalloonSpec {
+    fn check(&self, memory: &MemorySpec) -> Result<(), SpecError> {
+        if self.amount > memory.size || !self.amount.bytes().is_multiple_of(MIB.bytes()) {
+            return Err(SpecError::BalloonAmount {
+                amount: self.amount,
+                memory: memory.size,
+            });
         }
         Ok(())
     }
@@ -219,6 +235,7 @@ mod tests {
             rng: None,
             vsock: None,
             mmds: None,
+            balloon: None,
             serial: SerialSpec::Stdio,
         }
     }
@@ -249,6 +266,13 @@ mod tests {
         NetSpec {
             tap,
             ..NetSpec::default()
+        }
+    }
+
+    fn balloon(amount: ByteSize) -> BalloonSpec {
+        BalloonSpec {
+            amount,
+            ..BalloonSpec::default()
         }
     }
 
@@ -298,6 +322,9 @@ mod tests {
         for cid in [CID_MIN, CID_MAX] {
             check(|vm| vm.vsock = Some(vsock(cid, &"p".repeat(UDS_PATH_MAX)))).expect("both ends of the addresses");
         }
+        for mib in [0, 512] {
+            check(|vm| vm.balloon = Some(balloon(ByteSize::from_mib(mib)))).expect("none and all of its memory");
+        }
     }
 
     #[test]
@@ -340,6 +367,14 @@ mod tests {
                 format!("vsock: cid: {cid} is out of range: a guest has an address from 3 to 4294967294")
             );
         }
+        for (amount, text) in [(ByteSize::from_mib(513), "513M"), (ByteSize::from_bytes(4096), "4K")] {
+            assert_eq!(
+                refusal(|vm| vm.balloon = Some(balloon(amount))),
+                format!(
+                    "balloon: amount: {text} cannot be asked for: it is a multiple of 1M, at most the guest's memory of 512M"
+                )
+            );
+        }
         for path in [String::new(), "p".repeat(UDS_PATH_MAX + 1)] {
             assert_eq!(
                 refusal(|vm| vm.vsock = Some(vsock(3, &path))),
@@ -355,7 +390,7 @@ mod tests {
                 vm.rng = Some(RngSpec::default());
                 vm.nets = vec![net(TapSpec::Create); 16];
             }),
-            "17 devices (disks, network interfaces, rng, vsock) are too many: a VM has interrupt lines for 16"
+            "17 devices (disks, network interfaces, rng, vsock, balloon) are too many: a VM has interrupt lines for 16"
         );
     }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use cutover_tests::{Guest, HugePages, PAGE_SIZE, Vm};
+use cutover_tests::{Guest, HugePages, PAGE_SIZE, Vm, poll_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -21,7 +21,7 @@ fn ram(vm: &Vm) -> u64 {
 }
 
 /// A value of `/proc/PID/status` of the monitor, in bytes.
-fn status(vm: &Vm, key: &str) -> u64 {
+pub(crate) fn status(vm: &Vm, key: &str) -> u64 {
     let status = fs::read_to_string(vm.monitor().proc("status")).unwrap();
     let line = status
         .lines()
@@ -70,14 +70,19 @@ fn a_guest_larger_than_the_mmio_gap_uses_memory_above_it_and_the_host_allocates_
 }
 
 #[test]
-fn a_guest_on_huge_pages_takes_its_memory_from_the_hosts_pool() {
+fn a_guest_on_huge_pages_takes_its_memory_from_the_hosts_pool_and_gives_back_what_it_reports_as_free() {
     for arguments in [&["--hugepages"][..], &["--hugepages", "--memory-shared"]] {
-        let _pool = HugePages::reserve(64);
-        let vm = Guest::micro().memory("128M").arguments(arguments).boot();
+        let _pool = HugePages::reserve(96);
+        let guest = Guest::micro().memory("192M").arguments(arguments);
+        let vm = guest.arguments(["--balloon", "reporting"]).boot();
         vm.check("head -c 16m /dev/urandom > /tmp/a && cp /tmp/a /tmp/b && cmp /tmp/a /tmp/b");
         let (huge, small) = (status(&vm, "HugetlbPages"), status(&vm, "VmRSS"));
         assert!(huge >= 32 * MIB, "{arguments:?}: {huge} bytes of huge pages in use");
         assert!(small < 16 * MIB, "{arguments:?}: {small} bytes of small pages in use");
+        vm.check("rm /tmp/a /tmp/b");
+        poll_until("what is free in the guest is in the pool again", || {
+            (status(&vm, "HugetlbPages") + 16 * MIB < huge).then_some(())
+        });
     }
 }
 

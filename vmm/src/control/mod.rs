@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
+use cutover_devices::virtio::balloon::Statistics as BalloonStatistics;
 use cutover_snapshot::spec::MacAddr;
 
 use crate::Error;
-use crate::device_manager::{DiskUpdate, NetUpdate};
+use crate::device_manager::{BalloonUpdate, DiskUpdate, NetUpdate};
 use crate::dirty::DirtyRate;
 use crate::lifecycle::{Refusal, Request, State};
 use crate::migration::{MigrateRequest, MigrationProgress, MigrationReport};
@@ -54,6 +55,15 @@ pub enum Command {
         /// Where the answer goes.
         reply: Reply<()>,
     },
+    /// Another amount of memory, or another interval, for the balloon.
+    UpdateBalloon {
+        /// What is to be changed.
+        update: BalloonUpdate,
+        /// Where the answer goes.
+        reply: Reply<()>,
+    },
+    /// How the balloon does.
+    BalloonStatistics(Reply<BalloonStatistics>),
     /// A snapshot.
     Snapshot {
         /// Which.
@@ -121,6 +131,7 @@ impl Command {
             Self::Lifecycle(_, reply)
             | Self::UpdateDisk { reply, .. }
             | Self::UpdateNet { reply, .. }
+            | Self::UpdateBalloon { reply, .. }
             | Self::CancelSnapshot(reply)
             | Self::CancelMigration(reply)
             | Self::Protection(_, reply) => reply.send(Err(refusal.into())),
@@ -134,6 +145,7 @@ impl Command {
             Self::RestoreProgress(reply) => reply.send(Err(refusal.into())),
             Self::State(reply) => reply.send(Err(refusal.into())),
             Self::Stats(reply) => reply.send(Err(refusal.into())),
+            Self::BalloonStatistics(reply) => reply.send(Err(refusal.into())),
             Self::DirtyRate(reply) => reply.send(Err(refusal.into())),
         }
     }
@@ -261,6 +273,23 @@ impl Controller {
     /// There is no such interface, or the VM is not [managed](crate::Options::managed).
     pub fn update_net(&self, id: String, update: NetUpdate) -> Result<(), Error> {
         self.ask(|reply| Command::UpdateNet { id, update, reply })
+    }
+
+    /// Changes what the balloon is asked for.
+    ///
+    /// # Errors
+    /// There is no balloon, the guest has less memory than that, statistics would be switched on or off, or the VM is not
+    /// [managed](crate::Options::managed).
+    pub fn update_balloon(&self, update: BalloonUpdate) -> Result<(), Error> {
+        self.ask(|reply| Command::UpdateBalloon { update, reply })
+    }
+
+    /// How the balloon does.
+    ///
+    /// # Errors
+    /// There is none, or the VM has ended.
+    pub fn balloon_statistics(&self) -> Result<BalloonStatistics, Error> {
+        self.ask(Command::BalloonStatistics)
     }
 
     /// Makes a snapshot while the guest goes on; returns when it is permanent.

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use cutover_migration::pages::PageBits;
 use cutover_migration::vm::ArrivingMemory;
 use cutover_snapshot::manifest::{Draft, MemoryRegion};
-use cutover_snapshot::spec::{DiskIo, DiskSpec, RateLimiterSpec, RngSpec, SerialSpec, VsockSpec};
+use cutover_snapshot::size::ByteSize;
+use cutover_snapshot::spec::{BalloonSpec, DiskIo, DiskSpec, RateLimiterSpec, RngSpec, SerialSpec, VsockSpec};
 use cutover_snapshot::state_file::{self, StateFile};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -181,6 +182,12 @@ fn with_devices(kernel: &std::path::Path, dir: &TempDir) -> VmSpec {
         cid: 3,
         uds: dir.path().join("v.sock"),
     });
+    spec.balloon = Some(BalloonSpec {
+        amount: ByteSize::from_mib(8),
+        deflate_on_oom: true,
+        stats_interval_s: 1,
+        free_page_reporting: true,
+    });
     spec.serial = SerialSpec::File(dir.path().join("console"));
     spec
 }
@@ -194,7 +201,7 @@ fn each_device_has_a_section_under_its_name() {
     let spec = with_devices(kernel.path(), &dir);
     let (machine, state, _) = saved(&spec);
     let names: Vec<_> = state.devices.virtio.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["disk/data", "rng", "vsock"]);
+    assert_eq!(names, ["disk/data", "rng", "vsock", "balloon"]);
     let memory = copy_of(machine.memory(), &spec);
     // A disk has one user at a time.
     drop(machine);

@@ -285,6 +285,9 @@ impl DestinationVm for Incoming {
         // KVM has touched some pages by now, and nobody does before the guest runs.
         let arriving = missing.map(|missing| Arriving::start(machine.memory(), &missing));
         let arriving = arriving.transpose()?.map(Arc::new);
+        if let Some(arriving) = &arriving {
+            arriving.keep(machine.devices.keep_memory());
+        }
         self.stage = Stage::Loaded(Loaded {
             machine: Box::new(machine),
             runs: moment.runs,

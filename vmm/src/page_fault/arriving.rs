@@ -33,6 +33,7 @@ use super::space::{Area, Backing, Space, discard};
 use super::uffd::{Mode, Uffd};
 use crate::Error;
 use crate::dirty::{Layout, PAGE_SIZE, PageRange, PageSet};
+use crate::reclaim::Kept;
 
 /// Pages of a block: with one that somebody waits for, the rest of its block is seen to too.
 const BLOCK_PAGES: u64 = 16;
@@ -60,6 +61,8 @@ struct Requests {
     untouched: PageSet,
     /// Whether all is there.
     complete: bool,
+    /// Has nothing be discarded that is there, until then.
+    kept: Option<Kept>,
 }
 
 /// Whether memory as `spec` has it could be that of a guest that runs before all of it is there.
@@ -106,10 +109,17 @@ impl Arriving {
                 untouched,
                 asked: PageSet::empty(&faults.space.layout),
                 complete: false,
+                kept: None,
             }),
             ended: Condvar::new(),
             faults,
         })
+    }
+
+    /// Has memory be `kept` until all is there.
+    pub fn keep(&self, kept: Kept) {
+        let mut requests = self.requests();
+        requests.kept = Some(kept).filter(|_| !requests.complete);
     }
 
     /// How much is there, of all memory.
@@ -254,7 +264,9 @@ impl ArrivingMemory for Arriving {
             self.end("that host says that it has sent all");
         }
         self.faults.hand_back();
-        self.requests().complete = true;
+        let mut requests = self.requests();
+        (requests.complete, requests.kept) = (true, None);
+        drop(requests);
         self.ended.notify_all();
     }
 
@@ -276,7 +288,7 @@ fn drop_stale(space: &Space, expected: &PageSet) -> io::Result<PageSet> {
     let mut dropped = PageSet::full(&space.layout);
     dropped.subtract(&kept);
     for range in dropped.ranges() {
-        discard(space.area(range), space.backing)?;
+        discard(space.area(range), space.backing == Backing::Shared)?;
     }
     Ok(dropped)
 }

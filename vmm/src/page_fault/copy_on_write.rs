@@ -27,6 +27,7 @@ use super::space::{Space, populate};
 use super::uffd::Mode;
 use crate::Error;
 use crate::dirty::{PAGE_SIZE, PageRange, PageSet};
+use crate::reclaim::Kept;
 
 /// Pages that are saved early, for writes, before a writer waits for the copier: 8 MiB. As many may be on their way into
 /// the image at the same time.
@@ -50,6 +51,8 @@ pub struct CopyOnWrite {
     shared: Arc<Shared>,
     /// Until it is joined.
     thread: Option<JoinHandle<()>>,
+    /// Has nothing be discarded before it is copied, and no protection be lost with it.
+    kept: Option<Kept>,
 }
 
 struct Shared {
@@ -113,7 +116,14 @@ impl CopyOnWrite {
         Ok(Self {
             shared,
             thread: Some(thread),
+            kept: None,
         })
+    }
+
+    /// The same, that has memory be `kept` as long as it lives.
+    pub fn keeping(mut self, kept: Kept) -> Self {
+        self.kept = Some(kept);
+        self
     }
 
     /// Protects `pages` ahead of [`freeze`](Self::freeze), which has less to do then. The guest may run: a page that is

@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use cutover_devices::{GuestMemory, OnThread};
@@ -27,6 +27,7 @@ use super::uffd::{Mode, Uffd};
 use super::untouched::PageMap;
 use crate::Error;
 use crate::dirty::PAGE_SIZE;
+use crate::reclaim::Kept;
 
 /// Bytes of the pages of [`Backing::HugePages`].
 const HUGE_PAGE: u64 = 2 << 20;
@@ -48,6 +49,8 @@ pub struct ExternalMemory {
     stop: Arc<Stop>,
     /// Until it is joined.
     thread: Option<JoinHandle<()>>,
+    /// Has nothing be discarded: the handler is not told of that, and brings what was there before.
+    kept: OnceLock<Kept>,
 }
 
 impl ExternalMemory {
@@ -82,7 +85,14 @@ impl ExternalMemory {
         Ok(Self {
             stop,
             thread: Some(thread),
+            kept: OnceLock::new(),
         })
+    }
+
+    /// Has memory be `kept` as long as this lives.
+    pub fn keep(&self, kept: Kept) {
+        // Who has it kept already has it kept.
+        let _ = self.kept.set(kept);
     }
 }
 

@@ -33,6 +33,7 @@ use super::space::Space;
 use super::uffd::Mode;
 use crate::Error;
 use crate::dirty::{Layout, PAGE_SIZE, PageRange, PageSet};
+use crate::reclaim::Kept;
 
 /// Pages that are put for one fault, those around it, once the guest has come to life: who touches one page mostly touches
 /// another one there. Before, it gets the page alone, if that can be read alone: of those around it, it wants one in six,
@@ -106,6 +107,8 @@ struct Filling {
     prefetching: usize,
     /// Called when all is there.
     done: Option<Box<dyn FnOnce() + Send>>,
+    /// Has nothing be discarded that is there, until then.
+    kept: Option<Kept>,
     stage: Stage,
 }
 
@@ -176,6 +179,7 @@ impl LazyMemory {
                 cursor: 0,
                 prefetching: workers,
                 done: Some(Box::new(done)),
+                kept: None,
                 stage: Stage::Filling,
             }),
             is_in_use: AtomicBool::new(false),
@@ -212,6 +216,12 @@ impl LazyMemory {
         })?;
         self.threads.push(thread);
         Ok(())
+    }
+
+    /// Has memory be `kept` until all is there.
+    pub fn keep(&self, kept: Kept) {
+        let mut filling = self.shared.filling();
+        filling.kept = Some(kept).filter(|_| filling.stage == Stage::Filling);
     }
 
     /// How much is there.
@@ -414,6 +424,7 @@ impl Shared {
         let done = filling.done.take();
         if stage == Stage::Complete {
             self.faults.hand_back();
+            filling.kept = None;
             drop(filling);
             done.into_iter().for_each(|done| done());
         }

@@ -41,15 +41,15 @@ impl Area {
     }
 }
 
-/// Has the pages of `area`, of memory with `backing`, be as if nobody had touched them.
+/// Has the pages of `area`, of memory that is mapped shared or private, be as if nobody had touched them.
 ///
 /// # Errors
-/// The kernel refused.
-pub fn discard(area: Area, backing: Backing) -> io::Result<()> {
-    let advice = match backing {
-        Backing::Anonymous => libc::MADV_DONTNEED,
+/// The kernel refused, as it does for private huge pages before 5.18.
+pub fn discard(area: Area, shared: bool) -> io::Result<()> {
+    let advice = match shared {
+        false => libc::MADV_DONTNEED,
         // Those of the file, not only of this mapping.
-        Backing::Shared | Backing::HugePages => libc::MADV_REMOVE,
+        true => libc::MADV_REMOVE,
     };
     // SAFETY: the area is of guest memory, which Rust holds no reference to; nobody but the guest minds its content.
     let result = unsafe { libc::madvise(area.start_pointer(), area.len(), advice) };

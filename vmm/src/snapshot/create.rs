@@ -30,6 +30,7 @@ use crate::Error;
 use crate::dirty::{PAGE_SIZE, PageSet, Taken};
 use crate::machine::Machine;
 use crate::page_fault::{self, CopyOnWrite, Unavailable};
+use crate::reclaim::Kept;
 use crate::state::MachineState;
 
 /// Most rounds of protecting, while the guest runs, what it wrote during the round before.
@@ -52,6 +53,8 @@ pub struct Inputs {
     pub chain: Option<Chain>,
     /// What still fills memory and disks, if the VM was restored.
     pub filling: Filling,
+    /// Has nothing of memory be discarded.
+    pub kept: Kept,
     /// What the page-fault thread calls first.
     pub on_fault_thread: OnThread,
     /// What threads that copy call first.
@@ -111,6 +114,7 @@ impl Inputs {
             self.base.disks.settle(|id| output.takes_whole_disk(id));
         }
         let protection = CopyOnWrite::arm(&self.memory, self.on_fault_thread.clone());
+        let protection = protection.map(|protection| protection.keeping(self.kept.clone()));
         let first = self.base.memory.take()?;
         let mut pages = (*first).clone();
         if self.request.kind == Kind::Full {

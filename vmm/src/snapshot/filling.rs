@@ -8,6 +8,7 @@ use super::disks::{DiskFilling, WhenFilled};
 use super::request::SnapshotProgress;
 use crate::events::{EventKind, EventLog};
 use crate::page_fault::{Arriving, ExternalMemory, LazyMemory, end_process, with_sources};
+use crate::reclaim::Kept;
 
 /// See the module. What is dropped, with all clones, before it is complete is filled no further.
 #[derive(Clone, Default)]
@@ -43,6 +44,16 @@ impl Filling {
         }
         if let Some(disks) = &self.disks {
             disks.wait(wanted);
+        }
+    }
+
+    /// Has nothing of memory be discarded while somebody fills it: who wants to know where it is gives `keep`.
+    pub fn keep(&self, keep: impl Fn() -> Kept) {
+        if let Some(memory) = &self.memory {
+            memory.keep(keep());
+        }
+        if let Some(memory) = &self.external {
+            memory.keep(keep());
         }
     }
 

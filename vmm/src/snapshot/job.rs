@@ -246,6 +246,7 @@ impl Snapshots {
             base,
             chain: None,
             filling: self.filling.clone(),
+            kept: context.machine.devices.keep_memory(),
             on_fault_thread: confined(context.options, ThreadKind::PageFault),
             on_copy_thread: confined(context.options, ThreadKind::Snapshot),
             started: Instant::now(),

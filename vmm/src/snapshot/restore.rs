@@ -86,6 +86,7 @@ pub fn restore(request: &RestoreRequest, options: &Options, mailbox: &Arc<Mailbo
     let built = disks.as_ref().map_or_else(|| spec.clone(), |disks| disks.spec(&spec));
     let reserved = Reserved::create(&built, memory, DiskLocks::Taken, options, mailbox)?;
     let machine = reserved.load(&state, state.vm.passed_ns(request.clock))?;
+    filling.keep(|| machine.devices.keep_memory());
     machine.renew_generation()?;
     if let Some(disks) = disks {
         let on_thread = confined(options, ThreadKind::Snapshot);

@@ -55,7 +55,7 @@ impl DevicesState {
     pub fn read(spec: &VmSpec, from: &State) -> Result<Self, Error> {
         let disks = spec.disks.iter().enumerate().map(|(index, disk)| disk.id_at(index));
         let nets = || spec.nets.iter().enumerate().map(|(index, net)| net.id_at(index));
-        let virtio = sections(disks, nets(), spec.rng.is_some(), spec.vsock.is_some()).map(|name| {
+        let virtio = sections(disks, nets(), SingleDevices::of(spec)).map(|name| {
             let state = from.read(&name)?;
             Ok((name, state))
         });
@@ -79,6 +79,28 @@ impl DevicesState {
     }
 }
 
+/// Which devices there are of those of which a VM has one or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SingleDevices {
+    /// The entropy device.
+    pub rng: bool,
+    /// The socket device.
+    pub vsock: bool,
+    /// The balloon.
+    pub balloon: bool,
+}
+
+impl SingleDevices {
+    /// Those of `spec`.
+    pub fn of(spec: &VmSpec) -> Self {
+        Self {
+            rng: spec.rng.is_some(),
+            vsock: spec.vsock.is_some(),
+            balloon: spec.balloon.is_some(),
+        }
+    }
+}
+
 /// Name of the section with the addresses of the guest behind network interface `id`.
 pub fn addresses_section(id: &str) -> String {
     format!("addresses/{id}")
@@ -88,14 +110,17 @@ pub fn addresses_section(id: &str) -> String {
 pub fn sections(
     disks: impl Iterator<Item = String>,
     nets: impl Iterator<Item = String>,
-    rng: bool,
-    vsock: bool,
+    single: SingleDevices,
 ) -> impl Iterator<Item = String> {
     let disks = disks.map(|id| format!("disk/{id}"));
     let nets = nets.map(|id| format!("net/{id}"));
-    let single = [("rng", rng), ("vsock", vsock)]
-        .into_iter()
-        .filter(|&(_, is_there)| is_there);
+    let single = [
+        ("rng", single.rng),
+        ("vsock", single.vsock),
+        ("balloon", single.balloon),
+    ]
+    .into_iter()
+    .filter(|&(_, is_there)| is_there);
     let single = single.map(|(name, _)| name.to_owned());
     disks.chain(nets).chain(single)
 }

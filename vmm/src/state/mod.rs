@@ -29,7 +29,7 @@ use crate::Error;
 use crate::kvm::KvmVm;
 
 pub use self::cpu_needs::{check as check_cpu, of as cpu_needs};
-pub use self::devices::{DevicesState, addresses_section, sections as device_sections};
+pub use self::devices::{DevicesState, SingleDevices, addresses_section, sections as device_sections};
 pub use self::vcpu::{Inventory, VcpuState};
 pub use self::vm::VmState;
 

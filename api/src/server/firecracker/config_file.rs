@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::balloon::BalloonDevice;
 use super::boot_source::BootSource;
 use super::drives::Drive;
 use super::entropy::EntropyDevice;
@@ -41,6 +42,9 @@ pub struct FullConfiguration {
     /// The metadata service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mmds_config: Option<MmdsConfig>,
+    /// The balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonDevice>,
     /// The log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<LoggerConfiguration>,
@@ -48,10 +52,6 @@ pub struct FullConfiguration {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<MetricsConfiguration>,
     /// Not supported, as what follows; read so that it can be refused by name.
-    #[serde(default, skip_serializing)]
-    #[schema(ignore)]
-    pub balloon: Option<Value>,
-    /// Not supported.
     #[serde(default, skip_serializing)]
     #[schema(ignore)]
     pub cpu_config: Option<Value>,
@@ -70,7 +70,6 @@ impl TryFrom<FullConfiguration> for Vec<Change> {
 
     fn try_from(file: FullConfiguration) -> Result<Self, Rejection> {
         for (is_given, subject) in [
-            (file.balloon.is_some(), "balloon"),
             (file.cpu_config.is_some(), "cpu-config"),
             (file.memory_hotplug.is_some(), "memory-hotplug"),
             (!file.pmem.is_empty(), "pmem"),
@@ -89,6 +88,7 @@ impl TryFrom<FullConfiguration> for Vec<Change> {
         changes.extend(file.entropy.map(Change::Entropy));
         changes.extend(file.vsock.map(Change::Vsock));
         changes.extend(file.mmds_config.map(Change::Mmds));
+        changes.extend(file.balloon.map(Change::Balloon));
         Ok(changes)
     }
 }
@@ -103,6 +103,7 @@ impl From<Configuration> for FullConfiguration {
             entropy: configuration.entropy,
             vsock: configuration.vsock,
             mmds_config: configuration.mmds,
+            balloon: configuration.balloon,
             logger: configuration.logger,
             metrics: configuration.metrics,
             ..Self::default()
@@ -124,7 +125,7 @@ mod tests {
         }],
         "machine-config": { "vcpu_count": 2, "mem_size_mib": 1024, "smt": false, "track_dirty_pages": false, "huge_pages": "None" },
         "cpu-config": null,
-        "balloon": null,
+        "balloon": { "amount_mib": 64, "deflate_on_oom": true, "stats_polling_interval_s": 1 },
         "network-interfaces": [{
             "iface_id": "eth0", "guest_mac": "06:00:c0:a8:00:02", "host_dev_name": "tap0",
             "rx_rate_limiter": null, "tx_rate_limiter": null
@@ -163,7 +164,6 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
         for (field, name) in [
-            (r#""balloon":{"amount_mib":1}"#, "balloon"),
             (r#""cpu-config":"template.json""#, "cpu-config"),
             (r#""memory-hotplug":{}"#, "memory-hotplug"),
             (r#""pmem":[{}]"#, "pmem"),

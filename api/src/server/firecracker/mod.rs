@@ -11,6 +11,7 @@ use axum::routing::{get, patch, put};
 use super::instance::Instance;
 
 pub mod actions;
+pub mod balloon;
 pub mod boot_source;
 pub mod config_file;
 pub mod drives;
@@ -38,6 +39,11 @@ pub fn routes() -> Router<Arc<Instance>> {
     Router::new()
         .route("/", get(instance_info::get))
         .route("/actions", put(actions::put))
+        .route("/balloon", get(balloon::get).put(balloon::put).patch(balloon::patch))
+        .route(
+            "/balloon/statistics",
+            get(balloon::get_statistics).patch(balloon::patch_statistics),
+        )
         .route("/boot-source", put(boot_source::put))
         .route("/drives/{drive_id}", put(drives::put).patch(drives::patch))
         .route("/entropy", put(entropy::put))

@@ -75,6 +75,14 @@ pub enum Rejection {
     /// No such interface.
     #[error("there is no network interface {0:?}")]
     NoInterface(String),
+    /// No balloon.
+    #[error("the VM has no balloon")]
+    NoBalloon,
+    /// The guest tells nothing.
+    #[error(
+        "there are no statistics: the balloon has stats_polling_interval_s 0, which cannot be changed after the start"
+    )]
+    NoBalloonStatistics,
     /// Exactly one of the two says where the memory is.
     #[error("exactly one of mem_backend and mem_file_path is needed")]
     MemoryBackend,

@@ -15,6 +15,7 @@ use cutover_snapshot::spec::{
     BootProtocol, BootSpec, DEVICES_MAX, ID_MAX, MmdsSpec, RngSpec, SerialSpec, SpecError, VmSpec,
 };
 
+use super::balloon::BalloonDevice;
 use super::boot_source::BootSource;
 use super::drives::Drive;
 use super::entropy::EntropyDevice;
@@ -44,6 +45,8 @@ pub struct Configuration {
     pub vsock: Option<VsockDevice>,
     /// The metadata service.
     pub mmds: Option<MmdsConfig>,
+    /// The balloon.
+    pub balloon: Option<BalloonDevice>,
     /// Where the serial console goes.
     pub serial: SerialSpec,
     /// What was last said about the log.
@@ -71,6 +74,8 @@ pub enum Change {
     Vsock(VsockDevice),
     /// `PUT /mmds/config`.
     Mmds(MmdsConfig),
+    /// `PUT /balloon`.
+    Balloon(BalloonDevice),
     /// `PUT /serial`.
     Serial(SerialDevice),
     /// `PUT /logger`.
@@ -90,6 +95,7 @@ impl Change {
             Self::Entropy(_) => "the entropy device",
             Self::Vsock(_) => "the vsock device",
             Self::Mmds(_) => "the metadata service",
+            Self::Balloon(_) => "the balloon",
             Self::Serial(_) => "the serial console",
             Self::Logger(_) => "the log",
             Self::Metrics(_) => "the metrics file",
@@ -225,6 +231,15 @@ impl Setup {
         drive.ok_or_else(|| Rejection::NoDrive(id.to_owned()))
     }
 
+    /// The balloon of the started VM.
+    ///
+    /// # Errors
+    /// The VM has not been started, or has none.
+    pub fn balloon(&mut self) -> Result<&mut BalloonDevice, Rejection> {
+        self.check(Needs::Started)?;
+        self.configuration.balloon.as_mut().ok_or(Rejection::NoBalloon)
+    }
+
     /// A network interface of the started VM.
     ///
     /// # Errors
@@ -265,6 +280,14 @@ impl Configuration {
                 Ok(())
             }
             Change::Mmds(config) => self.put_mmds(config),
+            Change::Balloon(device) => {
+                device.check()?;
+                if self.balloon.is_none() {
+                    self.check_room()?;
+                }
+                self.balloon = Some(device);
+                Ok(())
+            }
             Change::Serial(device) => {
                 device.check()?;
                 self.serial = device.spec();
@@ -351,7 +374,8 @@ impl Configuration {
 
     /// Whether one more device fits.
     fn check_room(&self) -> Result<(), Rejection> {
-        let single = usize::from(self.entropy.is_some()) + usize::from(self.vsock.is_some());
+        let single = [self.entropy.is_some(), self.vsock.is_some(), self.balloon.is_some()];
+        let single = single.into_iter().filter(|&is_there| is_there).count();
         let devices = self.drives.len() + self.network_interfaces.len() + single;
         if devices == DEVICES_MAX {
             return Err(SpecError::Devices(devices + 1).into());
@@ -369,6 +393,7 @@ impl Configuration {
             (self.entropy.is_some(), "the entropy device"),
             (self.vsock.is_some(), "the vsock device"),
             (self.mmds.is_some(), "the metadata service"),
+            (self.balloon.is_some(), "the balloon"),
         ]
         .into_iter()
         .find_map(|(is_described, subject)| is_described.then_some(subject))
@@ -416,6 +441,7 @@ impl Configuration {
             rng: self.entropy.map(RngSpec::from),
             vsock: self.vsock.as_ref().map(VsockDevice::spec),
             mmds: self.mmds.as_ref().map(MmdsSpec::from),
+            balloon: self.balloon.as_ref().map(BalloonDevice::spec),
             serial: self.serial.clone(),
         })
     }
@@ -450,6 +476,7 @@ impl From<&VmSpec> for Configuration {
             entropy: spec.rng.map(EntropyDevice::from),
             vsock: spec.vsock.as_ref().map(VsockDevice::from),
             mmds: MmdsConfig::of(spec),
+            balloon: spec.balloon.as_ref().map(BalloonDevice::from),
             serial: spec.serial.clone(),
             logger: None,
             metrics: None,

@@ -2,7 +2,7 @@
 
 /// Beginnings of paths, and what they are about.
 const PATHS: [(&str, &str); 4] = [
-    ("/balloon", "balloon devices"),
+    ("/balloon/hinting", "free page hinting: only reporting"),
     ("/cpu-config", "CPU configurations"),
     ("/hotplug", "memory hotplug"),
     ("/pmem", "pmem devices"),
@@ -26,9 +26,10 @@ mod tests {
         for (path, about) in [
             ("/pmem", Some("pmem devices")),
             ("/hotplug/memory", Some("memory hotplug")),
-            ("/balloon/hinting/start", Some("balloon devices")),
+            ("/balloon/hinting/start", Some("free page hinting: only reporting")),
             ("/pmemx", None),
             ("/drives/pmem", None),
+            ("/balloon", None),
         ] {
             assert_eq!(feature(path), about, "{path}");
         }

@@ -10,12 +10,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cutover_devices::listener::Listener;
+use cutover_devices::virtio::balloon::Statistics;
 use cutover_migration::status::Phase;
 use cutover_snapshot::spec::VmSpec;
 use cutover_vmm::dirty::DirtyRate;
 use cutover_vmm::migration::{MigrateRequest, MigrationProgress, MigrationReport};
 use cutover_vmm::snapshot::{Kind, Method, SnapshotProgress, SnapshotReport, SnapshotRequest};
-use cutover_vmm::{Command, DiskUpdate, Error, EventLog, NetUpdate, Refusal, Reply, State};
+use cutover_vmm::{BalloonUpdate, Command, DiskUpdate, Error, EventLog, NetUpdate, Refusal, Reply, State};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -43,6 +44,7 @@ pub struct Told {
     pub state: Option<State>,
     pub disks: HashMap<String, DiskUpdate>,
     pub nets: HashMap<String, NetUpdate>,
+    pub balloon: Option<BalloonUpdate>,
     /// What a snapshot was asked for with, and whoever waits for it.
     pub snapshot: Option<(SnapshotRequest, Reply<SnapshotReport>)>,
     /// The same of a migration.
@@ -289,6 +291,15 @@ fn serve(told: &mut Told, command: Command) {
             told.nets.insert(id, update);
             reply.send(Ok(()));
         }
+        Command::UpdateBalloon { update, reply } => {
+            told.balloon = Some(update);
+            reply.send(Ok(()));
+        }
+        Command::BalloonStatistics(reply) => reply.send(Ok(Statistics {
+            target_pages: 512,
+            actual_pages: 256,
+            ..Statistics::default()
+        })),
         Command::Stats(reply) => reply.send(Ok(testing::stats(7))),
         Command::DirtyRate(reply) => reply.send(Ok(DirtyRate {
             pages: 300,

@@ -77,7 +77,7 @@ fn paths_and_methods_that_are_not_there_are_refused_as_json() {
         ("PUT", "/drives/a/b", "there is nothing at /drives/a/b"),
         ("GET", "/v1/nothing", "there is nothing at /v1/nothing"),
         ("GET", "/pmem", "not supported: pmem devices"),
-        ("PUT", "/balloon", "not supported: balloon devices"),
+        ("PATCH", "/balloon/hinting/start", "not supported: free page hinting"),
         ("PUT", "/drives/%ff", "the id in the path is not text"),
     ] {
         let fault = fake.refused(method, path, "");

@@ -1,6 +1,7 @@
 //! Requests in the order in which clients send them, and out of order.
 
-use cutover_vmm::{Error, Refusal};
+use cutover_snapshot::size::ByteSize;
+use cutover_vmm::{BalloonUpdate, Error, Refusal};
 use serde_json::json;
 use utoipa::OpenApi;
 
@@ -312,4 +313,44 @@ fn every_operation_of_the_document_is_served() {
         }
     }
     assert!(operations > 20, "{operations}");
+}
+
+#[test]
+fn a_balloon_is_asked_for_other_amounts_and_tells_what_it_has() {
+    let fake = Fake::new();
+    let refused = |method: &str, path: &str, body: &str, reason: &str| {
+        let fault = fake.refused(method, path, body);
+        assert!(fault.contains(reason), "{method} {path} {body}: {fault}");
+    };
+    refused("GET", "/balloon", "", "no balloon");
+    let body = r#"{"amount_mib":1,"deflate_on_oom":true,"stats_polling_interval_s":5}"#;
+    fake.done("PUT", "/balloon", body);
+    refused("PATCH", "/balloon", r#"{"amount_mib":2}"#, "not been started");
+    refused("GET", "/balloon/statistics", "", "not been started");
+    fake.start();
+    refused("PUT", "/balloon", body, "cannot be configured any more");
+    fake.done("PATCH", "/balloon", r#"{"amount_mib":2}"#);
+    let asked = BalloonUpdate {
+        amount: Some(ByteSize::from_mib(2)),
+        stats_interval_s: None,
+    };
+    assert_eq!(fake.told.lock().unwrap().balloon, Some(asked));
+    fake.done("PATCH", "/balloon/statistics", r#"{"stats_polling_interval_s":1}"#);
+    let balloon = json!({
+        "amount_mib": 2, "deflate_on_oom": true, "stats_polling_interval_s": 1, "free_page_reporting": false,
+        "free_page_hinting": false
+    });
+    assert_eq!(fake.get("/balloon"), balloon);
+    assert_eq!(fake.get("/vm/config")["balloon"], balloon);
+    let told = json!({ "target_pages": 512, "actual_pages": 256, "target_mib": 2, "actual_mib": 1 });
+    assert_eq!(fake.get("/balloon/statistics"), told);
+}
+
+#[test]
+fn a_balloon_without_statistics_tells_none() {
+    let fake = Fake::new();
+    fake.done("PUT", "/balloon", r#"{"amount_mib":1,"deflate_on_oom":true}"#);
+    fake.start();
+    let fault = fake.refused("GET", "/balloon/statistics", "");
+    assert!(fault.contains("stats_polling_interval_s"), "{fault}");
 }

@@ -148,6 +148,7 @@ impl From<EventKind> for EventKindV1 {
             EventKind::OperationForced { state } => Self::OperationForced { state: state.into() },
             EventKind::DriveUpdated { drive } => Self::DriveUpdated { drive },
             EventKind::NetworkInterfaceUpdated { interface } => Self::NetworkInterfaceUpdated { interface },
+            EventKind::BalloonUpdated => Self::BalloonUpdated,
             EventKind::SnapshotStarted { path } => Self::SnapshotStarted {
                 path: path.display().to_string(),
             },

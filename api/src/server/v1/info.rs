@@ -8,7 +8,7 @@ use axum::response::Response;
 use cutover_snapshot::spec::{DiskSpec, NetSpec, SerialSpec, TapSpec, VmSpec};
 use cutover_vmm::State;
 
-use super::types::{DiskInfoV1, InfoV1, NetInfoV1, SerialInfoV1, StateV1, VsockInfoV1};
+use super::types::{BalloonInfoV1, DiskInfoV1, InfoV1, NetInfoV1, SerialInfoV1, StateV1, VsockInfoV1};
 use crate::server::http::{Failure, Refused, json};
 use crate::server::instance::Instance;
 
@@ -48,6 +48,10 @@ fn info(id: &str, state: StateV1, spec: &VmSpec, last_event: u64) -> InfoV1 {
         vsock: spec.vsock.as_ref().map(|vsock| VsockInfoV1 {
             cid: vsock.cid,
             uds: text(&vsock.uds),
+        }),
+        balloon: spec.balloon.as_ref().map(|balloon| BalloonInfoV1 {
+            amount_bytes: balloon.amount.bytes(),
+            free_page_reporting: balloon.free_page_reporting,
         }),
         serial: match &spec.serial {
             SerialSpec::Stdio => SerialInfoV1::Stdio,

@@ -96,6 +96,9 @@ pub struct InfoV1 {
     /// The vsock device, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockInfoV1>,
+    /// The balloon, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonInfoV1>,
     /// Where the guest's serial port goes.
     pub serial: SerialInfoV1,
     /// Number of the newest event, 0 before the first: who follows the events from there misses nothing.
@@ -133,6 +136,15 @@ pub struct VsockInfoV1 {
     pub cid: u32,
     /// Unix socket for connections to the guest; those of the guest go to it with `_PORT` appended.
     pub uds: String,
+}
+
+/// The balloon, as `GET /v1/info` tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BalloonInfoV1 {
+    /// How much memory the guest is asked for.
+    pub amount_bytes: u64,
+    /// Whether it also gives back what it does not use, without being asked.
+    pub free_page_reporting: bool,
 }
 
 /// Where the guest's serial port goes.
@@ -353,6 +365,8 @@ pub enum EventKindV1 {
         /// Id of the interface.
         interface: String,
     },
+    /// The balloon is asked for another amount of memory, or for statistics at another interval.
+    BalloonUpdated,
     /// A snapshot is being made.
     SnapshotStarted {
         /// Where it goes: its directory, or the file with its state.

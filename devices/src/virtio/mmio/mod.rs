@@ -285,6 +285,7 @@ impl MmioTransport {
     fn reset(&mut self) {
         self.stop_service();
         self.notifier.reset();
+        self.config.forget();
         self.status = 0;
         self.accepted_features = 0;
         self.device_features_select = 0;
@@ -300,6 +301,7 @@ impl MmioTransport {
         let queues: Result<Vec<_>, _> = self
             .queues
             .iter()
+            .take(self.queues_with(self.accepted_features))
             .enumerate()
             .map(|(index, setup)| {
                 setup
@@ -311,6 +313,11 @@ impl MmioTransport {
             Ok(queues) => self.start_service(queues, false),
             Err(error) => self.notifier.fail(error),
         }
+    }
+
+    /// How many queues there are with `features`, the first ones of all.
+    fn queues_with(&self, features: u64) -> usize {
+        lock(&self.device).queues_with(features).min(self.queues.len())
     }
 
     fn start_service(&mut self, queues: Vec<Queue>, go_on: bool) {
@@ -380,10 +387,14 @@ impl BusDevice for MmioTransport {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if let Access::Register(register) = Access::of(offset, data.len())
-            && let Ok(value) = data.try_into()
-        {
-            self.write_register(register, u32::from_le_bytes(value));
+        match Access::of(offset, data.len()) {
+            Access::Register(register) => {
+                if let Ok(value) = data.try_into() {
+                    self.write_register(register, u32::from_le_bytes(value));
+                }
+            }
+            Access::Config(start) => self.config.write(start, data),
+            Access::Invalid => {}
         }
     }
 }

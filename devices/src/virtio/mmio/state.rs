@@ -157,7 +157,7 @@ impl MmioTransport {
         self.driver_features_select = state.driver_features_select;
         self.queue_select = state.queue_select;
         self.notifier.restore(state.interrupt_status, state.needs_reset);
-        self.config.follow(state.config_generation);
+        self.config.follow(&state.config, state.config_generation);
         if self.config.bytes() != state.config {
             self.config_changed();
         }
@@ -191,7 +191,11 @@ impl MmioTransport {
     /// Who has the queues after `state` is restored.
     fn service_of(&self, state: &TransportState, setups: &[QueueSetup]) -> Result<Service, String> {
         let served = state.status == DRIVER_OK && !state.needs_reset;
-        let expected = if served { setups.len() } else { 0 };
+        let expected = if served {
+            self.queues_with(state.accepted_features)
+        } else {
+            0
+        };
         if state.positions.len() != expected {
             let found = state.positions.len();
             return Err(format!("{found} of its queues are in service instead of {expected}"));

@@ -42,6 +42,10 @@ fn mmds() -> MmdsConfig {
     read(r#"{"network_interfaces":["eth0"]}"#)
 }
 
+fn balloon() -> BalloonDevice {
+    read(r#"{"amount_mib":64,"deflate_on_oom":true}"#)
+}
+
 #[test]
 fn a_kernel_is_enough_for_a_vm_of_firecrackers_default_size() {
     let spec = configured([boot_source()]).start().expect("a VM");
@@ -69,6 +73,7 @@ fn everything_that_is_configured_becomes_part_of_the_vm() {
         Change::Entropy(EntropyDevice::default()),
         Change::Vsock(vsock()),
         Change::Mmds(mmds()),
+        Change::Balloon(balloon()),
         Change::Serial(read(r#"{"serial_out_path":"console"}"#)),
     ]);
     let spec = setup.start().expect("a VM");
@@ -83,6 +88,7 @@ fn everything_that_is_configured_becomes_part_of_the_vm() {
     );
     assert_eq!(spec.vsock, Some(vsock().spec()));
     assert_eq!(spec.mmds, Some(MmdsSpec::from(&mmds())));
+    assert_eq!(spec.balloon, Some(balloon().spec()));
 }
 
 #[test]
@@ -141,6 +147,7 @@ fn more_devices_than_a_vm_can_have_are_refused_as_they_come() {
     );
     assert_eq!(setup.configure(Change::Entropy(EntropyDevice::default())), too_many);
     assert_eq!(setup.configure(Change::Vsock(vsock())), too_many);
+    assert_eq!(setup.configure(Change::Balloon(balloon())), too_many);
     setup
         .configure(Change::Drive(drive("d0", false)))
         .expect("replaces one");
@@ -216,6 +223,7 @@ fn what_a_snapshot_says_cannot_be_configured_before_and_a_failed_restore_leaves_
         ),
         (Change::Entropy(EntropyDevice::default()), "the entropy device"),
         (Change::Vsock(vsock()), "the vsock device"),
+        (Change::Balloon(balloon()), "the balloon"),
     ] {
         assert_eq!(configured([change]).restore(false), Err(Rejection::Configured(subject)));
     }
@@ -249,6 +257,7 @@ fn the_setup_of_a_vm_that_runs_describes_that_vm() {
         Change::Entropy(EntropyDevice::default()),
         Change::Vsock(vsock()),
         Change::Mmds(mmds()),
+        Change::Balloon(balloon()),
     ]);
     let spec = setup.start().expect("a VM");
     assert_eq!(Setup::of_started(&spec).configuration().draft(), Ok(spec));
@@ -263,6 +272,7 @@ fn any_change() -> impl Strategy<Value = Change> {
         Just(Change::Entropy(EntropyDevice::default())),
         Just(Change::Vsock(vsock())),
         Just(Change::Mmds(read(r#"{"network_interfaces":["id0"]}"#))),
+        Just(Change::Balloon(balloon())),
     ]
 }
 
