@@ -14,6 +14,7 @@ pub mod power;
 pub mod pvpanic;
 pub mod serial;
 pub mod stats;
+mod timer;
 pub mod virtio;
 
 /// Called first on every thread that a device starts, to confine it.

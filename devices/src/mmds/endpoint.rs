@@ -4,19 +4,18 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time;
 
-use event_manager::{EventOps, Events};
+use event_manager::EventOps;
 use rustix::rand::{GetRandomFlags, getrandom};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{ArpPacket, EthernetAddress, EthernetFrame, EthernetProtocol, IpCidr, IpProtocol, Ipv4Packet};
-use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::timerfd::TimerFd;
 
 use super::connection::{Connection, Progress, socket};
 use super::http::HEAD_MAX;
 use super::service::Service;
 use super::wire::Wire;
+use crate::timer::Timer;
 use crate::virtio::DeviceError;
 
 /// The first bytes of a frame, as many as it takes to know whom it is for: Ethernet and ARP, or IPv4 without options.
@@ -47,7 +46,7 @@ pub struct Endpoint {
     /// From which time is counted here.
     start: time::Instant,
     /// Made before the thread that sets it is confined.
-    timer: TimerFd,
+    timer: Timer,
     timer_is_set: bool,
 }
 
@@ -62,7 +61,7 @@ impl Endpoint {
         mtu: Option<u16>,
         headroom: usize,
     ) -> Result<Self, DeviceError> {
-        let timer = TimerFd::new().map_err(DeviceError::system("create a timer for the metadata service"))?;
+        let timer = Timer::new("the metadata service")?;
         let mut seed = [0; 8];
         // So few bytes come in one piece (getrandom(2)).
         getrandom(&mut seed, GetRandomFlags::empty()).map_err(DeviceError::system("make up sequence numbers"))?;
@@ -152,20 +151,14 @@ impl Endpoint {
         self.set_timer(now);
     }
 
-    /// Has the event loop report the timer with `data`. Edge-triggered: setting it takes back that it rang.
+    /// Has the event loop report the timer with `data`.
     pub fn watch(&self, ops: &mut EventOps, data: u32) -> Result<(), event_manager::Error> {
-        ops.add(Events::with_data(
-            &self.timer,
-            data,
-            EventSet::IN | EventSet::EDGE_TRIGGERED,
-        ))
+        self.timer.watch(ops, data)
     }
 
     /// Has the event loop report the timer no more.
     pub fn ignore(&self, ops: &mut EventOps) {
-        if let Err(error) = ops.remove(Events::empty(&self.timer)) {
-            tracing::error!(%error, "cannot take the timer of the metadata service off the event loop");
-        }
+        self.timer.ignore(ops);
     }
 
     /// Number of connections.
@@ -230,8 +223,8 @@ impl Endpoint {
         let deadlines = self.connections.iter().map(|connection| connection.deadline);
         let next = deadlines.chain(self.interface.poll_at(now, &self.sockets)).min();
         let set = match next {
-            Some(next) if next > now => self.timer.reset((next - now).max(WAIT_MIN).into(), None),
-            Some(_) => self.timer.reset(WAIT_MIN.into(), None),
+            Some(next) if next > now => self.timer.set((next - now).max(WAIT_MIN).into()),
+            Some(_) => self.timer.set(WAIT_MIN.into()),
             None if self.timer_is_set => self.timer.clear(),
             None => return,
         };

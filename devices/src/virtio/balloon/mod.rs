@@ -25,14 +25,13 @@ use cutover_snapshot::spec::BalloonSpec;
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_queue::Queue;
-use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::timerfd::TimerFd;
 
 pub use self::pages::PAGE_SIZE;
 pub use self::statistics::{Statistics, StatisticsBuffer, Tag};
 use super::queue::{Chain, QueueError};
 use super::{ConfigSpace, DeviceError, Notifier, ServedQueue, StartedQueues, VirtioDevice, has_feature};
 use crate::stats::BalloonCounters;
+use crate::timer::Timer;
 
 mod pages;
 mod statistics;
@@ -73,7 +72,7 @@ pub struct Balloon {
     /// How often the driver is asked for statistics; never if zero.
     interval: Duration,
     /// Made before the thread that sets it is confined.
-    timer: TimerFd,
+    timer: Timer,
     /// Whether the timer is set, or has rung and nobody has heard it yet.
     is_timed: bool,
     statistics: StatisticsBuffer,
@@ -133,7 +132,7 @@ impl Balloon {
             features,
             config: ConfigSpace::with_field_of_driver(vec![0; CONFIG_LEN], ACTUAL..CONFIG_LEN),
             interval: Duration::from_secs(spec.stats_interval_s.into()),
-            timer: TimerFd::new().map_err(DeviceError::system("create a timer for statistics"))?,
+            timer: Timer::new("balloon statistics")?,
             is_timed: false,
             statistics: StatisticsBuffer::default(),
             counters: Arc::default(),
@@ -175,7 +174,7 @@ impl Balloon {
     }
 
     fn set_timer(&mut self, wait: Duration) {
-        self.is_timed = match self.timer.reset(wait, None) {
+        self.is_timed = match self.timer.set(wait) {
             Ok(()) => true,
             Err(error) => {
                 tracing::error!(%error, "cannot set the timer of balloon statistics; they are not asked for any more");
@@ -348,9 +347,7 @@ impl MutEventSubscriber for Balloon {
             for (_, queue) in &service.queues {
                 queue.ignore_doorbell(ops);
             }
-            if let Err(error) = ops.remove(Events::empty(&self.timer)) {
-                tracing::error!(%error, "cannot take the timer of balloon statistics off the event loop");
-            }
+            self.timer.ignore(ops);
         }
     }
 
@@ -358,9 +355,7 @@ impl MutEventSubscriber for Balloon {
         let Some(service) = &self.service else {
             return;
         };
-        // Edge-triggered: setting the timer takes back that it rang.
-        let timer = Events::with_data(&self.timer, TIMER, EventSet::IN | EventSet::EDGE_TRIGGERED);
-        if let Err(error) = service.watch(ops).and_then(|()| ops.add(timer)) {
+        if let Err(error) = service.watch(ops).and_then(|()| self.timer.watch(ops, TIMER)) {
             service.notifier.fail(error);
         }
     }

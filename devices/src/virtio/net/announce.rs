@@ -14,9 +14,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use event_manager::{EventOps, Events};
-use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::timerfd::TimerFd;
+use event_manager::EventOps;
 
 use super::addresses::{
     ARP_OF_IPV4, Addresses, ETHERTYPE_ARP, ETHERTYPE_IPV6, HOP_LIMIT, ICMPV6, IS_ROUTER, NEIGHBOR_ADVERTISEMENT,
@@ -24,6 +22,7 @@ use super::addresses::{
 };
 use super::gate::Gate;
 use super::{DeviceError, HEADER_LEN};
+use crate::timer::Timer;
 
 /// What passes before each announcement; the first is made at once.
 const PAUSES: [Duration; 5] = [
@@ -55,7 +54,7 @@ const FRAME_LEN_MIN: usize = 60;
 /// When to announce.
 pub struct Announcer {
     /// Made before the thread that sets it is confined.
-    timer: TimerFd,
+    timer: Timer,
     /// Pauses that are still to come.
     left: &'static [Duration],
     /// What is said: all of it was known when it began, so that nothing is told of what a protected guest did since.
@@ -69,7 +68,7 @@ impl Announcer {
     /// No timer can be had.
     pub fn new() -> Result<Self, DeviceError> {
         Ok(Self {
-            timer: TimerFd::new().map_err(DeviceError::system("create a timer for announcements"))?,
+            timer: Timer::new("announcements")?,
             left: &[],
             frames: Vec::new(),
         })
@@ -92,20 +91,14 @@ impl Announcer {
         self.set_timer();
     }
 
-    /// Has the event loop report the timer with `data`. Edge-triggered: setting it takes back that it rang.
+    /// Has the event loop report the timer with `data`.
     pub fn watch(&self, ops: &mut EventOps, data: u32) -> Result<(), event_manager::Error> {
-        ops.add(Events::with_data(
-            &self.timer,
-            data,
-            EventSet::IN | EventSet::EDGE_TRIGGERED,
-        ))
+        self.timer.watch(ops, data)
     }
 
     /// Has the event loop report the timer no more.
     pub fn ignore(&self, ops: &mut EventOps) {
-        if let Err(error) = ops.remove(Events::empty(&self.timer)) {
-            tracing::error!(%error, "cannot take the timer of announcements off the event loop");
-        }
+        self.timer.ignore(ops);
     }
 
     /// Whether all has been announced.
@@ -118,7 +111,7 @@ impl Announcer {
         let set = match self.left {
             [pause, rest @ ..] => {
                 self.left = rest;
-                self.timer.reset(*pause, None)
+                self.timer.set(*pause)
             }
             [] => self.timer.clear(),
         };

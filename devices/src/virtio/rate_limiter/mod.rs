@@ -18,12 +18,11 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use cutover_snapshot::spec::RateLimiterSpec;
-use event_manager::{EventOps, Events};
-use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::timerfd::TimerFd;
+use event_manager::EventOps;
 
 use self::bucket::TokenBucket;
 use super::DeviceError;
+use crate::timer::Timer;
 
 mod bucket;
 #[cfg(test)]
@@ -39,7 +38,7 @@ pub struct Throttle {
     bandwidth: Option<TokenBucket>,
     ops: Option<TokenBucket>,
     /// Made before the thread that sets it is confined, whether it will ever be used or not.
-    timer: TimerFd,
+    timer: Timer,
     waiting: bool,
 }
 
@@ -52,7 +51,7 @@ impl Throttle {
         let mut throttle = Self {
             bandwidth: None,
             ops: None,
-            timer: TimerFd::new().map_err(DeviceError::system("create a timer for a rate limiter"))?,
+            timer: Timer::new("a rate limiter")?,
             waiting: false,
         };
         throttle.replace_buckets(spec);
@@ -103,21 +102,13 @@ impl Throttle {
     }
 
     /// Has the event loop report the timer with `data`; [`resume`](Self::resume) is to be called then.
-    ///
-    /// Edge-triggered: the timer need not be read. One that rang while nobody watched is reported at once.
     pub fn watch(&self, ops: &mut EventOps, data: u32) -> Result<(), event_manager::Error> {
-        ops.add(Events::with_data(
-            &self.timer,
-            data,
-            EventSet::IN | EventSet::EDGE_TRIGGERED,
-        ))
+        self.timer.watch(ops, data)
     }
 
     /// Has the event loop report the timer no more.
     pub fn ignore(&self, ops: &mut EventOps) {
-        if let Err(error) = ops.remove(Events::empty(&self.timer)) {
-            tracing::error!(%error, "cannot take a rate limiter's timer off the event loop");
-        }
+        self.timer.ignore(ops);
     }
 
     fn allows(&mut self, bytes: u64) -> bool {
@@ -146,7 +137,7 @@ impl Throttle {
     }
 
     fn set_timer(&mut self, wait: Duration) {
-        if let Err(error) = self.timer.reset(wait, None) {
+        if let Err(error) = self.timer.set(wait) {
             // Better no limit than a queue that stands still for ever.
             tracing::error!(%error, fd = self.timer.as_raw_fd(), "cannot set a rate limiter's timer; it limits no more");
             (self.bandwidth, self.ops, self.waiting) = (None, None, false);
