@@ -87,7 +87,7 @@ pub async fn configure(State(instance): State<Arc<Instance>>, Json(body): Json<M
 /// Replaces the metadata.
 #[utoipa::path(
     put, path = "/mmds", operation_id = "putMmds", tag = "firecracker",
-    request_body = Object, responses(Changed)
+    request_body = Value, responses(Changed)
 )]
 pub async fn put(State(instance): State<Arc<Instance>>, Json(body): Json<Value>) -> Outcome {
     instance.metadata().put(body)?;
@@ -97,7 +97,7 @@ pub async fn put(State(instance): State<Arc<Instance>>, Json(body): Json<Value>)
 /// Changes the metadata by a JSON merge patch (RFC 7396).
 #[utoipa::path(
     patch, path = "/mmds", operation_id = "patchMmds", tag = "firecracker",
-    request_body = Object, responses(Changed)
+    request_body = Value, responses(Changed)
 )]
 pub async fn patch(State(instance): State<Arc<Instance>>, Json(body): Json<Value>) -> Outcome {
     instance.metadata().patch(body)?;
@@ -107,7 +107,7 @@ pub async fn patch(State(instance): State<Arc<Instance>>, Json(body): Json<Value
 /// The metadata; `null` if there are none.
 #[utoipa::path(
     get, path = "/mmds", operation_id = "getMmds", tag = "firecracker",
-    responses((status = 200, body = Object), Refused)
+    responses((status = 200, body = Value), Refused)
 )]
 pub async fn get(State(instance): State<Arc<Instance>>) -> Response {
     json(&instance.metadata().get())
