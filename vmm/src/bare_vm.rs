@@ -1,8 +1,8 @@
 //! What every VM has: what takes longest of making one, begun as early as it is known that one will be needed.
 //!
 //! It is mostly waiting. Linux 6.1, among others, starts a thread for each VM that it moves to the process's control groups,
-//! and for that waits until all CPUs have taken notice (RCU): for some ticks of the host's clock. For the routes of
-//! interrupts it waits once more. Meanwhile the process can read command lines, configurations and snapshots.
+//! and for that waits until all CPUs have taken notice (RCU): for some ticks of the host's clock. Creating interrupt
+//! controllers and timer waits once more. Meanwhile the process can read command lines, configurations and snapshots.
 
 use std::sync::mpsc;
 use std::sync::{Mutex, PoisonError};
