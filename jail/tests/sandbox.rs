@@ -95,7 +95,11 @@ fn only_the_files_given_can_be_opened_and_nothing_executed() {
             7
         })
     });
-    assert_eq!(code.expect("this kernel has Landlock"), 7);
+    if matches!(code, Err(Error::NoLandlock(_))) {
+        assert!(found.is_empty(), "it ran without being confined");
+        return;
+    }
+    assert_eq!(code.unwrap(), 7);
     let denied = "Permission denied (os error 13)";
     let tcp = match told.iter().any(|what| what.starts_with("TCP")) {
         true => "done",
