@@ -45,7 +45,7 @@ const AROUND_PAGES: u64 = 16;
 const GUESSED_PAGES: u64 = 1024;
 
 /// Pages where Linux is, unless it is moved (`CONFIG_PHYSICAL_START`), and has what runs all the time: interrupts, scheduler,
-/// timers. Of the first third of these a guest that comes to life was seen to want one in four, then one in fourteen. They
+/// timers. Of the first 384 a guest that comes to life was seen to want one in four, of the others one in fourteen. They
 /// are read until the guest runs: in that time the processor would wait for KVM.
 const KERNEL: Range<u64> = 4096..4992;
 
